@@ -1,0 +1,255 @@
+"""What the tests of `depth/` share: tiny decoders, conversations, and ways to run one over the other.
+
+The weights are large and the experts' are not small, so that every choice and every gate shows in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from videollm_mod.depth import GATES, SCORERS, DepthPlan, RaggedCache, apply_depth, remove_depth
+
+BACKBONES = ("llama", "qwen3", "mistral")
+LAYERS = 5
+WINDOW = 8  # of the Mistral, in tokens: shorter than the conversations
+VOCABULARY = 61
+DTYPES = (torch.float32, torch.float64)
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # on hidden states before the final norm
+
+PLANS = {
+    "full": DepthPlan("full"),
+    "all": DepthPlan("all", 0.4),
+    "all-deep": DepthPlan("all-deep", 0.3, keep_last=True),
+    "interleaved": DepthPlan("interleaved", 0.2),
+    "interleaved-deep": DepthPlan("interleaved-deep", 0.5),
+    "early-exit": DepthPlan("early-exit"),
+    "layer-skip": DepthPlan("layer-skip"),
+    "list": DepthPlan((0, 2, 3), (0.7, 0.1, 0.3)),
+}
+
+
+def variants(plan: DepthPlan) -> list[DepthPlan]:
+    """The plan with every scorer and every gate."""
+    return [replace(plan, scorer=scorer, gate=gate) for scorer in SCORERS for gate in GATES]
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def tiny_model(backbone: str, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """A decoder of 5 layers with grouped queries and large random weights, in eval mode."""
+    shared: dict[str, Any] = dict(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(0)
+    model: PreTrainedModel
+    if backbone == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**shared))
+    elif backbone == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**shared, head_dim=16))
+    else:
+        model = MistralForCausalLM(MistralConfig(**shared, sliding_window=WINDOW))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_()
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.normal_(1, 0.3)
+    return model.to(dtype).eval()
+
+
+@contextmanager
+def routed(model: PreTrainedModel, plan: DepthPlan, seed: int = 0) -> Iterator[PreTrainedModel]:
+    """The model routed by the plan, with strongly opinionated experts; the plain model again at the end."""
+    apply_depth(model, plan)
+    shake_experts(model, seed)
+    try:
+        yield model
+    finally:
+        remove_depth(model)
+
+
+def shake_experts(model: PreTrainedModel, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in model.get_decoder().layers:
+            if hasattr(layer, "depth_expert"):
+                for weight in layer.depth_expert.parameters():
+                    weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * 0.5)
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row of tokens: for each the number of its frame, or -1 for text."""
+
+    frame_index: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+    @property
+    def index(self) -> Tensor:
+        """(1, tokens) int64"""
+        return torch.tensor([self.frame_index])
+
+    @property
+    def borders(self) -> list[int]:
+        """Where a stream may be cut into steps: anywhere but inside a frame."""
+        f = self.frame_index
+        return [i for i in range(1, len(f)) if f[i] < 0 or f[i] != f[i - 1]]
+
+    @property
+    def turns(self) -> list[int]:
+        """The borders between frames, and between frames and text: the natural steps."""
+        f = self.frame_index
+        return [i for i in range(1, len(f)) if f[i] != f[i - 1]]
+
+    @property
+    def frames(self) -> list[int]:
+        return sorted({number for number in self.frame_index if number >= 0})
+
+    def steps(self, borders: Iterable[int]) -> list[slice]:
+        cuts = [0, *borders, len(self)]
+        return [slice(a, b) for a, b in zip(cuts, cuts[1:])]
+
+    def ids(self, seed: int = 0) -> Tensor:
+        """(1, tokens) random token ids; vision tokens are ids too, here"""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(1, VOCABULARY, (1, len(self)), generator=generator)
+
+
+def talk(words: str) -> Conversation:
+    """`talk("3t 10 5 2t")` is three text tokens, a frame of ten vision tokens, one of five, two text tokens."""
+    index: list[int] = []
+    for word in words.split():
+        index += [-1] * int(word[:-1]) if word.endswith("t") else [max([-1, *index]) + 1] * int(word)
+    return Conversation(tuple(index))
+
+
+@st.composite
+def conversations(draw: st.DrawFn, longest: int = 90) -> Conversation:
+    """System text, frames of 1, 5, 10 and 50 tokens mixed, questions in between, text after; any of it may lack."""
+    index = [-1] * draw(st.integers(0, 4))
+    number = draw(st.integers(0, 3))
+    for size in draw(st.lists(st.sampled_from([10, 5, 1, 50]), min_size=1, max_size=6)):
+        if len(index) + size > longest:
+            continue
+        index += [number] * size + [-1] * draw(st.integers(0, 3))
+        number += draw(st.integers(1, 3))  # frames may have been dropped
+    return Conversation((*index, *[-1] * draw(st.integers(0 if index else 1, 4))))
+
+
+@st.composite
+def cuts(draw: st.DrawFn, conversation: Conversation) -> list[int]:
+    """Random borders that split no frame."""
+    return sorted(draw(st.sets(st.sampled_from(conversation.borders)))) if conversation.borders else []
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> DepthPlan:
+    """Any plan for 5 layers, baselines and explicit lists included."""
+    layers = draw(st.sampled_from([*(name for name in PLANS if name != "list"), (0, 2, 3), (1, 4)]))
+    ratio = st.sampled_from([0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
+    keep = draw(ratio if isinstance(layers, str) else st.tuples(*[ratio] * len(layers)))
+    return DepthPlan(
+        layers,
+        keep,
+        scorer=draw(st.sampled_from(SCORERS)),
+        gate=draw(st.sampled_from(GATES)),
+        keep_last=draw(st.booleans()),
+        exit_after=draw(st.sampled_from([None, 0, 1, LAYERS])) if layers == "early-exit" else None,
+        seed=draw(st.integers(0, 9)),
+    )
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What came out of one pass, or of a stream put together."""
+
+    hidden: Tensor  # (batch, tokens, d) before the final norm
+    kept: dict[int, Tensor]  # routed layer -> (batch, tokens) bool
+    cache: RaggedCache | None
+
+
+@torch.no_grad()
+def run(model: PreTrainedModel, ids: Tensor, frame_index: Tensor | None, **kwargs: Any) -> Pass:
+    """One forward of the decoder over ids (batch, tokens), watched before its final norm."""
+    decoder = model.get_decoder()
+    seen: list[Tensor] = []
+    kept: dict[int, Tensor] = {}
+    hook = decoder.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        out = decoder(input_ids=ids, frame_index=frame_index, kept_out=kept, **kwargs)
+    finally:
+        hook.remove()
+    return Pass(seen[0], kept, out.past_key_values)
+
+
+def stream(
+    model: PreTrainedModel, ids: Tensor, conversation: Conversation, borders: Sequence[int], cache: Any = None
+) -> Pass:
+    """The conversation step by step, cut at `borders`, with one cache."""
+    parts = []
+    for step in conversation.steps(borders):
+        parts.append(
+            run(model, ids[:, step], conversation.index[:, step], past_key_values=cache, use_cache=True)
+        )
+        cache = parts[-1].cache
+    layers = parts[0].kept
+    return Pass(
+        torch.cat([part.hidden for part in parts], dim=1),
+        {layer: torch.cat([part.kept[layer] for part in parts], dim=1) for layer in layers},
+        cache,
+    )
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    """The greatest difference; infinite if there is a NaN."""
+    difference = (a - b).abs().max().item() if a.numel() else 0.0
+    return float("inf") if difference != difference else difference
+
+
+def same_kept(a: dict[int, Tensor], b: dict[int, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[layer], b[layer]) for layer in a)
+
+
+def right_padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
+    """Rows (1, tokens) of different length as one tensor (batch, longest)."""
+    return torch.nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True, padding_value=value)
+
+
+def left_padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(
+        [row[0] for row in rows], batch_first=True, padding_value=value, padding_side="left"
+    )

@@ -1,0 +1,177 @@
+"""What a routed decoder computes, once more and as slowly as it can be said: one token, one head, one layer at a time.
+
+Written from the design alone (VideoLLM-MoD, arXiv 2408.16730, section 3.2), for one row without batch or cache. Of the
+model it uses only weights: norms, projections and MLP, called on single tokens. Rotary embedding, softmax, masks, layer
+sets, the choice of k tokens and the gates are its own. Of the package it borrows one function, the hash behind `random`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videollm_mod.depth import DepthPlan
+from videollm_mod.depth.expert import random_scores
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What comes out."""
+
+    hidden: Tensor  # (tokens, d) before the final norm; a padded token keeps its embedding
+    kept: dict[int, set[int]]  # routed layer -> places of all tokens that went through it, text included
+    entries: list[int]  # KV entries that each layer holds in the end
+
+
+def reference(
+    model: Any,
+    embeds: Tensor,
+    frame_index: Sequence[int],
+    plan: DepthPlan,
+    real: Sequence[bool] | None = None,
+    positions: Sequence[int] | None = None,
+) -> Reference:
+    """embeds (tokens, d); frame_index, `real` (False = padding) and rotary positions: one value per token."""
+    decoder = model.get_decoder()
+    tokens = len(frame_index)
+    real = [True] * tokens if real is None else real
+    positions = range(tokens) if positions is None else positions
+    window = getattr(decoder.config, "sliding_window", None)
+    ratios = layer_ratios(plan, len(decoder.layers))
+    hidden = [embeds[i] for i in range(tokens)]
+    kept: dict[int, set[int]] = {}
+    entries = []
+    for number, (layer, ratio) in enumerate(zip(decoder.layers, ratios)):
+        if ratio is None:
+            through = {i for i in range(tokens) if real[i]}
+            entries.append(tokens)  # a dense layer stores padding too
+        else:
+            through = {i for i in range(tokens) if real[i] and frame_index[i] < 0}
+            for frame in sorted({f for f in frame_index if f >= 0}):
+                places = [i for i in range(tokens) if frame_index[i] == frame]
+                inputs = [hidden[i] for i in places]
+                through |= {places[j] for j in chosen(layer, inputs, ratio, plan, frame, number)}
+            kept[number] = through
+            entries.append(len(through))
+        before = list(hidden)
+        for i, out in decoder_layer(layer, decoder.config, before, sorted(through), positions, window).items():
+            routed_vision = ratio is not None and frame_index[i] >= 0
+            hidden[i] = gated(layer, plan, before[i], out) if routed_vision else out
+    return Reference(torch.stack(hidden), kept, entries)
+
+
+def layer_ratios(plan: DepthPlan, layers: int) -> list[Fraction | None]:
+    """The keep ratio of each layer, None where it is not routed."""
+    half = plan.exit_after if plan.exit_after is not None else layers // 2
+    sets = {
+        "full": [],
+        "all": [i for i in range(layers)],
+        "all-deep": [i for i in range(layers) if i >= 2],
+        "interleaved": [i for i in range(layers) if i % 2 == 1],
+        "interleaved-deep": [i for i in range(layers) if i % 2 == 1 and i >= 3],
+        "early-exit": [i for i in range(layers) if i >= half],
+        "layer-skip": [i for i in range(layers) if i % 2 == 1],
+    }
+    routed = sets[plan.layers] if isinstance(plan.layers, str) else list(plan.layers)
+    if plan.layers in ("early-exit", "layer-skip"):
+        keep = [0.0 for _ in routed]
+    elif isinstance(plan.keep, tuple):
+        keep = list(plan.keep)
+    else:
+        keep = [plan.keep for _ in routed]
+    # by way of the decimal that a person wrote: 0.1 is a tenth, not 0.1000000000000000055
+    by_layer = {layer: Fraction(str(ratio)) for layer, ratio in zip(routed, keep)}
+    return [by_layer.get(i) for i in range(layers)]
+
+
+def chosen(
+    layer: Any, inputs: list[Tensor], ratio: Fraction, plan: DepthPlan, frame: int, number: int
+) -> list[int]:
+    """Places within a frame, of the tokens that go through."""
+    n = len(inputs)
+    k = math.ceil(ratio * n)
+    if k == 0:
+        return []
+    if plan.scorer == "learned":
+        scores = [score(layer, x) for x in inputs]
+    elif plan.scorer == "random":
+        scores = random_scores(torch.tensor([frame]), n, number, plan.seed)[0].tolist()
+    else:
+        middles = [math.floor(Fraction(n, k) * (Fraction(1, 2) + i)) for i in range(k)]  # of k equal parts
+        scores = [1.0 if j in middles else 0.0 for j in range(n)]
+    order = sorted(range(n), key=lambda j: (-scores[j], j))  # ties: the lower place first
+    if plan.keep_last:
+        order.remove(n - 1)
+        order.insert(0, n - 1)
+    return order[:k]
+
+
+def score(layer: Any, x: Tensor) -> float:
+    """s = w·x + b."""
+    expert = layer.depth_expert
+    return float((expert.weight[0] * x).sum() + expert.bias[0])
+
+
+def gated(layer: Any, plan: DepthPlan, x: Tensor, y: Tensor) -> Tensor:
+    """A kept vision token after its gate; y is the plain layer's output, f = y - x."""
+    if plan.gate in ("identity", "straight"):
+        return y
+    s = score(layer, x)
+    sigma = 1 / (1 + math.exp(-s))
+    f = y - x
+    if plan.gate == "output":
+        return sigma * (x + f)
+    if plan.gate == "update":
+        return x + sigma * f
+    assert plan.gate == "tanh"
+    return x + (1 + 0.2 * math.tanh(s)) * f
+
+
+def decoder_layer(
+    layer: Any, config: Any, hidden: list[Tensor], through: list[int], positions: Sequence[int], window: int | None
+) -> dict[int, Tensor]:
+    """One pre-norm decoder layer on the tokens in `through`, as if there were no others."""
+    attention = layer.self_attn
+    head_dim = attention.head_dim
+    share = config.num_attention_heads // config.num_key_value_heads  # query heads per key head
+    queries, keys, values = {}, {}, {}
+    for i in through:
+        x = layer.input_layernorm(hidden[i])
+        q = attention.q_proj(x).split(head_dim)  # one tensor per head
+        k = attention.k_proj(x).split(head_dim)
+        if hasattr(attention, "q_norm"):  # Qwen3
+            q = [attention.q_norm(head) for head in q]
+            k = [attention.k_norm(head) for head in k]
+        queries[i] = [rotated(head, positions[i], config) for head in q]
+        keys[i] = [rotated(head, positions[i], config) for head in k]
+        values[i] = attention.v_proj(x).split(head_dim)
+    out = {}
+    for i in through:
+        # a sliding window counts tokens of the sequence, whether or not they are in this layer
+        visible = [j for j in through if j <= i and (window is None or i - j < window)]
+        heads = []
+        for h, query in enumerate(queries[i]):
+            logits = torch.stack([keys[j][h // share] for j in visible]) @ query / math.sqrt(head_dim)
+            weights = (logits - logits.max()).exp()
+            weights = weights / weights.sum()
+            heads.append(weights @ torch.stack([values[j][h // share] for j in visible]))
+        x = hidden[i] + attention.o_proj(torch.cat(heads))
+        out[i] = x + layer.mlp(layer.post_attention_layernorm(x))
+    return out
+
+
+def rotated(head: Tensor, position: int, config: Any) -> Tensor:
+    """Rotary embedding of one head (head_dim,). Angles are float32 in Transformers whatever the model's dtype."""
+    half = head.shape[0] // 2
+    theta = config.rope_parameters["rope_theta"]
+    powers = torch.arange(0, 2 * half, 2, dtype=torch.float32) / (2 * half)
+    angles = position * (1.0 / theta**powers)
+    cos, sin = angles.cos().to(head.dtype), angles.sin().to(head.dtype)
+    left, right = head[:half], head[half:]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin])

@@ -1,0 +1,227 @@
+"""The laws of the core over random conversations, cuts, batches and plans, in double precision on every backbone.
+
+Frames of 1, 5, 10 and 50 tokens mixed, several frames in a step, questions in between, text before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from depth_cases import (
+    BACKBONES,
+    VOCABULARY,
+    Conversation,
+    conversations,
+    cuts,
+    far,
+    left_padded,
+    plans,
+    right_padded,
+    routed,
+    run,
+    same_kept,
+    stream,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import reference
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from videollm_mod.depth import DepthPlan, RaggedCache, keep_count
+
+Models = Callable[..., PreTrainedModel]
+backbones = pytest.mark.parametrize("backbone", BACKBONES)
+seeds = st.integers(0, 99)
+
+
+@backbones
+@given(talked=conversations(longest=60), plan=plans(), seed=seeds)
+def test_the_brute_force_reference_agrees(
+    models: Models, backbone: str, talked: Conversation, plan: DepthPlan, seed: int
+) -> None:
+    model, ids = models(backbone, torch.float64), talked.ids(seed)
+    with routed(model, plan, seed), torch.no_grad():
+        fast = run(model, ids, talked.index)
+        slow = reference(model, model.get_input_embeddings()(ids)[0], talked.frame_index, plan)
+    assert {i: set(kept[0].nonzero()[:, 0].tolist()) for i, kept in fast.kept.items()} == slow.kept
+    assert far(fast.hidden[0], slow.hidden) < 1e-10
+    assert [rows[0] for rows in fast.cache.stored] == slow.entries
+
+
+@backbones
+@given(talked=conversations(), plan=plans(), seed=seeds, data=st.data())
+def test_law_2_a_stream_cut_anywhere_but_inside_a_frame_equals_one_pass(
+    models: Models, backbone: str, talked: Conversation, plan: DepthPlan, seed: int, data: st.DataObject
+) -> None:
+    model, ids = models(backbone, torch.float64), talked.ids(seed)
+    borders = data.draw(cuts(talked))
+    with routed(model, plan, seed):
+        once, streamed = run(model, ids, talked.index), stream(model, ids, talked, borders)
+        kept_out = once.kept
+    assert same_kept(streamed.kept, kept_out)
+    assert far(streamed.hidden, once.hidden) < 1e-10
+    assert streamed.cache.stored == once.cache.stored and streamed.cache.seen == once.cache.seen == len(talked)
+
+
+@backbones
+@given(talked=conversations(), other=conversations(), plan=plans(), seed=seeds, data=st.data())
+def test_law_3_nothing_later_changes_anything_earlier(
+    models: Models,
+    backbone: str,
+    talked: Conversation,
+    other: Conversation,
+    plan: DepthPlan,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    """The future is exchanged for another one from a random border on: other tokens, other frames, other length."""
+    model = models(backbone, torch.float64)
+    border = data.draw(st.sampled_from([*talked.borders, len(talked)]))
+    later = [number + 100 if number >= 0 else -1 for number in other.frame_index]
+    changed = Conversation((*talked.frame_index[:border], *later))
+    ids, new_ids = talked.ids(seed), changed.ids(seed + 1)
+    new_ids[:, :border] = ids[:, :border]
+    with routed(model, plan, seed):
+        first, second = run(model, ids, talked.index), run(model, new_ids, changed.index)
+    assert far(first.hidden[:, :border], second.hidden[:, :border]) < 1e-11
+    for layer, kept in first.kept.items():
+        assert torch.equal(kept[:, :border], second.kept[layer][:, :border])
+
+
+@backbones
+@given(talks=st.lists(conversations(), min_size=2, max_size=3), plan=plans(), seed=seeds, left=st.booleans())
+def test_law_4_a_padded_batch_equals_its_rows_alone(
+    models: Models, backbone: str, talks: list[Conversation], plan: DepthPlan, seed: int, left: bool
+) -> None:
+    model = models(backbone, torch.float64)
+    pad = left_padded if left else right_padded
+    ids = [talked.ids(seed + i) for i, talked in enumerate(talks)]
+    real = pad([torch.ones_like(row) for row in ids])
+    batch = dict(
+        ids=pad(ids),
+        frame_index=pad([talked.index for talked in talks], -1),
+        attention_mask=real,
+        position_ids=(real.cumsum(1) - 1).clamp(min=0),
+    )
+    with routed(model, plan, seed):
+        both, bare = run(model, **batch), run(model, **batch, use_cache=False)
+        for row, (tokens, talked) in enumerate(zip(ids, talks)):
+            alone, own = run(model, tokens, talked.index), real[row].bool()
+            assert far(both.hidden[row, own], alone.hidden[0]) < 1e-10
+            assert far(bare.hidden[row, own], alone.hidden[0]) < 1e-10
+            for layer, kept in both.kept.items():
+                assert torch.equal(kept[row, own], alone.kept[layer][0]) and not kept[row, ~own].any()
+                assert both.cache.stored[layer][row] == alone.cache.stored[layer][0]
+
+
+def padded_steps(talks: list[Conversation], borders: list[list[int]], ids: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Rows that stream side by side, step by step: in each step the shorter ones are padded on the right."""
+    count = max(len(own) for own in borders) + 1
+    steps = [talked.steps(own) for talked, own in zip(talks, borders)]
+    steps = [own + [slice(len(talked), len(talked))] * (count - len(own)) for own, talked in zip(steps, talks)]
+    return [
+        dict(
+            ids=right_padded([row[:, own[i]] for row, own in zip(ids, steps)]),
+            frame_index=right_padded([talked.index[:, own[i]] for talked, own in zip(talks, steps)], -1),
+            real=right_padded([torch.ones_like(row[:, own[i]]) for row, own in zip(ids, steps)]),
+            position_ids=right_padded([torch.arange(row.shape[1])[None, own[i]] for row, own in zip(ids, steps)]),
+        )
+        for i in range(count)
+    ]
+
+
+def stream_batch(model: PreTrainedModel, steps: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, RaggedCache]:
+    """Hidden states (batch, all steps' tokens, d), the mask of real tokens (batch, all steps' tokens), the cache."""
+    real, hidden, cache = steps[0]["real"][:, :0], [], None
+    for step in steps:
+        real = torch.cat([real, step["real"]], dim=1)
+        rest = {key: value for key, value in step.items() if key != "real"}
+        part = run(model, **rest, attention_mask=real, past_key_values=cache)
+        hidden.append(part.hidden)
+        cache = part.cache
+    assert cache is not None
+    return torch.cat(hidden, dim=1), real.bool(), cache
+
+
+@pytest.mark.parametrize("backbone", ["llama", "qwen3"])  # a sliding window counts padding between the steps
+@given(talks=st.tuples(conversations(), conversations()), plan=plans(), seed=seeds, data=st.data())
+def test_law_4_rows_that_stream_side_by_side_equal_each_alone(
+    models: Models, backbone: str, talks: tuple[Conversation, Conversation], plan: DepthPlan, seed: int, data: st.DataObject
+) -> None:
+    model = models(backbone, torch.float64)
+    ids = [talked.ids(seed + i) for i, talked in enumerate(talks)]
+    steps = padded_steps(list(talks), [data.draw(cuts(talked)) for talked in talks], ids)
+    with routed(model, plan, seed):
+        hidden, real, cache = stream_batch(model, steps)
+        for row, (tokens, talked) in enumerate(zip(ids, talks)):
+            alone = run(model, tokens, talked.index)
+            assert far(hidden[row, real[row]], alone.hidden[0]) < 1e-10
+            for layer, kept in alone.kept.items():
+                assert cache.stored[layer][row] == int(kept.sum())
+
+
+@settings(max_examples=10)
+@given(talks=st.tuples(conversations(60), conversations(60)), plan=plans(), seed=seeds, data=st.data())
+def test_with_a_sliding_window_rows_side_by_side_equal_the_reference_of_the_padded_rows(
+    models: Models, talks: tuple[Conversation, Conversation], plan: DepthPlan, seed: int, data: st.DataObject
+) -> None:
+    """The window counts slots, so padding between the steps takes room in it: as in the dense model."""
+    model = models("mistral", torch.float64)
+    ids = [talked.ids(seed + i) for i, talked in enumerate(talks)]
+    steps = padded_steps(list(talks), [data.draw(cuts(talked)) for talked in talks], ids)
+    whole = {key: torch.cat([step[key] for step in steps], dim=1) for key in steps[0]}
+    with routed(model, plan, seed), torch.no_grad():
+        hidden, real, _ = stream_batch(model, steps)
+        for row in range(2):
+            slow = reference(
+                model,
+                model.get_input_embeddings()(whole["ids"][row]),
+                whole["frame_index"][row].tolist(),
+                plan,
+                real[row].tolist(),
+                whole["position_ids"][row].tolist(),
+            )
+            assert far(hidden[row, real[row]], slow.hidden[real[row]]) < 1e-10
+
+
+@backbones
+@given(talked=conversations(), plan=plans(), seed=seeds, data=st.data())
+def test_law_6_rolled_back_to_any_token_it_is_as_if_the_rest_had_never_been(
+    models: Models, backbone: str, talked: Conversation, plan: DepthPlan, seed: int, data: st.DataObject
+) -> None:
+    model, ids = models(backbone, torch.float64), talked.ids(seed)
+    border = data.draw(st.sampled_from([0, *talked.borders, len(talked)]))
+    more = torch.randint(VOCABULARY, (1, 12), generator=torch.Generator().manual_seed(seed))
+    more_index = torch.tensor([[-1, -1, *[talked.frames[-1] + 1 if talked.frames else 0] * 10]])
+    with routed(model, plan, seed):
+        cache = stream(model, ids, talked, data.draw(cuts(talked))).cache
+        cache.crop_to(border)
+        for layer in cache.layers:
+            assert bool((layer.slots < border).all())
+        continued = run(model, more, more_index, past_key_values=cache)
+        all_ids = torch.cat([ids[:, :border], more], dim=1)
+        all_index = torch.cat([talked.index[:, :border], more_index], dim=1)
+        never = run(model, all_ids, all_index)
+    assert cache.stored == never.cache.stored and cache.seen == border + 12
+    assert far(continued.hidden, never.hidden[:, border:]) < 1e-10
+
+
+@given(talked=conversations(), plan=plans(), seed=seeds)
+def test_a_routed_layer_keeps_k_of_each_frame_and_all_text(
+    models: Models, talked: Conversation, plan: DepthPlan, seed: int
+) -> None:
+    model = models("llama", torch.float64)
+    with routed(model, plan, seed):
+        passed = run(model, talked.ids(seed), talked.index)
+    ratios = plan.ratios(len(model.model.layers))
+    assert list(passed.kept) == [layer for layer, ratio in enumerate(ratios) if ratio is not None]
+    for layer, kept in passed.kept.items():
+        assert kept[talked.index < 0].all()
+        for number in talked.frames:
+            frame = kept[talked.index == number]
+            assert int(frame.sum()) == keep_count(ratios[layer], len(frame))
+            if plan.keep_last and ratios[layer]:
+                assert frame[-1]

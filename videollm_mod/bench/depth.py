@@ -1,0 +1,325 @@
+"""`videollm-mod bench depth`: a dense and a routed decoder in one run: training step, memory, KV bytes, streaming.
+
+All numbers are ratios routed / dense, each beside the bound that the FLOPs of `depth.flops` set. Weights and inputs are
+random: how long a step takes depends on shapes alone. Both are the same weights; dense is the plan `full`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from videollm_mod.bench.measure import PeakMemory, environment, progress, time_in_turn
+from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
+from videollm_mod.types import InputError
+
+
+@dataclass(frozen=True)
+class BenchDepth:
+    """Dense against routed: time, memory and FLOPs of a Llama-like decoder with random weights."""
+
+    plan: str = "interleaved"
+    """Which layers route: all, all-deep, interleaved, interleaved-deep."""
+    keep: float = 0.2
+    """Keep ratio of the routed layers."""
+    width: int = 1024
+    """Hidden size d."""
+    inner: int = 2816
+    """Width of the gated MLP."""
+    layers: int = 16
+    heads: int = 16
+    """Attention heads, of queries and of keys."""
+    vocabulary: int = 4096
+    train_frames: int = 20
+    """Frames of the training sample, of 50 tokens; each is followed by an interval token."""
+    train_text: int = 60
+    """Text tokens of the training sample; they and the interval tokens are the labels."""
+    train_steps: int = 5
+    """Timed training steps of each; the median counts."""
+    tokens: tuple[int, ...] = (10, 50)
+    """Vision tokens per frame of the streams; one interval token comes on top."""
+    frames: tuple[int, ...] = (100, 300, 600)
+    """Where in a stream a frame is timed: after that many frames."""
+    stream_steps: int = 15
+    """Timed frames up to each of these points; the median counts."""
+    threads: int = 2
+    """CPU threads of PyTorch."""
+    quick: bool = False
+    """A small model and short streams, to see that it works; its ratios mean nothing."""
+    out: Path | None = None
+    """Write the JSON here, too."""
+
+
+def small(config: BenchDepth) -> BenchDepth:
+    """What `quick` measures."""
+    return replace(
+        config,
+        width=128,
+        inner=352,
+        layers=4,
+        heads=4,
+        vocabulary=256,
+        train_frames=4,
+        frames=(10, 20),
+        stream_steps=5,
+    )
+
+
+def bench_depth(config: BenchDepth) -> dict[str, Any]:
+    """Run all measurements; returns the JSON object whose keys `docs/` and others rely on."""
+    for name in ("layers", "heads", "train_frames", "train_steps", "stream_steps", "threads"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1.")
+    if config.out is not None and not config.out.parent.is_dir():
+        raise InputError(f"--out: there is no folder '{config.out.parent}'; create it first.")
+    if config.quick:
+        config = small(config)
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        result = _measure(config)
+    finally:
+        torch.set_num_threads(before)
+    if config.out is not None:
+        config.out.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _measure(config: BenchDepth) -> dict[str, Any]:
+    models = Models.of(config)
+    train = measure_training(config, models)
+    stream_all = {str(tokens): measure_stream(config, models, tokens) for tokens in config.tokens}
+    last = str(max(config.frames))
+    return {
+        "train_step": train["ratio"],
+        "activation_peak": train["activation_peak"],
+        "kv_bytes": {tokens: points[last]["kv_bytes"] for tokens, points in stream_all.items()},
+        "stream": {tokens: points[last]["ratio"] for tokens, points in stream_all.items()},
+        "flops_bound": {
+            "train_step": train["flops_bound"],
+            "stream": {tokens: points[last]["flops_bound"] for tokens, points in stream_all.items()},
+        },
+        "train_all": train,
+        "stream_all": stream_all,
+        "setup": {**asdict(config), "out": None},
+        **environment(),
+    }
+
+
+# --- competitors -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Models:
+    """Three decoders on the same weights: Transformers' own, routed by the plan `full`, and routed by ours."""
+
+    untouched: LlamaForCausalLM
+    dense: LlamaForCausalLM
+    routed: LlamaForCausalLM
+    plan: DepthPlan
+
+    @classmethod
+    def of(cls, config: BenchDepth) -> Models:
+        torch.manual_seed(0)
+        llama = LlamaConfig(
+            hidden_size=config.width,
+            intermediate_size=config.inner,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            vocab_size=config.vocabulary,
+            max_position_embeddings=max(config.frames) * (max(config.tokens) + 1) + 1,
+        )
+        plan = DepthPlan(layers=config.plan, keep=config.keep, scorer="learned", gate="straight")
+        first = LlamaForCausalLM(llama)
+        return cls(
+            untouched=first,
+            dense=apply_depth(_on_the_same_weights(first), DepthPlan(layers="full")),
+            routed=apply_depth(_on_the_same_weights(first), plan),
+            plan=plan,
+        )
+
+
+def _on_the_same_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Another model of the same class that shares every parameter and buffer, and so the gradients."""
+    twin = type(model)(type(model.config)(**model.config.to_dict()))
+    for name, module in model.named_modules():
+        own = twin.get_submodule(name)
+        own._parameters.update(module._parameters)
+        own._buffers.update(module._buffers)
+    return twin
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+TRAIN_TOKENS_PER_FRAME = 50
+
+
+def measure_training(config: BenchDepth, models: Models) -> dict[str, Any]:
+    """One sample, forward and backward, logits at the labels only; gradients add up in place, as with accumulation.
+
+    The optimiser is left out: its work is the same for both, and with accumulation it runs once in many samples. With
+    the default 20 frames of 50 tokens and 80 text tokens the FLOPs bound is 0.616.
+    """
+    text = config.train_text + config.train_frames
+    frames = [[number] * TRAIN_TOKENS_PER_FRAME + [-1] for number in range(config.train_frames)]
+    index = torch.tensor([[*sum(frames, []), *[-1] * config.train_text]])  # (1, tokens)
+    ids = torch.randint(config.vocabulary, index.shape)
+    runs = {
+        "dense": lambda: _train_step(models.dense, ids, index),
+        "routed": lambda: _train_step(models.routed, ids, index),
+    }
+    timing = time_in_turn(runs, config.train_steps)
+    peak = {}
+    for name, run in runs.items():
+        with PeakMemory() as memory:
+            run()
+        peak[name] = memory.peak
+    workload = (text, config.train_frames, TRAIN_TOKENS_PER_FRAME, text)
+    cost = {
+        "dense": flops.train_flops(models.dense.config, None, *workload),
+        "routed": flops.train_flops(models.routed.config, models.plan, *workload),
+    }
+    result = {
+        "ratio": timing["routed"].wall_ms / timing["dense"].wall_ms,
+        "ratio_cpu_time": timing["routed"].cpu_ms / timing["dense"].cpu_ms,
+        "flops_bound": cost["routed"] / cost["dense"],
+        "activation_peak": peak["routed"] / peak["dense"],
+        "dense_ms": timing["dense"].wall_ms,
+        "routed_ms": timing["routed"].wall_ms,
+        "dense_flops": cost["dense"],
+        "routed_flops": cost["routed"],
+        "dense_peak_mib": peak["dense"] / 2**20,
+        "routed_peak_mib": peak["routed"] / 2**20,
+        "tokens": index.shape[1],
+        "labels": text,
+        "optimiser": "none: forward and backward, gradients accumulated in place",
+    }
+    models.untouched.zero_grad(set_to_none=True)
+    progress(
+        f"training step, {index.shape[1]} tokens: dense {result['dense_ms']:.0f} ms, routed {result['routed_ms']:.0f} ms, "
+        f"ratio {result['ratio']:.3f} (FLOPs {result['flops_bound']:.3f}); "
+        f"activation peak {result['dense_peak_mib']:.0f} and {result['routed_peak_mib']:.0f} MiB, "
+        f"ratio {result['activation_peak']:.3f}"
+    )
+    return result
+
+
+def _train_step(model: LlamaForCausalLM, ids: Tensor, index: Tensor) -> None:
+    """Labels stand at text tokens; the logits that predict them are one position earlier."""
+    labelled = (index[0] < 0).nonzero().squeeze(1)
+    hidden = model.model(input_ids=ids, frame_index=index, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[0, (labelled - 1).clamp(min=0)])  # (labels, vocabulary)
+    nn.functional.cross_entropy(logits, ids[0, labelled]).backward()
+
+
+# --- streaming -------------------------------------------------------------------------------------------------------
+
+
+def measure_stream(config: BenchDepth, models: Models, tokens: int) -> dict[str, dict[str, Any]]:
+    """Milliseconds per frame of `tokens` vision tokens and an interval token, after 100, 300, ... frames of a stream.
+
+    Decoder only, no logits. Dense and routed both use the growable `RaggedCache` and are timed in turn. The second
+    baseline, the untouched model on Transformers' `DynamicCache`, is timed after them: all three caches of a long stream
+    at once would not fit into 16 GB.
+    """
+    points = {}
+    for frames in config.frames:
+        past = max(frames - config.stream_steps - 1, 0)
+        streams = {
+            "dense": Stream.filled(models.dense, tokens, past, None),
+            "routed": Stream.filled(models.routed, tokens, past, models.plan),
+        }
+        timing = time_in_turn({name: stream.step for name, stream in streams.items()}, config.stream_steps)
+        kv_bytes = {name: stream.cache.kv_bytes for name, stream in streams.items()}
+        streams.clear()
+        untouched = Stream.untouched(models.untouched, tokens, past)
+        dynamic = time_in_turn({"dynamic": untouched.step}, config.stream_steps)["dynamic"]
+        del untouched
+        step, interval_tokens = flops.Step(1, (tokens,)), frames - 1
+        cost = {
+            name: flops.step_flops(
+                models.dense.config,
+                plan,
+                step,
+                flops.kv_entries(models.dense.config, plan, interval_tokens, frames - 1, tokens),
+            )
+            for name, plan in (("dense", None), ("routed", models.plan))
+        }
+        points[str(frames)] = point = {
+            "ratio": timing["routed"].wall_ms / timing["dense"].wall_ms,
+            "ratio_cpu_time": timing["routed"].cpu_ms / timing["dense"].cpu_ms,
+            "ratio_to_dynamic_cache": timing["routed"].wall_ms / dynamic.wall_ms,
+            "flops_bound": cost["routed"] / cost["dense"],
+            "kv_bytes": kv_bytes["routed"] / kv_bytes["dense"],
+            "dense_ms": timing["dense"].wall_ms,
+            "routed_ms": timing["routed"].wall_ms,
+            "dynamic_cache_ms": dynamic.wall_ms,
+            "dense_kv_mib": kv_bytes["dense"] / 2**20,
+            "routed_kv_mib": kv_bytes["routed"] / 2**20,
+        }
+        progress(
+            f"stream, {tokens} tokens per frame, at {frames} frames: dense {point['dense_ms']:.1f} ms, "
+            f"routed {point['routed_ms']:.1f} ms, ratio {point['ratio']:.3f} (FLOPs {point['flops_bound']:.3f}); "
+            f"Transformers' DynamicCache {point['dynamic_cache_ms']:.1f} ms; KV bytes ratio {point['kv_bytes']:.3f}"
+        )
+    return points
+
+
+@dataclass
+class Stream:
+    """A stream that is `frame` frames old. `step` takes it one frame further."""
+
+    decoder: nn.Module
+    cache: RaggedCache | DynamicCache
+    tokens: int
+    frame: int
+    depth: bool  # whether the decoder knows `frame_index`
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        embeds = torch.randn(1, self.tokens + 1, self.decoder.config.hidden_size)
+        index = {"frame_index": torch.tensor([[self.frame] * self.tokens + [-1]])} if self.depth else {}
+        self.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **index)
+        self.frame += 1
+
+    @classmethod
+    def filled(cls, model: LlamaForCausalLM, tokens: int, frames: int, plan: DepthPlan | None) -> Stream:
+        """A routed or dense stream, as old as said, of random keys and values.
+
+        Streaming there would take longer than everything else together, and leave caches of the very same sizes. Kept
+        places are evenly spaced.
+        """
+        cache = RaggedCache(model.config.num_hidden_layers)
+        # in two goes, so that the buffers have room to grow, as they do on the way
+        for first, last in ((0, 3 * frames // 4), (3 * frames // 4, frames)):
+            entries = flops.kv_entries(model.config, plan, last - first, last - first, tokens)
+            span = (last - first) * (tokens + 1)
+            for layer, count in zip(cache.layers, entries):
+                if count == 0:
+                    continue
+                slots = first * (tokens + 1) + torch.arange(count) * span // count
+                layer.expect(span, slots[None], [count])
+                layer.update(*_random_entries(model.config, count))
+        return cls(model.model, cache, tokens, frames, depth=True)
+
+    @classmethod
+    def untouched(cls, model: LlamaForCausalLM, tokens: int, frames: int) -> Stream:
+        """The same for Transformers' own cache: all layers full."""
+        cache = DynamicCache()
+        for layer in range(model.config.num_hidden_layers if frames else 0):
+            cache.update(*_random_entries(model.config, frames * (tokens + 1)), layer)
+        return cls(model.model, cache, tokens, frames, depth=False)
+
+
+def _random_entries(config: LlamaConfig, count: int) -> tuple[Tensor, Tensor]:
+    """Keys and values, (1, heads, count, head_dim). One random entry is repeated: to draw them all would take longest."""
+    shape = (2, 1, config.num_key_value_heads, 1, config.head_dim)
+    keys, values = torch.randn(shape).expand(-1, -1, -1, count, -1)
+    return keys, values

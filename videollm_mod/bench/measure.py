@@ -1,0 +1,99 @@
+"""How benchmarks measure: time of competitors taken in turn, peak memory of a computation, and where it all ran."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the repeats, milliseconds."""
+
+    wall_ms: float
+    cpu_ms: float  # of all threads of this process: what a busy machine disturbs less
+
+
+def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
+    """Time the competitors A B, B A, A B, ... so that whatever else the machine does hits all of them alike."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    for turn in range(warmup + repeats):
+        for name in order:
+            start, start_cpu = time.perf_counter(), time.process_time()
+            runs[name]()
+            if turn >= warmup:
+                wall[name].append(1e3 * (time.perf_counter() - start))
+                cpu[name].append(1e3 * (time.process_time() - start_cpu))
+        order.reverse()
+    return {name: Timing(statistics.median(wall[name]), statistics.median(cpu[name])) for name in runs}
+
+
+class PeakMemory(TorchDispatchMode):
+    """Peak of the bytes that operators allocate inside the `with` block and that are alive at the same time.
+
+    Counts the storages of all results, forward and backward, each once however many views it has, until it is freed.
+    Not counted: what existed before (weights, gradients, inputs) and what a kernel takes and gives back internally.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.alive = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for tensor in tree_leaves((args, kwargs)):  # what comes in from outside is not ours, nor are views of it
+            if isinstance(tensor, torch.Tensor):
+                self._seen.add(tensor.untyped_storage())
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(storage)
+                self.alive += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.alive)
+        return results
+
+    def _free(self, nbytes: int) -> None:
+        self.alive -= nbytes
+
+
+def environment() -> dict[str, Any]:
+    """What a number was measured on."""
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def progress(line: str) -> None:
+    """For the eye: stdout holds the JSON only."""
+    print(line, file=sys.stderr, flush=True)

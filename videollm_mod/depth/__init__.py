@@ -1,0 +1,19 @@
+"""The core: which vision tokens go through which decoder layer, and a KV cache that follows."""
+
+from videollm_mod.depth.cache import RaggedCache
+from videollm_mod.depth.expert import LayerExpert
+from videollm_mod.depth.layer import apply_depth, get_plan, remove_depth
+from videollm_mod.depth.plan import GATES, LAYERS, SCORERS, DepthPlan, keep_count
+
+__all__ = [
+    "GATES",
+    "LAYERS",
+    "SCORERS",
+    "DepthPlan",
+    "LayerExpert",
+    "RaggedCache",
+    "apply_depth",
+    "get_plan",
+    "keep_count",
+    "remove_depth",
+]

@@ -1,0 +1,232 @@
+"""A KV cache whose layers hold different numbers of entries.
+
+Each layer remembers for every entry its *slot*: the number of the token in the whole sequence. What was *seen* (all
+tokens, the same for all layers) and what is *stored* (per layer and row) are different numbers: Transformers asks for
+the first to set positions and masks, and only we use the second. Rolling back works by slot, in every layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+GROWTH = 1.5  # a full buffer grows by this factor: appending n entries one by one copies O(n) in all
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Keys and values of one layer in growable buffers (batch, heads, capacity, head_dim).
+
+    Rows fill independently: row b holds `lengths[b]` entries, in the order of their slots; what is behind is garbage.
+    """
+
+    is_compileable = False
+    is_sliding = False  # entries outside a sliding window stay: the mask hides them, and one can still roll back
+    is_croppable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.lengths: list[int] = []
+        self.slots: Tensor | None = None  # (batch, capacity) int64; -1 = no entry
+        self._pending: list[int] | None = None  # entries per row that `expect` announced to the next `update`
+
+    # --- what a routed layer does before it runs -------------------------------------------------------------------
+
+    def expect(self, tokens: int, slots: Tensor, counts: list[int]) -> Tensor:
+        """Announce that of `tokens` new tokens those with `slots` (batch, width) will be stored, counts[b] in row b.
+
+        Returns the slots of all entries after that, (batch, longest row) int64, -1 where a row has no entry. It must be
+        followed by the attention that calls `update`, unless nothing at all is stored.
+        """
+        self._reserve(slots, counts)
+        assert self.slots is not None
+        for row, (start, count) in enumerate(zip(self.lengths, counts)):
+            self.slots[row, start : start + count] = slots[row, :count]
+        self.seen += tokens
+        self._pending = counts if max(counts) > 0 else None
+        return self.slots[:, : max(start + count for start, count in zip(self.lengths, counts))]
+
+    def _reserve(self, slots: Tensor, counts: list[int]) -> None:
+        if self.slots is None:
+            self.lengths = [0] * slots.shape[0]
+            self.slots = slots.new_full((slots.shape[0], 0), -1)
+        need, have = max(length + count for length, count in zip(self.lengths, counts)), self.slots.shape[1]
+        if need > have:
+            more = max(need, int(have * GROWTH), 64) - have
+            self.slots = torch.cat([self.slots, self.slots.new_full((self.slots.shape[0], more), -1)], dim=1)
+
+    # --- what Transformers calls -----------------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty((*key_states.shape[:2], 0, key_states.shape[-1]))
+        self.values = value_states.new_empty((*value_states.shape[:2], 0, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store (batch, heads, new, head_dim) and return all stored keys and values, (batch, heads, longest row, ...).
+
+        Without an `expect` before it, all new tokens are stored, as in any dense layer.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self._pending is None:
+            batch, _, new, _ = key_states.shape
+            slots = torch.arange(self.seen, self.seen + new, device=key_states.device).expand(batch, -1)
+            self.expect(new, slots, [new] * batch)
+        counts, self._pending = self._pending, None
+        assert counts is not None and self.slots is not None
+        old = list(self.lengths)
+        self.lengths = [length + count for length, count in zip(old, counts)]
+        return (
+            self._append("keys", key_states, old, counts),
+            self._append("values", value_states, old, counts),
+        )
+
+    def _append(self, name: str, states: Tensor, old: list[int], counts: list[int]) -> Tensor:
+        """Write the new states behind each row's entries; returns the view of all that is stored."""
+        assert self.slots is not None
+        buffer: Tensor = getattr(self, name)
+        capacity = self.slots.shape[1]
+        if buffer.shape[2] < capacity:
+            # zeros: rows of different length leave gaps, and a masked NaN of raw memory would still be a NaN
+            grown = buffer.new_zeros((*buffer.shape[:2], capacity, buffer.shape[3]))
+            grown[:, :, : buffer.shape[2]] = buffer
+            setattr(self, name, grown)
+            buffer = grown
+        _write(buffer, states.detach(), old, counts)
+        view = buffer[:, :, : max(self.lengths)]
+        if torch.is_grad_enabled() and states.requires_grad:
+            view = view.clone()  # the buffer itself will be written again and must not be part of a graph
+            _write(view, states, old, counts)
+        return view
+
+    def get_seq_length(self) -> int:
+        """Tokens SEEN: this number sets default positions and mask sizes. What is stored is in `lengths`."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def crop_to(self, position: int) -> None:
+        """Forget every entry of a token at `position` or later."""
+        self.seen = min(self.seen, position)
+        if self.slots is None:
+            return
+        stay = (self.slots >= 0) & (self.slots < position)  # (batch, capacity); slots ascend, so a prefix of each row
+        self.lengths = stay.sum(1).tolist()
+        self.slots = self.slots.masked_fill(~stay, -1)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n (its older meaning); 0 does nothing."""
+        if tokens_to_remove:
+            self.crop_to(self.seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
+
+    def _select_rows(self, rows: Tensor) -> None:
+        if self.slots is None:
+            return
+        self.lengths = [self.lengths[row] for row in rows.tolist()]
+        self.slots = self.slots.index_select(0, rows.to(self.slots.device))
+        if self.is_initialized:
+            self.keys = self.keys.index_select(0, rows.to(self.device))
+            self.values = self.values.index_select(0, rows.to(self.device))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._select_rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select_rows(torch.arange(len(self.lengths)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        rows = torch.arange(len(self.lengths))
+        self._select_rows(rows[indices.cpu()])
+
+    # --- bytes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry: key and value, all heads."""
+        if not self.is_initialized:
+            return 0
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (self.keys, self.values))
+
+
+def _write(buffer: Tensor, states: Tensor, starts: list[int], counts: list[int]) -> None:
+    """buffer[b, :, starts[b] : starts[b] + counts[b]] = states[b, :, : counts[b]] for every row b."""
+    if len(set(zip(starts, counts))) == 1:
+        buffer[:, :, starts[0] : starts[0] + counts[0]] = states[:, :, : counts[0]]
+        return
+    for row, (start, count) in enumerate(zip(starts, counts)):
+        buffer[row, :, start : start + count] = states[row, :, :count]
+
+
+class RaggedCache(Cache):
+    """The cache of a routed model: one `RaggedLayer` per decoder layer.
+
+    A Transformers `Cache` in every respect (generation, beams, crop); besides, `seen`, `stored`, `crop_to`, `kv_bytes`.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
+        self.last_frame: list[int] | None = None  # per row: number of the newest frame seen; a frame may not be split
+
+    @property
+    def seen(self) -> int:
+        """Tokens that went by, stored or not: the next token's slot, and by default its position."""
+        return self.layers[0].get_seq_length()
+
+    @property
+    def stored(self) -> list[list[int]]:
+        """Entries in use: [layer][row]."""
+        return [list(layer.lengths) for layer in self.layers]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the entries in use, all layers and rows (buffers are up to 1.5 times as large)."""
+        return sum(sum(layer.lengths) * layer.entry_bytes for layer in self.layers)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the buffers, growing room included."""
+        return sum(t.nbytes for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values))
+
+    def crop_to(self, position: int) -> None:
+        """Roll back to the state after the first `position` tokens: no later entry stays in any layer."""
+        for layer in self.layers:
+            layer.crop_to(position)
+        self.last_frame = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        self.last_frame = None
+
+    def reset(self) -> None:
+        super().reset()
+        self.last_frame = None
+
+    def _select_last_frame(self, rows: list[int]) -> None:
+        if self.last_frame is not None:
+            self.last_frame = [self.last_frame[row] for row in rows]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select_last_frame(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.last_frame is not None:
+            self.last_frame = [number for number in self.last_frame for _ in range(repeats)]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        rows = torch.arange(len(self.layers[0].lengths))[indices.cpu()].tolist() if self.layers[0].lengths else []
+        super().batch_select_indices(indices)
+        self._select_last_frame(rows)

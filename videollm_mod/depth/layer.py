@@ -1,0 +1,287 @@
+"""Depth routing around unchanged Transformers decoder layers, by swapping the classes of existing modules.
+
+A routed layer gathers the kept tokens, runs the decoder layer it is, gates the vision tokens among them and scatters
+the result back (VideoLLM-MoD, arXiv 2408.16730, section 3.2). All that touches Transformers' internals is in this file:
+the swap keeps every weight and its name, only `depth_expert.*` keys are new, and `remove_depth` undoes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from videollm_mod.depth.cache import RaggedCache, RaggedLayer
+from videollm_mod.depth.expert import LayerExpert, kept_tokens
+from videollm_mod.depth.layout import FrameLayout
+from videollm_mod.depth.plan import DepthPlan
+from videollm_mod.types import InputError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def apply_gate(gate: str, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
+    """What the score does to a kept vision token, x -> y being the plain layer and s the token's score.
+
+    x, y: (..., d); s: (..., 1). Written so that a gate that starts as the plain layer gives y to the bit.
+    """
+    if gate == "output":
+        return s.sigmoid() * y
+    if gate == "update":
+        return x + s.sigmoid() * (y - x)
+    if gate == "tanh":
+        return y + 0.2 * s.tanh() * (y - x)
+    if gate == "straight":  # forward y, backward as if y were x + (1 + sigma(s)) (y - x) with the 1 held fixed
+        open_ = s.sigmoid()
+        return y + (open_ - open_.detach()) * (y - x)
+    return y
+
+
+class DepthLayer(nn.Module):
+    """Mix-in in front of a decoder layer's own class. Attributes are set by `apply_depth`."""
+
+    depth_plan: DepthPlan
+    depth_ratio: float | None  # None: an ordinary layer
+    depth_index: int
+
+    def forward(self, hidden_states: Tensor, *args: Any, depth: FrameLayout | None = None, **kwargs: Any) -> Tensor:
+        """hidden_states (batch, tokens, d) -> the same shape. `depth` comes from `DepthDecoder.forward`."""
+        kept_out = kwargs.pop("kept_out", None)
+        if depth is None or self.depth_ratio is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        if args:
+            raise TypeError("a routed decoder layer takes everything but hidden_states by keyword")
+        return self._routed(hidden_states, depth, self.depth_ratio, kept_out, **kwargs)
+
+    def _routed(
+        self, hidden: Tensor, layout: FrameLayout, ratio: float, kept_out: dict[int, Tensor] | None, **kwargs: Any
+    ) -> Tensor:
+        batch, tokens, width = hidden.shape
+        plan, shape = self.depth_plan, layout.shape(ratio)
+        counts = list(shape.counts)
+        # one score per token says who is kept and how strongly the layer acts on it
+        scores = self.depth_expert(hidden).flatten() if plan.has_experts and layout.groups else None  # (batch * tokens,)
+        flat = kept_tokens(layout, ratio, scores, plan, self.depth_index)  # (kept,) ascending
+        if kept_out is not None:
+            mask = torch.zeros(batch * tokens, dtype=torch.bool, device=hidden.device)
+            kept_out[self.depth_index] = mask.index_fill_(0, flat, True).view(batch, tokens)
+        padded = flat.view(batch, -1) if shape.source is None else flat[shape.source]  # (batch, widest row)
+        starts = torch.arange(batch, device=flat.device)[:, None] * tokens
+        place = (padded - starts).clamp(0, tokens - 1)  # within its row; clamped for rows that keep nothing
+
+        cache = kwargs.pop("past_key_values", None)
+        # what pads a row repeats its last kept token: as a key it would count twice
+        own = place if shape.source is None else place.masked_fill(nn.functional.pad(padded.diff() == 0, (1, 0)), -1)
+        keys = Keys(own, first=0, even=shape.source is None)
+        if cache is not None:
+            layer_cache: RaggedLayer = cache.layers[self.depth_index]
+            first = layer_cache.seen
+            slots = layer_cache.expect(tokens, place + first, counts)
+            filled = {length + count for length, count in zip(layer_cache.lengths, counts)}
+            keys = Keys(slots, first, even=len(filled) == 1)
+        if max(counts) == 0:  # nothing goes through: a chunk of frames only, behind an early exit
+            return hidden
+
+        x = hidden.reshape(-1, width)[padded]  # (batch, kept, d)
+        kwargs.pop("position_ids", None)  # with gaps they would look like packed sequences to flash attention
+        y = super().forward(
+            x,
+            attention_mask=kept_mask(kwargs.pop("attention_mask", None), place, keys),
+            position_embeddings=tuple(_take(table, place) for table in kwargs.pop("position_embeddings")),
+            past_key_values=cache,
+            **kwargs,
+        )
+        if plan.gate != "identity" and scores is not None:
+            s = scores[padded][..., None].to(y.dtype)
+            y = torch.where(layout.vision[padded][..., None], apply_gate(plan.gate, x, y, s), y)
+        out = y.reshape(-1, width)
+        if shape.back is not None:
+            out = out[shape.back]
+        return hidden.reshape(-1, width).index_copy(0, flat, out).view(batch, tokens, width)
+
+    def extra_repr(self) -> str:
+        return f"depth keep={self.depth_ratio}" if self.depth_ratio is not None else ""
+
+
+def _take(table: Tensor, place: Tensor) -> Tensor:
+    """Rows of a rotary table (1 or batch, tokens, e) at `place` (batch, kept): (batch, kept, e)."""
+    table = table.expand(place.shape[0], -1, -1)
+    return table.gather(1, place[..., None].expand(-1, -1, table.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the queries of a routed layer may look at."""
+
+    slots: Tensor  # (batch, stored): slot of each key, -1 = no entry
+    first: int  # slot of this step's first token
+    even: bool  # every row has the same number of entries, so that no slot is -1
+
+
+def kept_mask(mask: Tensor | None, place: Tensor, keys: Keys) -> Tensor | None:
+    """The dense model's attention mask, with the rows of the kept queries and the columns of the stored keys.
+
+    mask: None, or (1 or batch, 1 or heads, tokens, seen) bool or additive float; place: (batch, kept). Returns
+    (batch, 1 or heads, kept, stored) or None.
+    """
+    if mask is None:
+        # To the kernels, no mask and several queries means: query i sees keys 0..i. With no older keys that is right,
+        # for what pads the rows stands behind everything that is kept. With older keys, Transformers leaves the mask
+        # out only for a single query, which then sees all keys: right unless rows hold different numbers of them.
+        if keys.first == 0 or keys.even:
+            return None
+        seen = (keys.slots[:, None, :] >= 0) & (keys.slots[:, None, :] <= place[:, :, None] + keys.first)
+        return seen[:, None]
+    heads, columns = mask.shape[1], mask.shape[3]
+    rows = mask.expand(place.shape[0], -1, -1, -1).gather(2, place[:, None, :, None].expand(-1, heads, -1, columns))
+    slots = keys.slots[:, None, None, :].expand(-1, heads, place.shape[1], -1)
+    taken = rows.gather(3, slots.clamp(min=0))
+    if keys.even:
+        return taken
+    return taken.masked_fill(slots < 0, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+
+class DepthDecoder(nn.Module):
+    """Mix-in in front of the model that holds the decoder layers: reads the frames off `frame_index`, once a step."""
+
+    depth_plan: DepthPlan
+
+    def forward(
+        self,
+        *args: Any,
+        frame_index: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`frame_index` (batch, tokens) int64: -1 = text, else the number of the token's frame; None = all text.
+
+        With a cache the numbers of later steps must be higher: a frame's kept set depends on all of its tokens, so no
+        step may split a frame.
+        """
+        inputs = args[0] if args else kwargs.get("input_ids")
+        inputs = inputs if inputs is not None else kwargs["inputs_embeds"]
+        if frame_index is None:
+            frame_index = torch.full(inputs.shape[:2], -1, dtype=torch.long, device=inputs.device)
+        if frame_index.shape != inputs.shape[:2]:
+            raise InputError(
+                f"frame_index has shape {tuple(frame_index.shape)}, the tokens {tuple(inputs.shape[:2])}; "
+                "it needs one number per token (-1 = text)."
+            )
+        self._refuse_what_cannot_work()
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if use_cache and (past_key_values is None or not isinstance(past_key_values, RaggedCache)):
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                raise InputError(
+                    f"a routed model cannot go on from a filled {type(past_key_values).__name__}; start with past_key_values=None."
+                )
+            past_key_values = RaggedCache(len(self.layers))
+        layout = FrameLayout.of(frame_index, attention_mask, inputs.device)
+        if past_key_values is not None:
+            _refuse_split_frames(past_key_values, layout)
+        return super().forward(
+            *args,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            depth=layout,
+            **kwargs,
+        )
+
+    def _refuse_what_cannot_work(self) -> None:
+        implementation = self.config._attn_implementation
+        if implementation in ("eager", "sdpa"):
+            return
+        if "flash" not in str(implementation):
+            raise InputError(f"attn_implementation='{implementation}' cannot be routed; use sdpa, eager or flash.")
+        if any(getattr(layer.self_attn, "sliding_window", None) for layer in self.layers if layer.depth_ratio is not None):
+            raise InputError("flash attention counts a sliding window in kept tokens; use attn_implementation='sdpa'.")
+
+
+def _refuse_split_frames(cache: RaggedCache, layout: FrameLayout) -> None:
+    before = cache.last_frame or [-1] * layout.batch
+    for old, first in zip(before, layout.first_frame):
+        if 0 <= first <= old:
+            raise InputError(
+                f"frame {first} comes after frame {old}: a frame's tokens must come in one step, with rising numbers."
+            )
+    cache.last_frame = [max(old, last) for old, last in zip(before, layout.last_frame)]
+
+
+class DepthCausalLM(nn.Module):
+    """Mix-in in front of the causal LM: `generate(input_ids, frame_index=...)` works as for any model."""
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, frame_index: Tensor | None = None, **kwargs: Any) -> Any:
+        """`frame_index` (batch, prompt) belongs to the whole sequence from its start; what is generated is text."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        if frame_index is not None:
+            cache = inputs.get("past_key_values")
+            start = cache.get_seq_length() if cache is not None else 0
+            now = inputs.get("inputs_embeds") if inputs.get("inputs_embeds") is not None else inputs["input_ids"]
+            end = start + now.shape[1]
+            longer = nn.functional.pad(frame_index, (0, max(end - frame_index.shape[1], 0)), value=-1)
+            inputs["frame_index"] = longer[:, start:end]
+        return inputs
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The module that holds the decoder layers of a Transformers causal LM."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
+        raise InputError(f"{type(model).__name__} has no list of decoder layers with self-attention to route.")
+    return decoder
+
+
+def _swap(module: nn.Module, mixin: type) -> None:
+    """Put `mixin` in front of the module's class. The name stays: saving and sharding go by it."""
+    own = type(module)
+    module.__class__ = type(own.__name__, (mixin, own), {"__module__": own.__module__, "depth_own_class": own})
+
+
+def apply_depth(model: Model, plan: DepthPlan) -> Model:
+    """Route the model's decoder layers by `plan`, in place; returns the model.
+
+    On a model that is routed already the plan changes and the experts of layers that stay routed remain.
+    """
+    decoder = find_decoder(model)
+    ratios = plan.ratios(len(decoder.layers))
+    experts = {i: layer.depth_expert for i, layer in enumerate(decoder.layers) if hasattr(layer, "depth_expert")}
+    remove_depth(model)
+    width = decoder.config.hidden_size
+    for index, (layer, ratio) in enumerate(zip(decoder.layers, ratios)):
+        _swap(layer, DepthLayer)
+        layer.depth_plan, layer.depth_ratio, layer.depth_index = plan, ratio, index
+        if ratio is not None and plan.has_experts:
+            like = next(layer.parameters())
+            layer.depth_expert = experts.get(index) or LayerExpert(width, device=like.device, dtype=like.dtype)
+    _swap(decoder, DepthDecoder)
+    decoder.depth_plan = plan
+    if model is not decoder:
+        _swap(model, DepthCausalLM)
+    decoder.config.depth_plan = plan.to_dict()
+    return model
+
+
+def remove_depth(model: Model) -> Model:
+    """Give the original model back: classes, weights and keys as they were. Nothing happens to an unrouted one."""
+    decoder = find_decoder(model)
+    for module in (*decoder.layers, decoder, model):
+        own = getattr(type(module), "depth_own_class", None)
+        if own is None:
+            continue
+        module.__class__ = own
+        for name in ("depth_plan", "depth_ratio", "depth_index"):
+            module.__dict__.pop(name, None)
+        module._modules.pop("depth_expert", None)
+    if hasattr(decoder.config, "depth_plan"):
+        del decoder.config.depth_plan
+    return model
+
+
+def get_plan(model: nn.Module) -> DepthPlan | None:
+    """The plan a model is routed by, or None."""
+    return getattr(find_decoder(model), "depth_plan", None)

@@ -1,0 +1,119 @@
+"""Where the vision tokens of one step are: frame by frame, computed once per forward from `frame_index`.
+
+Everything downstream takes its shapes from here and never from scores, so a routed layer needs no device
+synchronisation, and runs on the meta device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from videollm_mod.depth.plan import keep_count
+from videollm_mod.types import InputError
+
+
+@dataclass(frozen=True)
+class FrameGroup:
+    """All frames of the step with the same number n of tokens."""
+
+    tokens: Tensor  # (frames, n) int64: position in the flattened (batch * tokens) step, ascending
+    number: Tensor  # (frames,) int64: the frame's number in its stream
+    rows: tuple[int, ...]  # batch row of each frame
+
+
+@dataclass(frozen=True)
+class KeptShape:
+    """How many tokens each row keeps at one keep ratio, and how they are padded to a rectangle."""
+
+    counts: tuple[int, ...]  # kept tokens per batch row, text included
+    source: Tensor | None  # (batch, max count): index into the ascending list of kept tokens; None if counts are equal
+    back: Tensor | None  # (kept,): index into the flattened padded rectangle; None if counts are equal
+
+
+@dataclass
+class FrameLayout:
+    """The frames of one step: `batch` rows of `tokens` tokens each, of which some are vision."""
+
+    batch: int
+    tokens: int
+    device: torch.device
+    text: Tensor  # (texts,) int64: flattened positions of real (not padded) tokens that are no vision
+    text_counts: tuple[int, ...]  # per row
+    groups: list[FrameGroup]
+    vision: Tensor  # (batch * tokens,) bool
+    last_frame: tuple[int, ...]  # per row: the highest frame number in this step, -1 if none
+    first_frame: tuple[int, ...]  # per row: the lowest, -1 if none
+    _shapes: dict[float, KeptShape] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, frame_index: Tensor, attention_mask: Tensor | None = None, device: torch.device | None = None
+    ) -> FrameLayout:
+        """Read a layout off `frame_index` (batch, tokens): -1 = text, else the number of the token's frame.
+
+        `attention_mask` (batch, at least tokens), if 2-D, tells padding; its last columns belong to this step. A frame
+        is all tokens of a row with the same number. The index is read on the CPU: leave it there, and no device waits.
+        `device` is where the hidden states are; by default where the index is.
+        """
+        device, index = device or frame_index.device, frame_index.cpu()
+        batch, tokens = index.shape
+        vision = (index >= 0).flatten()
+        text = ~vision
+        if attention_mask is not None and attention_mask.dim() == 2:
+            real = (attention_mask[:, -tokens:] != 0).cpu().flatten()
+            text &= real
+            if bool((vision & ~real).any()):
+                raise InputError("a vision token is masked out by attention_mask; padding must have frame_index -1.")
+        positions = torch.arange(batch * tokens)
+        where = positions[vision]
+        row = where // tokens
+        # frames in order of (row, number); the stable sort keeps a frame's tokens in their original order
+        key = row * (int(index.max()) + 1 if where.numel() else 1) + index.flatten()[vision]
+        order = key.argsort(stable=True)
+        _, sizes = torch.unique_consecutive(key[order], return_counts=True)
+        frames = where[order].split(sizes.tolist()) if where.numel() else ()
+        by_size: dict[int, list[Tensor]] = {}
+        for frame in frames:
+            by_size.setdefault(len(frame), []).append(frame)
+        groups = []
+        for members in by_size.values():
+            stacked = torch.stack(members)  # (frames, n)
+            number = index.flatten()[stacked[:, 0]]
+            rows = tuple((stacked[:, 0] // tokens).tolist())
+            groups.append(FrameGroup(stacked.to(device), number.to(device), rows))
+        real_rows = text.view(batch, tokens).sum(1).tolist()
+        numbers = [index[b][index[b] >= 0] for b in range(batch)]
+        return cls(
+            batch=batch,
+            tokens=tokens,
+            device=device,
+            text=positions[text].to(device),
+            text_counts=tuple(real_rows),
+            groups=groups,
+            vision=vision.to(device),
+            last_frame=tuple(int(n.max()) if n.numel() else -1 for n in numbers),
+            first_frame=tuple(int(n.min()) if n.numel() else -1 for n in numbers),
+        )
+
+    def shape(self, ratio: float) -> KeptShape:
+        """The rectangle that the kept tokens of this step fill at keep ratio `ratio`; remembered per ratio."""
+        if ratio in self._shapes:
+            return self._shapes[ratio]
+        counts = list(self.text_counts)
+        for group in self.groups:
+            for row in group.rows:
+                counts[row] += keep_count(ratio, group.tokens.shape[1])
+        source = back = None
+        if len(set(counts)) > 1:
+            starts = torch.tensor([0, *counts]).cumsum(0)
+            width = torch.arange(max(counts))
+            real = width < torch.tensor(counts)[:, None]  # (batch, max count)
+            # padding repeats the row's last kept token: harmless to compute, and never written back
+            last = (starts[1:, None] - 1).clamp(min=0)
+            source = torch.where(real, starts[:-1, None] + width, last).to(self.device)
+            back = real.flatten().nonzero().squeeze(1).to(self.device)
+        self._shapes[ratio] = KeptShape(tuple(counts), source, back)
+        return self._shapes[ratio]

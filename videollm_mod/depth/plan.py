@@ -1,0 +1,117 @@
+"""Which decoder layers route their vision tokens, and how many of them each keeps.
+
+A plan is data: it names layers, a keep ratio, who scores the tokens and what the score does to a kept one.
+Names and layer sets follow VideoLLM-MoD (arXiv 2408.16730, section 3.3 and its ablations); 0-based, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from videollm_mod.types import InputError
+
+LAYERS = ("full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip")
+SCORERS = ("learned", "random", "uniform")
+GATES = ("identity", "output", "update", "tanh", "straight")
+
+
+def keep_count(ratio: float, tokens: int) -> int:
+    """k = ceil(ratio * tokens). Rounded first, because 0.1 * 30 is 3.0000000000000004 in floating point."""
+    return math.ceil(round(ratio * tokens, 9))
+
+
+@dataclass(frozen=True)
+class DepthPlan:
+    """A mixture-of-depths plan; the same for every model, resolved against its number of layers L.
+
+    layers      `all` 0..L-1, `all-deep` 2..L-1, `interleaved` 1,3,.., `interleaved-deep` 3,5,.., or explicit numbers.
+                Baselines of the paper: `full` routes nothing; `early-exit`: no vision token enters a layer from
+                `exit_after` on; `layer-skip`: no vision token enters an odd layer.
+    keep        share of each frame's vision tokens that a routed layer keeps, in (0, 1]; or one share per routed layer.
+                The baselines that keep none ignore it.
+    scorer      who is kept: `learned` (the LayerExpert's score), `random` (a hash of frame, token and layer: the same
+                set when streamed and in one pass), `uniform` (evenly spaced).
+    gate        what the expert's score s does to a kept vision token, x -> y being the decoder layer, f = y - x:
+                `output` sigma(s) y · `update` x + sigma(s) f · `tanh` x + (1 + 0.2 tanh(s)) f · `straight` y, with the
+                gradient of sigma(s) f · `identity` y, and no gradient for the expert. Text is never scaled.
+    keep_last   always keep a frame's last token, which decides whether to speak; it takes one of the k places.
+    exit_after  for `early-exit`: the number of layers that vision tokens go through; half of them if None.
+    seed        of the `random` scorer.
+    """
+
+    layers: str | tuple[int, ...] = "interleaved"
+    keep: float | tuple[float, ...] = 0.2
+    scorer: str = "learned"
+    gate: str = "straight"
+    keep_last: bool = False
+    exit_after: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            if self.layers not in LAYERS:
+                raise InputError(f"plan layers '{self.layers}' are unknown; take one of {', '.join(LAYERS)} or a list.")
+        else:  # lists come out of JSON; the plan stays hashable
+            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+        if not isinstance(self.keep, int | float):
+            object.__setattr__(self, "keep", tuple(float(ratio) for ratio in self.keep))
+        for ratio in self.keep if isinstance(self.keep, tuple) else (self.keep,):
+            if not 0 < ratio <= 1:  # also refuses NaN
+                raise InputError(f"keep ratio {ratio} is outside (0, 1]; 0.2 keeps a fifth of each frame's tokens.")
+        if self.scorer not in SCORERS:
+            raise InputError(f"scorer '{self.scorer}' is unknown; take one of {', '.join(SCORERS)}.")
+        if self.gate not in GATES:
+            raise InputError(f"gate '{self.gate}' is unknown; take one of {', '.join(GATES)}.")
+
+    def routed(self, num_layers: int) -> tuple[int, ...]:
+        """The numbers of the routed layers of a model with `num_layers` layers, in order."""
+        if not isinstance(self.layers, str):
+            wrong = [layer for layer in self.layers if not 0 <= layer < num_layers]
+            if wrong:
+                raise InputError(f"the plan names layer {wrong[0]}, but the model has layers 0 to {num_layers - 1}.")
+            return tuple(sorted(set(self.layers)))
+        first, step = {
+            "full": (num_layers, 1),
+            "all": (0, 1),
+            "all-deep": (2, 1),
+            "interleaved": (1, 2),
+            "interleaved-deep": (3, 2),
+            "early-exit": (self.exit_after if self.exit_after is not None else num_layers // 2, 1),
+            "layer-skip": (1, 2),
+        }[self.layers]
+        if not 0 <= first <= num_layers:
+            raise InputError(f"exit_after is {first}, but the model has only {num_layers} layers.")
+        return tuple(range(first, num_layers, step))
+
+    def ratios(self, num_layers: int) -> tuple[float | None, ...]:
+        """Keep ratio of each layer; None where the layer is not routed, 0.0 where the baselines keep no vision."""
+        routed = self.routed(num_layers)
+        if self.layers in ("early-exit", "layer-skip"):
+            per_layer = (0.0,) * len(routed)
+        elif isinstance(self.keep, tuple):
+            per_layer = self.keep
+            if len(per_layer) != len(routed):
+                raise InputError(f"the plan has {len(per_layer)} keep ratios for {len(routed)} routed layers: {routed}.")
+        else:
+            per_layer = (float(self.keep),) * len(routed)
+        by_layer = dict(zip(routed, per_layer))
+        return tuple(by_layer.get(layer) for layer in range(num_layers))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether routed layers carry a LayerExpert: it picks, or it gates, or both."""
+        return self.layers not in ("early-exit", "layer-skip") and (self.scorer == "learned" or self.gate != "identity")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DepthPlan:
+        """The inverse of `to_dict`; an unknown key is an error, not silently dropped."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise InputError(f"the depth plan has an unknown entry '{sorted(unknown)[0]}'; remove it or upgrade.")
+        return cls(**values)

@@ -1,0 +1,126 @@
+"""World streams through a model, one or many at a time: the jobs that `eval world` and the calibration hand out.
+
+Workers are processes with one thread each: a small model gains nothing from sharing one stream among threads.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from videollm_mod.evaluate.self_conditioned import SelfConditioned, self_conditioned
+from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, teacher_forced
+from videollm_mod.model import StreamingVideoLM
+from videollm_mod.types import InputError
+from videollm_mod.video import letterbox
+from videollm_mod.world import WorldStream
+from videollm_mod.world.conversation import segments
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A stream, judged in its true context, and what a session said of it."""
+
+    stream: WorldStream
+    truth: TeacherForced
+    own: SelfConditioned
+
+
+def features_of(model: StreamingVideoLM, stream: WorldStream) -> Tensor:
+    """Tower vectors of all frames of a stream, (F, 1 + h * w, width)."""
+    return encode_frames(model, letterbox(stream.frames(), model.encoder.tower.image_size))
+
+
+def watch_both(model: StreamingVideoLM, stream: WorldStream) -> Watched:
+    """Both protocols, at the model's own threshold."""
+    features = features_of(model, stream)
+    truth = teacher_forced(model, segments(stream, model.settings.system), features)
+    return Watched(stream, truth, self_conditioned(model, stream, features))
+
+
+def watch_truth(model: StreamingVideoLM, stream: WorldStream) -> TeacherForced:
+    """The teacher-forced protocol alone."""
+    return teacher_forced(model, segments(stream, model.settings.system), features_of(model, stream))
+
+
+def watch_own(model: StreamingVideoLM, job: tuple[WorldStream, float]) -> SelfConditioned:
+    """The self-conditioned protocol alone, for a stream and a threshold."""
+    stream, threshold = job
+    return self_conditioned(model, stream, features_of(model, stream), threshold=threshold)
+
+
+def run_jobs(
+    model: StreamingVideoLM,
+    work: Callable[[StreamingVideoLM, Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int = 1,
+    title: str = "streams",
+) -> list[Result]:
+    """`[work(model, job) for job in jobs]`, over processes if `workers` > 1, with a progress bar on stderr.
+
+    Processes are spawned: `work` must be a function of a module, and a script that calls this needs the usual
+    `if __name__ == "__main__":`. A model on a GPU stays in this process, whatever `workers` says.
+
+    Raises:
+        InputError: workers below 1.
+    """
+    if workers < 1:
+        raise InputError(f"workers is {workers}; give 1 or more processes.")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=len(jobs))
+        results: list[Result] = []
+        if min(workers, len(jobs)) <= 1 or model.device.type != "cpu":
+            training = model.training
+            model.eval()
+            for job in jobs:
+                results.append(work(model, job))
+                progress.advance(task)
+            model.train(training)
+            return results
+        with tempfile.TemporaryDirectory(prefix="videollm-mod-") as folder:
+            model.save_pretrained(folder)  # a routed model cannot be pickled: its layers' classes are made at run time
+            dtype = next(model.lm.parameters()).dtype
+            pool = ProcessPoolExecutor(
+                min(workers, len(jobs)), multiprocessing.get_context("spawn"), _prepare, (folder, dtype)
+            )
+            try:
+                futures: list[Future[Any]] = [pool.submit(_work, work, job) for job in jobs]
+                waiting = set(futures)
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()  # the first failure ends it all
+                    progress.advance(task, len(done))
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+_model: StreamingVideoLM | None = None  # of a worker process
+
+
+def _prepare(folder: str, dtype: torch.dtype) -> None:
+    global _model
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    _model = StreamingVideoLM.from_pretrained(folder, dtype=dtype)
+
+
+def _work(work: Callable[[StreamingVideoLM, Job], Result], job: Job) -> Result:
+    assert _model is not None
+    return work(_model, job)

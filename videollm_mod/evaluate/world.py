@@ -1,0 +1,114 @@
+"""`videollm-mod eval world`: a model on streams of the synthetic world, as JSON and as a report with its worst cases.
+
+    videollm-mod eval world --split test --streams 50 --report scratch/report
+
+Flags and outputs are checked before the model is loaded; heavy modules are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class EvalWorldConfig:
+    """Which model, and on which streams."""
+
+    model: str = "tiny"
+    """The bundled model "tiny", or a model's folder."""
+    split: Literal["test", "validation", "heldout"] = "test"
+    """The streams: unseen ones like those of training, or with combinations of colour and shape that it never shows."""
+    streams: int = 50
+    """How many streams of the split, from number 0 on."""
+    heldout: int = 20
+    """How many streams with held-out combinations besides; 0 for none."""
+    seconds: float = 30.0
+    """Length of each stream."""
+    report: Path | None = None
+    """Write a report into this folder: index.html with the ten worst streams, and their pictures."""
+    json: Path | None = None
+    """Write the result here too."""
+    workers: int | None = None
+    """Processes, one thread each; one per CPU core if not given."""
+    threshold: float | None = None
+    """Speak when the probability of silence falls below this; the model's own if not given."""
+    keep: float | None = None
+    """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
+    plan: str | None = None
+    """Which layers route: full, all, all-deep, interleaved, interleaved-deep, or numbers like 1,3,5."""
+
+
+def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
+    """Run the command; returns the final JSON. Raises InputError for what the user can mend."""
+    workers = _check(config)
+    from videollm_mod.evaluate.report import write_report
+    from videollm_mod.evaluate.streams import run_jobs, watch_both
+    from videollm_mod.evaluate.summary import summarise
+    from videollm_mod.files import atomic_write
+    from videollm_mod.model import load
+    from videollm_mod.watch import parse_plan
+    from videollm_mod.world import WorldConfig, make_stream
+
+    model = load(config.model, plan=parse_plan(config.plan), keep=config.keep, threshold=config.threshold)
+    threshold = model.settings.threshold
+    world = WorldConfig(seconds=config.seconds, fps=model.settings.fps, size=model.encoder.tower.image_size)
+    streams = [make_stream(config.split, number, world) for number in range(config.streams)]
+    besides = [] if config.split == "heldout" else [make_stream("heldout", n, world) for n in range(config.heldout)]
+    began = time.monotonic()
+    watched = run_jobs(model, watch_both, streams + besides, workers=workers, title=f"world, {config.split}")
+    wall = time.monotonic() - began
+    ours, others = watched[: len(streams)], watched[len(streams) :]
+    main = summarise(ours, threshold)
+    heldout = main if config.split == "heldout" else summarise(others, threshold) if others else None
+    frames = sum(len(item.own.silence) for item in watched)
+    result = {
+        **main,
+        "f1_heldout": heldout["f1"] if heldout else None,
+        "heldout": heldout,
+        "split": config.split,
+        "description": f"world streams {streams[0].name} to {streams[-1].name}, {world.seconds:g} s at {world.fps:g} "
+        f"frames per second, {world.size} px",
+        "model": config.model,
+        "threshold": threshold,
+        "plan": model.plan.to_dict(),
+        "workers": workers,
+        "wall_seconds": round(wall, 2),
+        "frames_per_second": round(frames / wall, 2),
+    }
+    if config.report is not None:
+        result["report"] = str(write_report(config.report, result, ours, threshold))
+    if config.json is not None:
+        with atomic_write(config.json) as file:
+            json.dump(result, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+    return result
+
+
+def _check(config: EvalWorldConfig) -> int:
+    """Raise InputError for a flag that cannot be right or an output that cannot be written; returns the workers."""
+    from videollm_mod.files import check_writable
+    from videollm_mod.types import InputError
+
+    for name, least in (("streams", 1), ("heldout", 0), ("workers", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value} is too few; give {least} or more.")
+    for name in ("threshold", "keep"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"--{name} {value} is outside [0, 1]; give a number in it.")
+    if config.json is not None:
+        check_writable(config.json)
+    if config.report is not None:
+        try:
+            config.report.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = (error.strerror or "cannot be made").lower()
+            raise InputError(f"--report {config.report}: {reason}; give a folder that can be written.") from error
+        check_writable(config.report / "index.html")
+    return config.workers or os.cpu_count() or 1

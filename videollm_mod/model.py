@@ -1,0 +1,277 @@
+"""StreamingVideoLM: vision tower + connector + any causal LM + a depth plan, with its losses and its folder on disk.
+
+The vision tokens of a frame stand where the dialogue's placeholders are. Loss (VideoLLM-MoD, arXiv 2408.16730, section 3.4,
+after VideoLLM-online): cross-entropy on replies + weight x cross-entropy on each frame's decision to speak or not, both
+summed and divided by the number of labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from videollm_mod.depth import DepthPlan, apply_depth, get_plan
+from videollm_mod.depth.layer import find_decoder
+from videollm_mod.dialogue import IGNORE, StreamTemplate
+from videollm_mod.types import InputError
+from videollm_mod.vision import Connector, FrameEncoder, tower_from_config
+
+ASSETS = Path(__file__).parent / "assets"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How the model is used on a stream; stored with its weights."""
+
+    system: str = "You watch a video stream and say what happens."
+    fps: float = 2.0  # frames per second it was trained on
+    threshold: float = 0.725  # it speaks when the probability of the interval token falls below this
+    decide: str = "last"  # which token decides to speak: see StreamTemplate
+    stream_weight: float = 1.0  # of the decision loss
+    max_reply_tokens: int = 32
+
+
+@dataclass
+class Output:
+    """What one forward gives. Losses are None without labels."""
+
+    loss: Tensor | None
+    lm_loss: Tensor | None  # mean over reply labels
+    stream_loss: Tensor | None  # mean over decision labels
+    logits: Tensor  # (batch, positions, vocabulary)
+    positions: Tensor | None  # (positions,) int64: where the logits are; None = the last ones
+    past_key_values: Any
+
+
+class StreamingVideoLM(nn.Module):
+    """A causal LM that watches: `encoder` frames -> tokens, `connector` into the LM's space, `lm` routed by its plan."""
+
+    def __init__(
+        self,
+        encoder: FrameEncoder,
+        connector: nn.Module,
+        lm: PreTrainedModel,
+        tokenizer: Any,
+        plan: DepthPlan | None = None,
+        settings: StreamSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.connector, self.lm = encoder, connector, lm
+        self.settings = settings or StreamSettings()
+        self.template = StreamTemplate(tokenizer, encoder.tokens_per_frame, self.settings.decide)  # type: ignore[arg-type]
+        apply_depth(lm, plan if plan is not None else DepthPlan("full"))
+
+    @property
+    def plan(self) -> DepthPlan:
+        plan = get_plan(self.lm)
+        assert plan is not None  # __init__ applied one
+        return plan
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.lm.parameters()).device
+
+    @property
+    def num_layers(self) -> int:
+        return len(find_decoder(self.lm).layers)
+
+    def embed(self, input_ids: Tensor, frame_index: Tensor, features: Tensor | None) -> Tensor:
+        """Word embeddings, with the connected frame tokens at the placeholders: (batch, tokens, d).
+
+        features: (frames, tokens per frame, tower width), all frames of the batch, row by row and in order.
+        """
+        vision = (frame_index >= 0).to(input_ids.device)
+        embeds = self.lm.get_input_embeddings()(input_ids.masked_fill(vision, 0))
+        if features is None:
+            return embeds
+        tokens = self.connector(features).flatten(0, 1).to(embeds.dtype)  # (frames * tokens, d)
+        return embeds.masked_scatter(vision[..., None], tokens)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        frame_index: Tensor,
+        features: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        decision: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        logits_to_keep: int | Tensor = 1,
+        kept_out: dict[int, Tensor] | None = None,
+        label_count: int | None = None,
+    ) -> Output:
+        """One step or one pass over (batch, tokens) ids; `features` are the encoder's tokens of its frames.
+
+        With `labels` (already shifted: labels[i] is what position i predicts) logits are computed at labelled positions
+        only, and the loss is divided by `label_count`, or by the number of labels in this batch if that is None.
+        """
+        if labels is not None:
+            logits_to_keep = (labels != IGNORE).any(0).nonzero().squeeze(1)
+        out = self.lm(
+            inputs_embeds=self.embed(input_ids, frame_index, features),
+            frame_index=frame_index,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            kept_out=kept_out,
+        )
+        positions = logits_to_keep if isinstance(logits_to_keep, Tensor) else None
+        if labels is None:
+            return Output(None, None, None, out.logits, positions, out.past_key_values)
+        assert positions is not None and decision is not None
+        target, decides = labels[:, positions], decision[:, positions]  # (batch, positions)
+        each = nn.functional.cross_entropy(
+            out.logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none"
+        ).view_as(target)  # 0 where nothing is learned
+        learned = target != IGNORE
+        stream, text = each[decides].sum(), each[~decides].sum()
+        stream_labels, text_labels = int((learned & decides).sum()), int((learned & ~decides).sum())
+        loss = (text + self.settings.stream_weight * stream) / max(label_count or (stream_labels + text_labels), 1)
+        return Output(
+            loss,
+            text.detach() / max(text_labels, 1),
+            stream.detach() / max(stream_labels, 1),
+            out.logits,
+            positions,
+            out.past_key_values,
+        )
+
+    # -- on disk -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, lm/, tokenizer/ and model.safetensors (weights in `dtype`, if given)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights: dict[str, Tensor] = {}
+        storages: set[tuple[int, int]] = set()
+        for name, tensor in self.state_dict().items():
+            place = (tensor.data_ptr(), tensor.numel())
+            if place not in storages:  # a tied weight is written once
+                storages.add(place)
+                weights[name] = tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
+        config = {
+            "format": 1,
+            "tower": self.encoder.tower.to_config(),
+            "grid": list(self.encoder.grid),
+            "plan": self.plan.to_dict(),
+            "settings": dataclasses.asdict(self.settings),
+        }
+        temporary = folder / (WEIGHTS + ".writing")
+        safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.replace(folder / WEIGHTS)
+        self.lm.config.save_pretrained(folder / "lm")
+        self.template.tokenizer.save_pretrained(folder / "tokenizer")
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        plan: DepthPlan | str | None = None,
+        keep: float | None = None,
+        threshold: float | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> StreamingVideoLM:
+        """Read a folder that `save_pretrained` wrote. `plan` and `keep` replace those it was trained with.
+
+        Raises InputError when a file or a tensor is missing, of a wrong shape, or unknown.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        trained = DepthPlan.from_dict(config["plan"])
+        chosen = dataclasses.replace(trained, layers=plan) if isinstance(plan, str) else plan or trained
+        if keep is not None:
+            chosen = dataclasses.replace(chosen, keep=keep)
+        settings = StreamSettings(**config["settings"])
+        if threshold is not None:
+            if not 0 <= threshold <= 1:
+                raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
+            settings = dataclasses.replace(settings, threshold=threshold)
+        tower = tower_from_config(config["tower"])
+        lm_config = AutoConfig.from_pretrained(folder / "lm")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # layers that the new plan routes and training did not: the same experts every time
+            lm = AutoModelForCausalLM.from_config(lm_config)
+            model = cls(
+                FrameEncoder(tower, tuple(config["grid"])),
+                Connector(tower.width, lm_config.hidden_size),
+                lm,
+                AutoTokenizer.from_pretrained(folder / "tokenizer"),
+                chosen,
+                settings,
+            )
+        _load_weights(model, folder / WEIGHTS, trained)
+        return model.to(dtype).eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"model folder {folder} has no {CONFIG}; give a folder written by save_pretrained, or 'tiny'.")
+    try:
+        config = json.loads(path.read_text())
+        missing = [key for key in ("tower", "grid", "plan", "settings") if key not in config]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{path} is not the JSON that save_pretrained writes ({error}); save the model again.") from error
+    if missing:
+        raise InputError(f"{path} lacks '{missing[0]}'; save the model again.")
+    return config
+
+
+def _load_weights(model: StreamingVideoLM, path: Path, trained: DepthPlan) -> None:
+    """Copy tensors by name; every name must be there with its shape, but for experts that a changed plan adds or drops."""
+    if not path.is_file():
+        raise InputError(f"model folder {path.parent} has no {path.name}; save the model again.")
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); copy or save the model again.") from error
+    state = model.state_dict()
+    names = {tensor.data_ptr(): name for name, tensor in state.items() if name in weights}
+    untrained = []
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name not in weights:
+                if names.get(tensor.data_ptr()):
+                    continue  # tied to a weight that is there
+                if "depth_expert" in name and model.plan != trained:
+                    untrained.append(name)
+                    continue
+                raise InputError(f"{path} lacks the tensor '{name}'; it does not belong to this config.json.")
+            if weights[name].shape != tensor.shape:
+                raise InputError(
+                    f"{path}: tensor '{name}' has shape {tuple(weights[name].shape)}, the model {tuple(tensor.shape)}; "
+                    "it does not belong to this config.json."
+                )
+            tensor.copy_(weights[name])
+    unknown = [name for name in weights if name not in state and "depth_expert" not in name]
+    if unknown:
+        raise InputError(f"{path} has a tensor '{unknown[0]}' too many; it does not belong to this config.json.")
+    if untrained:
+        layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in untrained})
+        warnings.warn(f"the LayerExperts of layers {layers} were never trained; their choice is arbitrary", stacklevel=3)
+
+
+def load(name: str | Path, **options: Any) -> StreamingVideoLM:
+    """A model by name: `tiny`, bundled with the package, or a folder. Options: see `StreamingVideoLM.from_pretrained`."""
+    bundled = ASSETS / str(name)
+    if bundled.is_dir() and str(name) == "tiny":
+        return StreamingVideoLM.from_pretrained(bundled, **options)
+    if not Path(name).is_dir():
+        raise InputError(f"model '{name}' is neither 'tiny' nor a folder; give a folder written by save_pretrained.")
+    return StreamingVideoLM.from_pretrained(name, **options)

@@ -1,0 +1,106 @@
+"""What `watch` and `show` write for the eye, on stderr: sentences as they are said, and one status line below them.
+
+On a terminal the status line is redrawn in place; elsewhere it is printed now and then as a plain line.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from videollm_mod.show.clock import clock
+
+if TYPE_CHECKING:
+    from videollm_mod.stream.session import StreamSession
+    from videollm_mod.types import StreamEvent
+    from videollm_mod.watch import Tally
+
+REDRAW = 0.1  # seconds between redraws of the status line
+REPEAT = 10.0  # seconds between plain status lines
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: 812 B, 14.2 kB, 3.1 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+class Terminal:
+    """A context manager, so that the cursor always comes back."""
+
+    def __init__(self, source: str, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.source = source
+        self._live: Live | None = None
+        self._span: tuple[float, float | None] = (0.0, None)
+        self._shown = 0.0
+
+    def __enter__(self) -> Terminal:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+            self._live.update(Text(f"opening {self.source}", style="dim"), refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def begin(self, start: float, end: float | None) -> None:
+        """The stretch of the source that will be watched, seconds; end None if unknown."""
+        self._span = (start, end)
+        length = "" if end is None else f", {clock(end - start)}"
+        self._print(Text(f"{self.source}{length}", style="bold"))
+
+    def event(self, event: StreamEvent) -> None:
+        """Print what was said."""
+        line = Text(f"{clock(event.time):>9}  ", style="cyan")
+        if event.question is not None:
+            line.append(f"{event.question} ", style="yellow")
+        line.append(event.text, style="default")
+        self._print(line)
+
+    def warn(self, message: str) -> None:
+        self._print(Text(f"warning: {message}", style="yellow"))
+
+    def progress(self, tally: Tally, session: StreamSession) -> None:
+        """Renew the status line, if it is time to."""
+        now = time.monotonic()
+        if now - self._shown < (REPEAT if self._live is None else REDRAW):
+            return
+        first, self._shown = self._shown == 0.0, now
+        if self._live is not None:
+            self._live.update(self.status(tally, session), refresh=True)
+        elif not first:  # a plain log needs no status before anything has happened
+            self._print(self.status(tally, session))
+
+    def status(self, tally: Tally, session: StreamSession) -> Text:
+        """The status line: time, bar, speed, lag, KV bytes against dense, drops."""
+        start, end = self._span
+        state = session.state()
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append(clock(tally.last), style="bold")
+        if end is not None:
+            done = round(20 * min(1.0, max(0.0, (tally.last - start) / max(end - start, 1e-9))))
+            line.append(f" / {clock(end)} ")
+            line.append("━" * done, style="green").append("━" * (20 - done), style="dim")
+        line.append(f"  {tally.frames / max(tally.wall_seconds, 1e-9):.1f} fps  lag {tally.lag:.2f} s")
+        ratio = state.kv_bytes / max(state.kv_bytes_dense, 1)
+        line.append(f"  KV {size_text(state.kv_bytes)} of {size_text(state.kv_bytes_dense)} dense ({ratio:.2f}x)")
+        if tally.dropped:
+            line.append(f"  dropped {tally.dropped}", style="red")
+        return line
+
+    def _print(self, line: Text) -> None:
+        self.console.print(line, soft_wrap=not self.console.is_terminal)

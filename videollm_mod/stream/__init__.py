@@ -1,0 +1,1 @@
+"""One stream: the session, and the sinks that take what it says."""

@@ -1,0 +1,1 @@
+"""Teaching: recipes as data, the tower stage, the run."""

@@ -1,0 +1,66 @@
+"""`videollm-mod train RECIPE`: run a recipe, showing its progress; --resume goes on where it stopped."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from videollm_mod.types import InputError
+
+
+@dataclass
+class TrainConfig:
+    """Flags of `train`."""
+
+    recipe: Annotated[str, tyro.conf.Positional]  # a recipe of recipes/, such as tiny
+    out: str = "out/train"  # folder of the run: log, checkpoint, result
+    resume: bool = False  # go on with the run in that folder
+    threads: int = 1  # of the training itself; frames are drawn by one more process
+    workers: int = 1  # processes that draw frames
+    seed: int = 0
+    plan: str | None = None  # other layers than the recipe's: full, interleaved, early-exit, ...
+    keep: float | None = None  # other keep ratio
+    scorer: str | None = None  # learned, random, uniform
+    gate: str | None = None  # output, update, tanh, straight
+
+
+def train_command(config: TrainConfig) -> dict[str, Any]:
+    """Train, and return what came out."""
+    import dataclasses
+
+    import torch
+    from rich.console import Console
+
+    from videollm_mod.train.loop import train
+
+    if importlib.util.find_spec(f"recipes.{config.recipe}") is None:
+        known = sorted(path.stem for path in Path(str(importlib.import_module("recipes").__path__[0])).glob("[a-z]*.py"))
+        raise InputError(f"there is no recipe '{config.recipe}'; take one of {', '.join(known)}.")
+    recipe = importlib.import_module(f"recipes.{config.recipe}").recipe()
+    changes = {"layers": config.plan, "keep": config.keep, "scorer": config.scorer, "gate": config.gate}
+    plan = dataclasses.replace(recipe.plan, **{key: value for key, value in changes.items() if value is not None})
+    recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed)
+    torch.set_num_threads(config.threads)
+    console = Console(stderr=True)
+    last: dict[str, Any] = {}
+
+    def show(line: dict[str, Any]) -> None:
+        if line["stage"] == "validation":
+            last.update(line)
+        total = recipe.tower_stage.steps if line["stage"] == "tower" else recipe.steps
+        numbers = "  ".join(f"{key} {value:.4g}" for key, value in line.items() if key not in ("stage", "step"))
+        console.print(f"{line['stage']:>10} {line['step']}/{total}  {numbers}", highlight=False)
+
+    try:
+        model = train(recipe, Path(config.out), resume=config.resume, workers=config.workers, show=show)
+    except KeyboardInterrupt:
+        console.print(f"stopped; `videollm-mod train {config.recipe} --out {config.out} --resume` goes on", highlight=False)
+        return {"interrupted": True, "out": config.out, "last_validation": last}
+    size = os.path.getsize(model / "model.safetensors")
+    return {"model": str(model), "bytes": size, "steps": recipe.steps, "last_validation": last}

@@ -1,0 +1,135 @@
+"""World streams as training samples, drawn by worker processes. Sample n of a run is always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from videollm_mod.dialogue import Segment
+from videollm_mod.train.recipe import Recipe, TowerStage
+from videollm_mod.world import COLOURS, SHAPES, SIZES, WorldConfig, make_stream
+from videollm_mod.world.conversation import segments
+
+ROLES = ("thing", "hand", "clutter")
+
+
+@dataclass(frozen=True)
+class StreamSample:
+    """One stream: its frames and its conversation."""
+
+    frames: Tensor  # (F, S, S, 3) uint8
+    segments: list[Segment]
+
+
+@dataclass(frozen=True)
+class CellTruth:
+    """What is where on F frames of h x w cells; -1 where a label does not apply."""
+
+    frames: Tensor  # (F, S, S, 3) uint8
+    cover: Tensor  # (F, h, w, 3) float: whether a thing, a hand, clutter covers a good part of the cell
+    colour: Tensor  # (F, h, w) int64, of the thing that covers most of the cell
+    shape: Tensor  # (F, h, w) int64
+    size: Tensor  # (F, h, w) int64
+    centre: Tensor  # (F, h, w) float: whether a thing's centre lies in the cell
+    offset: Tensor  # (F, h, w, 2) float in 0..1: where in the cell
+    count: Tensor  # (F,) int64: things in view
+
+
+class StreamSamples(Dataset[StreamSample]):
+    """The streams of the second stage, in the order in which its steps take them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return sum(phase.steps * phase.streams for phase in self.recipe.phases)
+
+    def __getitem__(self, number: int) -> StreamSample:
+        first = 0
+        for phase in self.recipe.phases:
+            last = first + phase.steps * phase.streams
+            if number < last:
+                return stream_sample("train", self.recipe.seed * 10_000_000 + number, phase.world, self.recipe)
+            first = last
+        raise IndexError(number)
+
+
+def stream_sample(split: str, number: int, world: WorldConfig, recipe: Recipe) -> StreamSample:
+    """Stream `number` of a split, with its conversation."""
+    stream = make_stream(split, number, world)
+    return StreamSample(torch.from_numpy(stream.frames()), segments(stream, recipe.settings.system))
+
+
+class TowerSamples(Dataset[CellTruth]):
+    """Single frames with the truth of every cell, for the first stage."""
+
+    def __init__(self, stage: TowerStage, world: WorldConfig, grid: tuple[int, int], seed: int) -> None:
+        self.stage, self.world, self.grid, self.seed = stage, world, grid, seed
+
+    def __len__(self) -> int:
+        return self.stage.steps * self.stage.streams
+
+    def __getitem__(self, number: int) -> CellTruth:
+        # far from the numbers of the second stage, so that the two never share a stream
+        stream = make_stream("train", 900_000_000 + self.seed * 10_000_000 + number, self.world)
+        every = max(1, len(stream.times) // self.stage.frames)
+        picked = list(range(0, len(stream.times), every))[: self.stage.frames]
+        frames = torch.from_numpy(stream.frames()[picked])
+        return cell_truth(frames, [stream.visible(float(stream.times[i])) for i in picked], self.grid)
+
+
+def cell_truth(frames: Tensor, visible: list[Any], grid: tuple[int, int]) -> CellTruth:
+    """Boxes -> labels per cell. visible: for each frame its list of VisibleThing."""
+    count, (h, w) = len(frames), grid
+    cover = torch.zeros(count, h, w, 3)
+    most = torch.zeros(count, h, w)  # how much of the cell the labelled thing covers
+    colour, shape, size = (torch.full((count, h, w), -1) for _ in range(3))
+    centre, offset = torch.zeros(count, h, w), torch.zeros(count, h, w, 2)
+    in_view = torch.zeros(count, dtype=torch.int64)
+    top, left = torch.arange(h)[:, None] / h, torch.arange(w)[None] / w
+    for f, things in enumerate(visible):
+        for thing in things:
+            x0, y0, x1, y1 = thing.box
+            wide = (torch.minimum(left + 1 / w, torch.tensor(x1)) - torch.maximum(left, torch.tensor(x0))).clamp(min=0)
+            high = (torch.minimum(top + 1 / h, torch.tensor(y1)) - torch.maximum(top, torch.tensor(y0))).clamp(min=0)
+            share = wide * high * h * w  # (h, w): part of the cell under the thing's box
+            covered = share > 0.25
+            cover[f, ..., ROLES.index(thing.role)] += covered
+            if thing.role != "thing" or thing.visible < 0.3:
+                continue
+            in_view[f] += 1
+            mine = covered & (share > most[f])
+            most[f] = torch.where(mine, share, most[f])
+            colour[f][mine] = COLOURS.index(thing.colour)
+            shape[f][mine] = SHAPES.index(thing.shape)
+            size[f][mine] = SIZES.index(thing.size)
+            cx, cy = thing.centre
+            if 0 <= cx < 1 and 0 <= cy < 1:
+                row, column = int(cy * h), int(cx * w)
+                centre[f, row, column] = 1
+                offset[f, row, column] = torch.tensor([cx * w - column, cy * h - row])
+    return CellTruth(frames, cover.clamp(max=1), colour, shape, size, centre, offset, in_view.clamp(max=3))
+
+
+def batches(samples: Dataset[Any], size: int, start: int, end: int, workers: int) -> Iterator[list[Any]]:
+    """Samples start..end-1 in order, `size` at a time; drawn ahead by `workers` processes (0 = in this one)."""
+
+    order = [list(range(first, min(first + size, end))) for first in range(start, end, size)]
+    yield from DataLoader(
+        samples,
+        batch_sampler=order,
+        collate_fn=list,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+        multiprocessing_context="fork" if workers else None,  # a spawned one would import everything again
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,241 @@
+"""The run: tower stage, then streams; logs, validation, checkpoints that a killed run resumes from exactly.
+
+A run is a folder: recipe.json, log.jsonl (one object a line), checkpoint/ (weights, optimiser, step), model/ (the result).
+On a CPU with the same number of threads, a resumed run continues the very same curve: samples are numbered, not drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from videollm_mod.dialogue import IGNORE, Batch, collate, word_tokenizer
+from videollm_mod.model import Output, StreamingVideoLM
+from videollm_mod.train.data import StreamSample, StreamSamples, batches, stream_sample
+from videollm_mod.train.recipe import Recipe
+from videollm_mod.train.tower import train_tower
+from videollm_mod.types import InputError
+from videollm_mod.vision import Connector, ConvTower, FrameEncoder
+from videollm_mod.world import all_sentences
+
+Log = Callable[[dict[str, Any]], None]
+
+
+def build(recipe: Recipe) -> StreamingVideoLM:
+    """The recipe's model with fresh weights, the same for the same seed."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = word_tokenizer([*all_sentences(), recipe.settings.system])
+    sizes = recipe.lm
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.mlp,
+        max_position_embeddings=65536,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    tower = ConvTower(recipe.tower)
+    return StreamingVideoLM(
+        FrameEncoder(tower, recipe.grid),
+        Connector(tower.width, sizes.width),
+        AutoModelForCausalLM.from_config(config),
+        tokenizer,
+        recipe.plan,
+        recipe.settings,
+    )
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 1, show: Log = lambda line: None) -> Path:
+    """Run a recipe in `folder`; returns the folder of the finished model. `show` gets every log line as it is written.
+
+    Raises InputError when the folder holds a run and `resume` is off, or holds one of another recipe.
+    """
+    model, state = _open_run(recipe, folder, resume)
+    optimiser = _optimiser(model, recipe)
+    step, spent = 0, 0.0
+    if state is not None:
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["seconds"]
+    log_file = (folder / "log.jsonl").open("a", buffering=1)
+    began = time.monotonic() - spent
+
+    def log(line: dict[str, Any]) -> None:
+        log_file.write(json.dumps(line) + "\n")
+        show(line)
+
+    if state is None:
+        train_tower(model.encoder, recipe, workers, log)
+        _save(folder, model, optimiser, 0, time.monotonic() - began)
+    model.encoder.requires_grad_(recipe.tower_lr > 0)
+    model.train()
+    samples = StreamSamples(recipe)
+    saved = time.monotonic()
+    means: dict[str, float] = {}
+    while step < recipe.steps:
+        phase, within, first = recipe.phase_of(step)
+        start, end = first + within * phase.streams, first + phase.steps * phase.streams
+        for items in batches(samples, phase.streams, start, end, workers):
+            for group, rate in zip(optimiser.param_groups, _rates(recipe, step)):
+                group["lr"] = rate
+            numbers = train_step(model, optimiser, items, recipe)
+            step += 1
+            for name, value in numbers.items():
+                means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
+            if not math.isfinite(numbers["loss"]):
+                _save_bad_batch(folder, items)
+                raise InputError(f"the loss is {numbers['loss']} at step {step}; the batch is in {folder / 'bad_batch.safetensors'}.")
+            if step % 20 == 0 or step == recipe.steps:
+                rounded = {name: round(value, 4) for name, value in means.items()}
+                log({"stage": "stream", "step": step, "seconds": round(time.monotonic() - began, 1), **rounded})
+            if step % recipe.validate_every == 0 or step == recipe.steps:
+                seconds = round(time.monotonic() - began, 1)
+                log({"stage": "validation", "step": step, "seconds": seconds, **validate(model, recipe)})
+            if time.monotonic() - saved > recipe.checkpoint_every or step == recipe.steps:
+                _save(folder, model, optimiser, step, time.monotonic() - began)
+                saved = time.monotonic()
+    model.eval().save_pretrained(folder / "model", dtype=torch.float16)
+    log_file.close()
+    return folder / "model"
+
+
+def train_step(
+    model: StreamingVideoLM, optimiser: torch.optim.Optimizer, items: list[StreamSample], recipe: Recipe
+) -> dict[str, float]:
+    """One optimiser step on one batch of streams; returns its numbers."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        output, _ = forward(model, items, train_tower=recipe.tower_lr > 0)
+    assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
+    optimiser.zero_grad()
+    output.loss.backward()
+    experts = [p.grad.norm() for name, p in model.named_parameters() if "depth_expert.weight" in name and p.grad is not None]
+    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], recipe.clip)
+    optimiser.step()
+    return {
+        "loss": float(output.loss.detach()),
+        "lm_loss": float(output.lm_loss),
+        "stream_loss": float(output.stream_loss),
+        "gradient": float(norm),
+        "expert_gradient": float(sum(experts) / max(len(experts), 1)),
+    }
+
+
+def forward(model: StreamingVideoLM, items: list[StreamSample], *, train_tower: bool = False) -> tuple[Output, Batch]:
+    """One pass over a batch of streams with their labels."""
+    batch = collate([model.template.encode(item.segments) for item in items])
+    with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
+        features = model.encoder(torch.cat([item.frames for item in items]))
+    # No attention mask: padding stands on the right, where causal attention never looks, and it has no labels. A mask
+    # would give the same numbers at twice the cost.
+    return model(batch.input_ids, batch.frame_index, features, labels=batch.labels, decision=batch.decision), batch
+
+
+@torch.no_grad()
+def validate(model: StreamingVideoLM, recipe: Recipe) -> dict[str, float]:
+    """Teacher-forced on validation streams of the longest phase: losses; decisions, words and whole sentences right."""
+    model.eval()
+    sums: dict[str, float] = {}
+    world = max((phase.world for phase in recipe.phases), key=lambda world: world.seconds)
+    for number in range(recipe.validation_streams):
+        output, batch = forward(model, [stream_sample("validation", number, world, recipe)])
+        for name, value in _score(model, output, batch).items():
+            sums[name] = sums.get(name, 0.0) + value
+    model.train()
+    streams = recipe.validation_streams
+    return {
+        "lm_loss": round(sums["lm_loss"] / streams, 4),
+        "stream_loss": round(sums["stream_loss"] / streams, 4),
+        "speak_recall": round(sums["heard"] / max(sums["due"], 1), 4),
+        "speak_precision": round(sums["heard"] / max(sums["spoken"], 1), 4),
+        "sentences_right": round(sums["right"] / max(sums["turns"], 1), 4),
+    }
+
+
+def _score(model: StreamingVideoLM, output: Output, batch: Batch) -> dict[str, float]:
+    assert output.positions is not None and output.lm_loss is not None and output.stream_loss is not None
+    said = torch.full_like(batch.labels, IGNORE)
+    said[:, output.positions] = output.logits.argmax(-1)
+    text = (batch.labels != IGNORE) & ~batch.decision
+    wrong = set(batch.turn[text & (said != batch.labels)].tolist())
+    turns = set(batch.turn[text].tolist())
+    speak, due = (said == model.template.close_id) & batch.decision, (batch.labels == model.template.close_id) & batch.decision
+    return {
+        "lm_loss": float(output.lm_loss),
+        "stream_loss": float(output.stream_loss),
+        "due": float(due.sum()),
+        "spoken": float(speak.sum()),
+        "heard": float((speak & due).sum()),
+        "turns": float(len(turns)),
+        "right": float(len(turns - wrong)),
+    }
+
+
+def _optimiser(model: StreamingVideoLM, recipe: Recipe) -> torch.optim.Optimizer:
+    def decays(tensor: Tensor) -> bool:
+        return tensor.dim() > 1
+
+    rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if decays(p)], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if not decays(p)], "weight_decay": 0.0},
+    ]
+    if recipe.tower_lr > 0:
+        groups.append({"params": list(model.encoder.parameters()), "weight_decay": recipe.weight_decay})
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
+
+
+def _rates(recipe: Recipe, step: int) -> tuple[float, float, float]:
+    """Learning rate of each parameter group: linear warm-up, then a cosine to `final_lr`."""
+    progress = min(1.0, step / recipe.steps)
+    share = recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    share *= min(1.0, (step + 1) / max(recipe.warmup, 1))
+    return recipe.lr * share, recipe.lr * share, recipe.tower_lr * share
+
+
+def _open_run(recipe: Recipe, folder: Path, resume: bool) -> tuple[StreamingVideoLM, dict[str, Any] | None]:
+    """A fresh model, or that of the run in `folder` with its optimiser state and step."""
+    known, checkpoint = folder / "recipe.json", folder / "checkpoint" / "state.pt"
+    asked = json.loads(json.dumps(recipe.to_dict()))
+    if known.exists() and not resume:
+        raise InputError(f"{folder} holds a run already; add --resume to go on with it, or give another --out.")
+    if known.exists():
+        before = json.loads(known.read_text())
+        changed = sorted(key for key in {*asked, *before} if asked.get(key) != before.get(key))
+        if changed:
+            raise InputError(f"{folder} holds a run whose recipe differs in '{changed[0]}'; give another --out.")
+    model = build(recipe)
+    if known.exists() and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        return model, state
+    folder.mkdir(parents=True, exist_ok=True)
+    known.write_text(json.dumps(asked, indent=2) + "\n")
+    return model, None
+
+
+def _save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
+    """Write the checkpoint under a temporary name, then rename: a kill in the middle leaves the one before."""
+    target = folder / "checkpoint" / "state.pt"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seconds": seconds}
+    torch.save(state, target.with_suffix(".writing"))
+    target.with_suffix(".writing").replace(target)
+
+
+def _save_bad_batch(folder: Path, items: list[StreamSample]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({f"frames.{i}": item.frames.contiguous() for i, item in enumerate(items)}, folder / "bad_batch.safetensors")

@@ -1,0 +1,75 @@
+"""First stage: the tower learns to name what is where. Without it the decoder learns nothing in the same time.
+
+Linear heads on every cell predict what covers it, the colour, shape and size of the thing there and where its centre is;
+one on the CLS token counts the things. The heads are thrown away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from videollm_mod.train.data import ROLES, CellTruth, TowerSamples, batches
+from videollm_mod.train.recipe import Recipe
+from videollm_mod.vision import FrameEncoder
+from videollm_mod.world import COLOURS, SHAPES, SIZES
+
+
+class CellHeads(nn.Module):
+    """Tower vectors -> what is where."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts = [len(ROLES), len(COLOURS), len(SHAPES), len(SIZES), 1, 2]
+        self.cell = nn.Linear(width, sum(self.parts))
+        self.count = nn.Linear(width, 4)
+
+    def loss(self, tokens: Tensor, truth: CellTruth) -> tuple[Tensor, dict[str, float]]:
+        """tokens: (F, 1 + h * w, width). Returns the loss and, for the log, how often each answer is right."""
+        cover, colour, shape, size, centre, offset = self.cell(tokens[:, 1:]).float().split(self.parts, -1)
+        total = binary_cross_entropy_with_logits(cover, truth.cover.flatten(1, 2))
+        right: dict[str, float] = {}
+        for name, logits in (("colour", colour), ("shape", shape), ("size", size)):
+            label = getattr(truth, name).flatten(1, 2)
+            known = label >= 0
+            if known.any():
+                total = total + cross_entropy(logits[known], label[known])
+                right[name] = float((logits[known].argmax(-1) == label[known]).float().mean())
+        here = truth.centre.flatten(1, 2)
+        total = total + 2 * binary_cross_entropy_with_logits(centre[..., 0], here)
+        if here.any():
+            there = here.bool()
+            total = total + (offset[there].sigmoid() - truth.offset.flatten(1, 2)[there]).abs().mean()
+        count = self.count(tokens[:, 0]).float()
+        total = total + 0.3 * cross_entropy(count, truth.count)
+        right["count"] = float((count.argmax(-1) == truth.count).float().mean())
+        return total, right
+
+
+def train_tower(encoder: FrameEncoder, recipe: Recipe, workers: int, log: Callable[[dict[str, object]], None]) -> None:
+    """Train `encoder` in place on single frames of the first phase's world."""
+    stage = recipe.tower_stage
+    heads = CellHeads(encoder.width)
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.lr, total_steps=stage.steps, pct_start=0.05)
+    samples = TowerSamples(stage, recipe.phases[0].world, recipe.grid, recipe.seed)
+    began, mean_loss = time.monotonic(), 0.0
+    for step, items in enumerate(batches(samples, stage.streams, 0, len(samples), workers)):
+        truth = CellTruth(*(torch.cat([getattr(i, f) for i in items]) for f in CellTruth.__dataclass_fields__))
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            tokens = encoder(truth.frames)
+            loss, right = heads.loss(tokens, truth)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimiser.step()
+        schedule.step()
+        mean_loss += (float(loss.detach()) - mean_loss) / min(step + 1, 50)
+        if (step + 1) % 50 == 0 or step + 1 == stage.steps:
+            seconds = round(time.monotonic() - began, 1)
+            log({"stage": "tower", "step": step + 1, "loss": round(mean_loss, 4), "seconds": seconds, **right})

@@ -1,0 +1,16 @@
+"""Frames -> tokens: any vision tower -> CLS + pooled grid -> connector to the decoder's width."""
+
+from videollm_mod.vision.encoder import Connector, FrameEncoder
+from videollm_mod.vision.pixels import normalise
+from videollm_mod.vision.tower import ConvTower, ConvTowerConfig, TransformersTower, VisionTower, tower_from_config
+
+__all__ = [
+    "Connector",
+    "ConvTower",
+    "ConvTowerConfig",
+    "FrameEncoder",
+    "TransformersTower",
+    "VisionTower",
+    "normalise",
+    "tower_from_config",
+]

@@ -1,0 +1,336 @@
+"""`videollm-mod watch SOURCE`: source -> session -> sinks, with a clock, questions and a terminal.
+
+    videollm-mod watch clip.mp4 --ask "What is in view?@12.5" --jsonl events.jsonl --srt clip.srt --video narrated.mp4
+
+Flags and outputs are checked before anything is opened, the source before the model is loaded. Heavy modules are
+imported where they are used: `watch --help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from videollm_mod.pace import Interrupts, catch_interrupts, close_source, newest, paced, sleep_until
+
+if TYPE_CHECKING:
+    from videollm_mod.show.terminal import Terminal
+    from videollm_mod.stream.session import StreamSession
+    from videollm_mod.stream.sinks import Sink
+    from videollm_mod.types import StreamEvent
+    from videollm_mod.video import VideoSource
+
+
+@dataclass(frozen=True)
+class StreamFlags:
+    """Flags of every command that runs a model over a source."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A video file, a folder of images, an http or rtsp address, camera:0, or - for standard input."""
+    fps: float = 2.0
+    """Frames per second that the model sees."""
+    start: float = 0.0
+    """Begin at this time of the source, seconds."""
+    end: float | None = None
+    """Stop at this time of the source, seconds."""
+    ask: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT@SECONDS")] = ()
+    """A question and when to put it; may be given several times."""
+    speed: Literal["realtime", "max"] = "max"
+    """How fast a file is played; a live source is always realtime."""
+    model: str = "tiny"
+    """The bundled model "tiny", or a model's folder."""
+    keep: float | None = None
+    """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
+    plan: str | None = None
+    """Which layers route: full, all, all-deep, interleaved, interleaved-deep, or numbers like 1,3,5."""
+    threshold: float | None = None
+    """Speak when the probability of silence falls below this; the model's own if not given."""
+    threads: int | None = None
+    """CPU threads; all of them if not given."""
+
+
+@dataclass(frozen=True)
+class WatchConfig(StreamFlags):
+    """Narrate a source, and write down what was said."""
+
+    jsonl: Path | None = None
+    """Write events here, one JSON object a line."""
+    srt: Path | None = None
+    """Write subtitles here."""
+    video: Path | None = None
+    """Write an annotated mp4 here: narration burned in, kept tokens drawn."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something to ask, and when: seconds of the source."""
+
+    text: str
+    time: float
+
+
+@dataclass
+class Tally:
+    """What a run has come to; becomes the final JSON."""
+
+    frames: int = 0
+    events: int = 0
+    first: float = 0.0  # time of the first and of the newest frame, seconds
+    last: float = 0.0
+    wall_seconds: float = 0.0
+    lag: float = 0.0  # of the newest frame, and the largest: how late the model was done with it, seconds
+    lag_max: float = 0.0
+    dropped: int = 0
+    interrupted: bool = False
+    answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def add_dropped(self, count: int) -> None:
+        self.dropped += count
+
+
+def watch(config: WatchConfig) -> dict[str, Any]:
+    """Run the command; returns the final JSON. Raises InputError for what the user can mend."""
+
+    def sinks(video: VideoSource, session: StreamSession) -> list[Sink]:
+        from videollm_mod.show.overlay import VideoSink
+        from videollm_mod.stream.sinks import JsonlSink, SrtSink
+
+        made: list[Sink] = []
+        if config.jsonl:
+            made.append(JsonlSink(config.jsonl))
+        if config.srt:
+            made.append(SrtSink(config.srt))
+        if config.video:
+            made.append(VideoSink(config.video, video.fps, session.grid))
+        return made
+
+    outputs = {"jsonl": config.jsonl, "srt": config.srt, "video": config.video}
+    return run(config, outputs, sinks, record_kept=config.video is not None)
+
+
+def run(
+    flags: StreamFlags,
+    outputs: dict[str, Path | None],
+    make_sinks: Callable[[VideoSource, StreamSession], Sequence[Sink]],
+    record_kept: bool,
+) -> dict[str, Any]:
+    """Check everything, open the source, load the model, follow the stream; returns the final JSON."""
+    from videollm_mod.show.terminal import Terminal
+
+    questions, plan = check_flags(flags)
+    check_outputs(flags.source, outputs)
+    tally = Tally()
+    with ExitStack() as stack:
+        terminal = stack.enter_context(Terminal(flags.source))
+        stack.enter_context(_warnings_to(tally.warnings, terminal))
+        from videollm_mod.model import load
+        from videollm_mod.stream.session import StreamSession
+        from videollm_mod.video import open_video
+
+        if flags.threads:
+            import torch
+
+            torch.set_num_threads(flags.threads)
+        interrupts = stack.enter_context(catch_interrupts())
+        video = open_video(flags.source, fps=flags.fps, start=flags.start, end=flags.end)
+        stack.callback(close_source, video)
+        check_times(questions, flags, video.duration)
+        terminal.begin(flags.start, _earliest(video.duration, flags.end))
+        for message in video.warnings:
+            warnings.warn(message, stacklevel=1)
+        model = load(flags.model, plan=plan, keep=flags.keep)
+        session = StreamSession(model, threshold=flags.threshold, record_kept=record_kept)
+        sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
+        realtime = flags.speed == "realtime" or video.live
+        follow(video, session, sinks, questions, realtime, terminal, tally, interrupts)
+        for message in video.warnings:  # those about damage come at the end
+            warnings.warn(message, stacklevel=1)
+        state = session.state()
+        used = model.plan
+    return {
+        "frames": tally.frames,
+        "events": tally.events,
+        "seconds": round(tally.last - tally.first + 1 / video.fps, 3) if tally.frames else 0.0,
+        "wall_seconds": round(tally.wall_seconds, 3),
+        "fps": round(tally.frames / tally.wall_seconds, 2) if tally.wall_seconds else 0.0,
+        "lag_max": round(tally.lag_max, 3),
+        "dropped": tally.dropped,
+        "kv_bytes": state.kv_bytes,
+        "kv_bytes_dense": state.kv_bytes_dense,
+        "questions": tally.answers,
+        "warnings": tally.warnings,
+        "files": {name: str(path) for name, path in outputs.items() if path is not None and path.exists()},
+        "source": flags.source,
+        "model": flags.model,
+        "plan": used.to_dict(),
+        "interrupted": tally.interrupted,
+    }
+
+
+# -- what can be checked before anything is opened ---------------------------------------------------------------------
+
+
+def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
+    """Raise InputError for a flag that cannot be right; returns the questions by time, and the plan for `load`."""
+    from videollm_mod.types import InputError
+
+    if flags.keep is not None and not 0 < flags.keep <= 1:
+        raise InputError(f"--keep {flags.keep} is outside (0, 1]; 0.2 keeps a fifth of each frame's tokens.")
+    if flags.threshold is not None and not 0 <= flags.threshold <= 1:
+        raise InputError(f"--threshold {flags.threshold} is outside [0, 1]; it is a probability.")
+    if flags.threads is not None and flags.threads < 1:
+        raise InputError(f"--threads {flags.threads} is too few; give 1 or more.")
+    return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_plan(flags.plan)
+
+
+def parse_question(words: str) -> Question:
+    """ "TEXT@SECONDS" -> Question. The last @ counts: the text may have some of its own."""
+    from videollm_mod.types import InputError
+
+    text, at, seconds = words.rpartition("@")
+    try:
+        when = float(seconds)
+    except ValueError:
+        when = math.nan
+    if not at or not text.strip() or not (math.isfinite(when) and when >= 0):
+        raise InputError(f"--ask '{words}' is not TEXT@SECONDS; write for example \"What is in view?@12.5\".")
+    return Question(text.strip(), when)
+
+
+def parse_plan(words: str | None) -> Any:
+    """A plan's name, or "1,3,5" -> a DepthPlan for those layers, or None; checked by DepthPlan."""
+    from videollm_mod.depth import DepthPlan
+    from videollm_mod.types import InputError
+
+    if words is None:
+        return None
+    if not set(words) <= set("0123456789, "):
+        DepthPlan(words)  # raises for an unknown name
+        return words  # a name leaves scorer and gate as the model was trained
+    try:
+        return DepthPlan(tuple(int(number) for number in words.split(",")))
+    except ValueError as error:
+        raise InputError(f"--plan '{words}' is not a list of layers; write for example 1,3,5.") from error
+
+
+def check_outputs(source: str, outputs: dict[str, Path | None]) -> None:
+    """Raise InputError if an output cannot be written, is named twice, or is the source itself."""
+    from videollm_mod.files import check_writable
+    from videollm_mod.types import InputError
+    from videollm_mod.video import VideoWriter
+
+    seen = {os.path.realpath(source): "the source"}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        real = os.path.realpath(path)
+        if real in seen:
+            raise InputError(f"--{name} {path} is also {seen[real]}; give it a name of its own.")
+        seen[real] = f"--{name}"
+        check_writable(path)
+        if name == "video":
+            VideoWriter(path, fps=1)  # checks the kind of file, and writes nothing before its first frame
+
+
+def check_times(questions: Sequence[Question], flags: StreamFlags, duration: float | None) -> None:
+    """Raise InputError for a question put before the first frame or, where the duration is known, after the last."""
+    from videollm_mod.types import InputError
+
+    end = _earliest(duration, flags.end)
+    for question in questions:
+        if question.time < flags.start:
+            raise InputError(f"--ask at {question.time} s is before --start {flags.start}; ask later or start earlier.")
+        if end is not None and question.time > end + 0.005:  # durations in containers are rounded
+            raise InputError(f"--ask at {question.time} s is beyond the end ({end:.2f} s); ask earlier.")
+
+
+def _earliest(*times: float | None) -> float | None:
+    return min((time for time in times if time is not None), default=None)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def follow(
+    video: VideoSource,
+    session: StreamSession,
+    sinks: Sequence[Sink],
+    questions: Sequence[Question],
+    realtime: bool,
+    terminal: Terminal,
+    tally: Tally,
+    interrupts: Interrupts,
+) -> None:
+    """Push every frame when it is due, ask every question when its time has come, tell sinks and terminal."""
+    waiting = list(questions)
+
+    def say(events: Sequence[StreamEvent]) -> None:
+        for event in events:
+            tally.events += 1
+            terminal.event(event)
+            for sink in sinks:
+                sink.event(event)
+
+    def ask(question: Question) -> None:
+        with interrupts.shielded():
+            answer = session.ask(question.text, question.time)
+            say([answer])
+            tally.answers.append({"text": question.text, "time": question.time, "answer": answer.text})
+
+    began = time.monotonic()
+    try:
+        for frame, due in newest(video, tally.add_dropped) if video.live else paced(video):
+            if not tally.frames:
+                tally.first = frame.time
+            while waiting and waiting[0].time < frame.time:
+                question = waiting.pop(0)
+                if realtime:
+                    sleep_until(due - (frame.time - question.time))
+                ask(question)
+            if realtime:
+                sleep_until(due)
+            with interrupts.shielded():
+                say(session.push(frame))
+                for sink in sinks:
+                    sink.frame(frame, session)
+                tally.frames, tally.last = tally.frames + 1, frame.time
+                now = time.monotonic()
+                tally.lag = max(0.0, now - due)
+                tally.lag_max = max(tally.lag_max, tally.lag)
+                tally.wall_seconds = now - began
+                terminal.progress(tally, session)
+        for question in waiting:
+            if question.time > tally.last + 1 / video.fps:
+                message = f"the question at {question.time:g} s was put at the end of the source, {tally.last:g} s"
+                warnings.warn(message, stacklevel=1)
+            ask(question)
+    except KeyboardInterrupt:
+        tally.interrupted = True
+    finally:
+        interrupts.shield = True  # files are closed next
+        tally.wall_seconds = time.monotonic() - began
+
+
+@contextmanager
+def _warnings_to(messages: list[str], terminal: Terminal) -> Iterator[None]:
+    """Warnings become one line each on the terminal, and an entry of the final JSON."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if str(message) not in messages:
+            messages.append(str(message))
+            terminal.warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
