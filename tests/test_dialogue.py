@@ -245,6 +245,14 @@ def test_the_placeholder_needs_no_row_of_the_embedding(kind: str) -> None:
         StreamTemplate(tokenizer, 3, vision_id=7)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reply_may_be_made_of_every_word_and_eos_but_of_no_other_control_token_or_empty_row(kind: str) -> None:
+    t, words = template_of(kind), len(tokenizer_of(kind))
+    forbidden = set(t.unspeakable(words + 3))
+    assert forbidden == (set(t.tokenizer.all_special_ids) - {t.eos_id}) | {words, words + 1, words + 2}
+    assert not forbidden & {i for sentence in SENTENCES for i in t.reply(sentence)}
+
+
 def test_a_bracket_that_exists_only_with_a_space_mark_is_found() -> None:
     pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁[", -1.0), ("▁]", -1.0), ("▁,", -1.0), ("▁", -2.0), ("a", -2.0)]
     inner = Tokenizer(models.Unigram(pieces, unk_id=0))

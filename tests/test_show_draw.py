@@ -74,7 +74,7 @@ def test_cells_beyond_the_picture_are_not_drawn_and_cells_of_a_cropped_view_end_
     assert (cropped[:, :30] == -1).all() and (cropped[:, 90:] == -1).all() and (cropped[:, 30:90] >= 0).all()
 
 
-@given(st.integers(8, 300), st.integers(8, 300))
+@given(st.integers(70, 300), st.integers(70, 300))
 def test_cells_are_drawn_where_the_models_letterboxed_view_has_them(height: int, width: int) -> None:
     # Number the cells of the model's square, and look which number the letterboxed picture has in each.
     size, cells = 112, 7

@@ -50,9 +50,9 @@ def test_srt_times_carry_into_the_next_unit() -> None:
 
 @given(st.lists(events, max_size=12), st.floats(0.5, 10))
 def test_subtitles_are_numbered_ordered_never_empty_never_overlapping_and_never_too_long(
-    tmp_path_factory: pytest.TempPathFactory, said: list[StreamEvent], longest: float
+    tmp_path: Path, said: list[StreamEvent], longest: float
 ) -> None:
-    path = tmp_path_factory.mktemp("srt") / "out.srt"
+    path = tmp_path / "out.srt"  # the same for every example: an older file is replaced
     with SrtSink(path, longest) as sink:
         sink.frame(FRAME)
         for event in said:  # in any order: late ones join the cue before
@@ -82,10 +82,8 @@ def test_a_subtitle_lasts_until_the_next_one_at_most_four_seconds(tmp_path: Path
 
 
 @given(st.lists(events, max_size=8))
-def test_every_event_is_one_json_line_that_reads_back(
-    tmp_path_factory: pytest.TempPathFactory, said: list[StreamEvent]
-) -> None:
-    path = tmp_path_factory.mktemp("jsonl") / "out.jsonl"
+def test_every_event_is_one_json_line_that_reads_back(tmp_path: Path, said: list[StreamEvent]) -> None:
+    path = tmp_path / "out.jsonl"
     with JsonlSink(path) as sink:
         sink.frame(FRAME)
         for number, event in enumerate(said, start=1):
@@ -100,7 +98,9 @@ def test_every_event_is_one_json_line_that_reads_back(
 
 
 @pytest.mark.parametrize("kind", [JsonlSink, SrtSink])
-def test_without_a_frame_no_file_appears_and_an_older_one_stays(tmp_path: Path, kind: type[JsonlSink | SrtSink]) -> None:
+def test_without_a_frame_no_file_appears_and_an_older_one_stays(
+    tmp_path: Path, kind: type[JsonlSink | SrtSink]
+) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("precious")
     for path in (old, new):
@@ -121,4 +121,7 @@ def test_ctrl_c_leaves_whole_cues_with_the_last_one(tmp_path: Path) -> None:
         sink.event(StreamEvent(1.0, "narration", "One.", 0))
         sink.event(StreamEvent(2.0, "answer", "Two.", 1, question="How\n\nmany?", asked=2.0))
         raise KeyboardInterrupt
-    assert [words for *_, words in CUE.findall((tmp_path / "a.srt").read_text())] == ["One.\n", "Q: How many? A: Two.\n"]
+    assert [words for *_, words in CUE.findall((tmp_path / "a.srt").read_text())] == [
+        "One.\n",
+        "Q: How many? A: Two.\n",
+    ]

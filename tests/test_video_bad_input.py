@@ -75,8 +75,7 @@ def test_a_file_of_sound_alone(tmp_path: Path, name: str, codec: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov"])
 def test_a_video_without_a_single_picture(tmp_path: Path, suffix: str) -> None:
-    message = refusal(write_empty(tmp_path / f"zero.{suffix}"))
-    assert "without a single picture" in message or "not a video" in message
+    assert "holds not a single picture" in refusal(write_empty(tmp_path / f"zero.{suffix}"))
 
 
 def test_a_video_that_lost_its_index(clip: Path) -> None:

@@ -25,7 +25,8 @@ def write_video(
         stream = container.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        stream.options = {"g": "5", "crf": "10", **options}
+        stream.options = {"g": "5", "crf": "10"} if codec == "libx264" else {}
+        stream.options |= options
         silence = container.add_stream("aac", rate=8000) if sound else None
         stream.codec_context.open()
         for number, time in enumerate(times):

@@ -175,6 +175,10 @@ class StreamTemplate:
         words = [i for i in numbers if 0 <= i < self._vocabulary_end and i not in self._special]
         return str(self.tokenizer.decode(words, clean_up_tokenization_spaces=False)).strip()
 
+    def unspeakable(self, vocabulary: int) -> list[int]:
+        """Ids below `vocabulary` (rows of the LM's head) no reply may contain: control tokens but EOS, empty rows."""
+        return [i for i in range(vocabulary) if i != self.eos_id and (i in self._special or i >= self._vocabulary_end)]
+
     # -- whole conversations -------------------------------------------------------------------------------------------
 
     def encode(self, segments: Sequence[Segment]) -> Example:

@@ -214,9 +214,9 @@ class StreamingVideoLM(nn.Module):
                 AutoTokenizer.from_pretrained(folder / "tokenizer"),
                 chosen,
                 settings,
-            )
+            ).to(dtype)
         _load_weights(model, folder / WEIGHTS, trained)
-        return model.to(dtype).eval()
+        return model.eval()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

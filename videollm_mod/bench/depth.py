@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from videollm_mod.bench.measure import PeakMemory, environment, progress, time_in_turn
+from videollm_mod.bench.measure import PeakMemory, environment, progress, rounded, time_in_turn
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
+from videollm_mod.depth.cache import RaggedLayer
 from videollm_mod.types import InputError
 
 
@@ -60,14 +62,15 @@ def small(config: BenchDepth) -> BenchDepth:
     """What `quick` measures."""
     return replace(
         config,
-        width=128,
-        inner=352,
-        layers=4,
-        heads=4,
-        vocabulary=256,
-        train_frames=4,
-        frames=(10, 20),
-        stream_steps=5,
+        width=64,
+        inner=176,
+        layers=2,
+        heads=2,
+        vocabulary=64,
+        train_frames=2,
+        train_steps=3,
+        frames=(5, 10),
+        stream_steps=3,
     )
 
 
@@ -83,7 +86,7 @@ def bench_depth(config: BenchDepth) -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        result = _measure(config)
+        result = rounded(_measure(config))
     finally:
         torch.set_num_threads(before)
     if config.out is not None:
@@ -107,7 +110,7 @@ def _measure(config: BenchDepth) -> dict[str, Any]:
         },
         "train_all": train,
         "stream_all": stream_all,
-        "setup": {**asdict(config), "out": None},
+        "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads")},
         **environment(),
     }
 
@@ -169,18 +172,20 @@ def measure_training(config: BenchDepth, models: Models) -> dict[str, Any]:
     """
     text = config.train_text + config.train_frames
     frames = [[number] * TRAIN_TOKENS_PER_FRAME + [-1] for number in range(config.train_frames)]
-    index = torch.tensor([[*sum(frames, []), *[-1] * config.train_text]])  # (1, tokens)
+    index = torch.tensor([[*chain(*frames), *[-1] * config.train_text]])  # (1, tokens)
     ids = torch.randint(config.vocabulary, index.shape)
     runs = {
         "dense": lambda: _train_step(models.dense, ids, index),
         "routed": lambda: _train_step(models.routed, ids, index),
     }
-    timing = time_in_turn(runs, config.train_steps)
+    for weight in models.untouched.parameters():  # the gradients of all three
+        weight.grad = torch.zeros_like(weight)
     peak = {}
-    for name, run in runs.items():
+    for name, run in runs.items():  # which also warms up
         with PeakMemory() as memory:
             run()
         peak[name] = memory.peak
+    timing = time_in_turn(runs, config.train_steps, warmup=0)
     workload = (text, config.train_frames, TRAIN_TOKENS_PER_FRAME, text)
     cost = {
         "dense": flops.train_flops(models.dense.config, None, *workload),
@@ -203,8 +208,8 @@ def measure_training(config: BenchDepth, models: Models) -> dict[str, Any]:
     }
     models.untouched.zero_grad(set_to_none=True)
     progress(
-        f"training step, {index.shape[1]} tokens: dense {result['dense_ms']:.0f} ms, routed {result['routed_ms']:.0f} ms, "
-        f"ratio {result['ratio']:.3f} (FLOPs {result['flops_bound']:.3f}); "
+        f"training step, {index.shape[1]} tokens: dense {result['dense_ms']:.0f} ms, "
+        f"routed {result['routed_ms']:.0f} ms, ratio {result['ratio']:.3f} (FLOPs {result['flops_bound']:.3f}); "
         f"activation peak {result['dense_peak_mib']:.0f} and {result['routed_peak_mib']:.0f} MiB, "
         f"ratio {result['activation_peak']:.3f}"
     )
@@ -226,12 +231,12 @@ def measure_stream(config: BenchDepth, models: Models, tokens: int) -> dict[str,
     """Milliseconds per frame of `tokens` vision tokens and an interval token, after 100, 300, ... frames of a stream.
 
     Decoder only, no logits. Dense and routed both use the growable `RaggedCache` and are timed in turn. The second
-    baseline, the untouched model on Transformers' `DynamicCache`, is timed after them: all three caches of a long stream
-    at once would not fit into 16 GB.
+    baseline, the untouched model on Transformers' `DynamicCache`, is timed after them: all three caches of a long
+    stream at once would need more than 12 GB.
     """
     points = {}
     for frames in config.frames:
-        past = max(frames - config.stream_steps - 1, 0)
+        past = max(frames - config.stream_steps - 1, 0)  # one warm-up frame, then the timed ones
         streams = {
             "dense": Stream.filled(models.dense, tokens, past, None),
             "routed": Stream.filled(models.routed, tokens, past, models.plan),
@@ -276,8 +281,8 @@ def measure_stream(config: BenchDepth, models: Models, tokens: int) -> dict[str,
 class Stream:
     """A stream that is `frame` frames old. `step` takes it one frame further."""
 
-    decoder: nn.Module
-    cache: RaggedCache | DynamicCache
+    decoder: LlamaModel
+    cache: Any  # RaggedCache or DynamicCache
     tokens: int
     frame: int
     depth: bool  # whether the decoder knows `frame_index`
@@ -302,11 +307,11 @@ class Stream:
             entries = flops.kv_entries(model.config, plan, last - first, last - first, tokens)
             span = (last - first) * (tokens + 1)
             for layer, count in zip(cache.layers, entries):
-                if count == 0:
-                    continue
-                slots = first * (tokens + 1) + torch.arange(count) * span // count
+                assert isinstance(layer, RaggedLayer)
+                slots = first * (tokens + 1) + torch.arange(count) * span // max(count, 1)
                 layer.expect(span, slots[None], [count])
-                layer.update(*_random_entries(model.config, count))
+                if count:
+                    layer.update(*_random_entries(model.config, count))
         return cls(model.model, cache, tokens, frames, depth=True)
 
     @classmethod
@@ -319,7 +324,6 @@ class Stream:
 
 
 def _random_entries(config: LlamaConfig, count: int) -> tuple[Tensor, Tensor]:
-    """Keys and values, (1, heads, count, head_dim). One random entry is repeated: to draw them all would take longest."""
-    shape = (2, 1, config.num_key_value_heads, 1, config.head_dim)
-    keys, values = torch.randn(shape).expand(-1, -1, -1, count, -1)
-    return keys, values
+    """Keys and values, (1, heads, count, head_dim): one random entry, repeated, because to draw them all takes long."""
+    keys, values = torch.randn(2, 1, config.num_attention_heads, 1, config.hidden_size // config.num_attention_heads)
+    return keys.expand(-1, -1, count, -1), values.expand(-1, -1, count, -1)

@@ -94,6 +94,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def rounded(value: Any) -> Any:
+    """Nested JSON values with four decimals: a thousandth of a ratio is more than a clock can tell."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def progress(line: str) -> None:
     """For the eye: stdout holds the JSON only."""
     print(line, file=sys.stderr, flush=True)

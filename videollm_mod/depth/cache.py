@@ -147,8 +147,8 @@ class RaggedLayer(CacheLayerMixin):
         self._select_rows(torch.arange(len(self.lengths)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        rows = torch.arange(len(self.lengths))
-        self._select_rows(rows[indices.cpu()])
+        if self.slots is not None:
+            self._select_rows(torch.arange(len(self.lengths))[indices.cpu()])
 
     # --- bytes -----------------------------------------------------------------------------------------------------
 

@@ -214,9 +214,15 @@ def _refuse_split_frames(cache: RaggedCache, layout: FrameLayout) -> None:
 class DepthCausalLM(nn.Module):
     """Mix-in in front of the causal LM: `generate(input_ids, frame_index=...)` works as for any model."""
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, frame_index: Tensor | None = None, **kwargs: Any) -> Any:
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        frame_index: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,  # named, because `generate` refuses embeddings where the name is missing
+        **kwargs: Any,
+    ) -> Any:
         """`frame_index` (batch, prompt) belongs to the whole sequence from its start; what is generated is text."""
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if frame_index is not None:
             cache = inputs.get("past_key_values")
             start = cache.get_seq_length() if cache is not None else 0

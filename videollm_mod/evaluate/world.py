@@ -98,10 +98,10 @@ def _check(config: EvalWorldConfig) -> int:
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"--{name} {value} is too few; give {least} or more.")
-    for name in ("threshold", "keep"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= 1:
-            raise InputError(f"--{name} {value} is outside [0, 1]; give a number in it.")
+    if config.threshold is not None and not 0 <= config.threshold <= 1:
+        raise InputError(f"--threshold {config.threshold} is outside [0, 1]; it is a probability.")
+    if config.keep is not None and not 0 < config.keep <= 1:
+        raise InputError(f"--keep {config.keep} is outside (0, 1]; 0.2 keeps a fifth of each frame's tokens.")
     if config.json is not None:
         check_writable(config.json)
     if config.report is not None:

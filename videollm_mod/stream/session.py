@@ -61,6 +61,7 @@ class StreamSession:
         self.kept: dict[int, np.ndarray] = {}  # layer -> (1 + h * w,) bool, of the newest frame
         self.context: list[int] = []  # every id so far, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
+        self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
         self._record_kept = record_kept
         self._cache = RaggedCache(model.num_layers)
         self._pending = self.template.system(self.settings.system)  # text not yet run through the model
@@ -157,16 +158,15 @@ class StreamSession:
         """Make the current reply, one token at a time."""
         reply, said = self._reply, ""
         assert reply is not None
-        while True:
-            if reply.event is None:  # else a question came in between and has finished it
-                self._advance()
+        while reply.event is None:
+            self._advance()
             text = self.template.decode(reply.ids)
             if len(text) > len(said) and text.startswith(said):  # a character may still be half-made
-                yield text[len(said) :]
-                said = text
-            if reply.event is not None:
-                yield reply.event
-                return
+                new, said = text[len(said) :], text
+                yield new
+        if len(reply.event.text) > len(said):  # a question came in between and had it finished
+            yield reply.event.text[len(said) :]
+        yield reply.event
 
     def _finish(self) -> None:
         """Complete a reply whose reader went away or was interrupted, so that the context stays well formed."""
@@ -179,7 +179,8 @@ class StreamSession:
         reply = self._reply
         assert reply is not None
         text = self._take_pending()
-        token = int(self._run(text, [-1] * len(text)).argmax())
+        logits = self._run(text, [-1] * len(text))
+        token = int(logits.index_fill(0, self._unspeakable, -torch.inf).argmax())
         if token != self.template.eos_id and len(reply.ids) < self.settings.max_reply_tokens:
             reply.ids.append(token)
             self._pending = [token]

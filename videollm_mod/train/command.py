@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -32,8 +33,6 @@ class TrainConfig:
 
 def train_command(config: TrainConfig) -> dict[str, Any]:
     """Train, and return what came out."""
-    import dataclasses
-
     import torch
     from rich.console import Console
 
@@ -55,12 +54,13 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
             last.update(line)
         total = recipe.tower_stage.steps if line["stage"] == "tower" else recipe.steps
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in line.items() if key not in ("stage", "step"))
-        console.print(f"{line['stage']:>10} {line['step']}/{total}  {numbers}", highlight=False)
+        console.print(f"{line['stage']:>10} {line['step']}/{total}  {numbers}", highlight=False, soft_wrap=True)
 
     try:
         model = train(recipe, Path(config.out), resume=config.resume, workers=config.workers, show=show)
     except KeyboardInterrupt:
-        console.print(f"stopped; `videollm-mod train {config.recipe} --out {config.out} --resume` goes on", highlight=False)
+        again = f"videollm-mod train {config.recipe} --out {config.out} --resume"
+        console.print(f"stopped; `{again}` goes on from the last checkpoint", highlight=False, soft_wrap=True)
         return {"interrupted": True, "out": config.out, "last_validation": last}
     size = os.path.getsize(model / "model.safetensors")
     return {"model": str(model), "bytes": size, "steps": recipe.steps, "last_validation": last}

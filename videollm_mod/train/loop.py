@@ -67,9 +67,10 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 
     model, state = _open_run(recipe, folder, resume)
     optimiser = _optimiser(model, recipe)
     step, spent = 0, 0.0
+    means: dict[str, float] = {}  # running means of the numbers of a step, for the log
     if state is not None:
         optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["seconds"]
+        step, spent, means = state["step"], state["seconds"], state["means"]
     log_file = (folder / "log.jsonl").open("a", buffering=1)
     began = time.monotonic() - spent
 
@@ -79,12 +80,11 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 
 
     if state is None:
         train_tower(model.encoder, recipe, workers, log)
-        _save(folder, model, optimiser, 0, time.monotonic() - began)
+        _save(folder, model, optimiser, 0, time.monotonic() - began, means)
     model.encoder.requires_grad_(recipe.tower_lr > 0)
     model.train()
     samples = StreamSamples(recipe)
     saved = time.monotonic()
-    means: dict[str, float] = {}
     while step < recipe.steps:
         phase, within, first = recipe.phase_of(step)
         start, end = first + within * phase.streams, first + phase.steps * phase.streams
@@ -105,7 +105,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 
                 seconds = round(time.monotonic() - began, 1)
                 log({"stage": "validation", "step": step, "seconds": seconds, **validate(model, recipe)})
             if time.monotonic() - saved > recipe.checkpoint_every or step == recipe.steps:
-                _save(folder, model, optimiser, step, time.monotonic() - began)
+                _save(folder, model, optimiser, step, time.monotonic() - began, means)
                 saved = time.monotonic()
     model.eval().save_pretrained(folder / "model", dtype=torch.float16)
     log_file.close()
@@ -226,11 +226,24 @@ def _open_run(recipe: Recipe, folder: Path, resume: bool) -> tuple[StreamingVide
     return model, None
 
 
-def _save(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
+def _save(
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    means: dict[str, float],
+) -> None:
     """Write the checkpoint under a temporary name, then rename: a kill in the middle leaves the one before."""
     target = folder / "checkpoint" / "state.pt"
     target.parent.mkdir(parents=True, exist_ok=True)
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seconds": seconds}
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "seconds": seconds,
+        "means": means,
+    }
     torch.save(state, target.with_suffix(".writing"))
     target.with_suffix(".writing").replace(target)
 

@@ -15,12 +15,13 @@ from typing import IO, Any
 
 import av
 import numpy as np
-from av.format import Flags
+from av.container import Flags as ContainerFlags
+from av.format import Flags as FormatFlags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from videollm_mod.types import InputError
-from videollm_mod.video.pixels import orientation, to_rgb
+from videollm_mod.video.pixels import Turn, orientation, to_rgb
 from videollm_mod.video.timing import STEP_BACK, TOLERANCE, Clock
 
 FORMATS = (
@@ -88,10 +89,13 @@ class Decoder:
         self.warnings: list[str] = []
         self.frames_decoded = 0
         self._container = _open(address)
+        # PyAV has FFmpeg invent missing timestamps, wrongly for AVI with B-frames; decoding order dates those better
+        self._container.flags &= ~ContainerFlags.gen_pts.value
         try:
             self._stream = self._video_stream()
             self._codec = self._make_codec()
             self._reformatter = VideoReformatter()
+            self._turns: dict[int, Turn] = {}
             rate = self._stream.average_rate or self._stream.guessed_rate
             self.source_fps = float(rate) if rate and 0 < rate <= 1000 else UNKNOWN_RATE
             self.duration, self._duration_certain = self._stated_duration()
@@ -140,12 +144,12 @@ class Decoder:
             )
         elif short:
             self.warnings.append(
-                f"{self.name} is cut off: it ends at {seen:.1f} s but promises {self.duration:.1f} s, "
+                f"{self.name} is damaged or cut off: it ends at {seen:.1f} s but promises {self.duration:.1f} s, "
                 "copy the file again if you can"
             )
         elif self._clock.repaired:
             self.warnings.append(
-                f"{self.name} has {self._clock.repaired} missing or unordered timestamps: times of events may be off, "
+                f"{self.name} has {self._clock.repaired} stuck or unordered timestamps: times of events may be off, "
                 "rewrite it with a sound tool if they matter"
             )
 
@@ -160,7 +164,7 @@ class Decoder:
     def _video_stream(self) -> Any:
         stream = self._container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:  # a cover picture is no video
-            held = "only sound" if self._container.streams.audio else "no video stream"
+            held = "only sound" if self._container.streams.audio else "not a single picture"
             raise InputError(f"{self.name} holds {held}: give a file with pictures")
         if stream.codec_context is None:
             raise InputError(
@@ -189,24 +193,35 @@ class Decoder:
     def _stated_duration(self) -> tuple[float | None, bool]:
         """Length in seconds as the container states it, and whether that is surely the length of the pictures."""
         stream = self._stream
-        if self._address.live or self._container.format.flags & Flags.no_timestamps.value:  # a guess from the bit rate
+        if (
+            self._address.live or self._container.format.flags & FormatFlags.no_timestamps.value
+        ):  # a guess from the bit rate
             return None, False
         # these write their length into a header; others' is worked out from what there is, so it promises nothing
         indexed = any(name in self._container.format.name.split(",") for name in ("mov", "matroska", "avi"))
         if stream.duration and stream.duration > 0:
             return float(stream.duration * stream.time_base), indexed
+        # Matroska states when the last picture ends, not how long they last
+        late = "matroska" in self._container.format.name and stream.start_time
+        begin = max(0.0, float(stream.start_time * stream.time_base)) if late else 0.0
         tag = stream.metadata.get("DURATION", "")  # Matroska: "00:00:10.333000000"
         with contextlib.suppress(ValueError):
             hours, minutes, seconds = tag.split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds), True
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - begin, True
         whole = self._container.duration
         if whole and whole > 0:
-            return whole / av.time_base, indexed and len(self._container.streams) == 1
+            return whole / av.time_base - begin, indexed and len(self._container.streams) == 1
         return None, False
 
     def _shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         width = max(1, round(frame.width * self._pixel_aspect))
-        return (frame.height, width) if orientation(frame)[0] else (width, frame.height)
+        return (frame.height, width) if self._turn(frame)[0] else (width, frame.height)
+
+    def _turn(self, frame: av.VideoFrame) -> Turn:
+        """The frame's orientation, looked up again only where its angle is a new one."""
+        if frame.rotation not in self._turns:
+            self._turns[frame.rotation] = orientation(frame)
+        return self._turns[frame.rotation]
 
     @property
     def _pixel_aspect(self) -> float:
@@ -218,7 +233,7 @@ class Decoder:
             return f"no picture came from {self.name}: {self._broken}"
         if self._damaged:
             return f"not one picture of {self.name} can be decoded ({self._undecodable}): copy it again or convert it"
-        return f"{self.name} holds a video stream without a single picture: record or convert it again"
+        return f"{self.name} holds not a single picture: record or convert it again"
 
     # --- decoding --------------------------------------------------------------------------------------------------
 
@@ -227,23 +242,24 @@ class Decoder:
     def _decode(self) -> Iterator[tuple[av.VideoFrame, Picture]]:
         for frame in self._frames():
             if frame.width * frame.height > MAX_PIXELS:
-                self._note_damage(None)
+                self._note_damage()
                 continue
             base = float(frame.time_base or 0)
-            stamp = None if frame.pts is None or not base else frame.pts * base
+            shown = frame.dts if frame.pts is None else frame.pts
+            stamp = None if shown is None or not base else shown * base
             if self._clock.last is None and self._clock.origin is None:
                 self._clock.origin = self._origin(stamp)
             now = self._clock(stamp)
             self.frames_decoded += 1
             if frame.is_corrupt:
-                self._note_damage(now)
+                self._note_damage()
             length = (frame.duration or 0) * base
             self._last_duration = length if 0 < length <= 3600 else self._clock.period
             yield frame, Picture(now, self._last_duration, partial(self._rgb, frame))
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
         try:
-            return to_rgb(frame, self._reformatter, self._pixel_aspect)
+            return to_rgb(frame, self._reformatter, self._pixel_aspect, self._turn(frame))
         except (av.FFmpegError, ValueError) as error:
             kind = frame.format.name
             raise InputError(
@@ -265,13 +281,15 @@ class Decoder:
             try:
                 for packet in self._container.demux(self._stream):
                     self._raise_interrupt()
+                    if packet.is_corrupt:
+                        self._note_damage()
                     try:
                         frames = self._codec.decode(packet)
                     except av.EOFError:
                         return
                     except av.FFmpegError as error:
                         self._undecodable = error
-                        self._note_damage(self._stream_time(packet))
+                        self._note_damage()
                         continue
                     failures, quiet_since = 0, time.monotonic()
                     yield from frames
@@ -284,21 +302,16 @@ class Decoder:
                 time.sleep(0.005)
             except (av.InvalidDataError, av.UndefinedError) as error:
                 self._undecodable = error
-                self._note_damage(None)
+                self._note_damage()
                 failures += 1
             except (av.FFmpegError, OSError) as error:
                 self._broken = f"{reason(error)}, check the connection or the disk"
                 return
 
-    def _stream_time(self, packet: av.Packet) -> float | None:
-        if packet.pts is None or packet.time_base is None:
-            return None
-        return float(packet.pts * packet.time_base) - (self._clock.origin or 0.0)
-
-    def _note_damage(self, at: float | None) -> None:
+    def _note_damage(self) -> None:
         self._damaged += 1
-        if self._damage_at is None:
-            self._damage_at = max(0.0, at if at is not None else self._clock.last or 0.0)
+        if self._damage_at is None:  # the newest picture's time tells more than the packet's: decoding runs ahead
+            self._damage_at = self._clock.last or 0.0
 
     def _raise_interrupt(self) -> None:
         if isinstance(self._address.url, Pipe) and self._address.url.interrupted:
@@ -354,6 +367,8 @@ def _refusal(address: Address, error: Exception) -> str:
         return f"{why}: check the address and the network"
     if isinstance(error, av.InvalidDataError | av.ArgumentError):  # the latter: a format that is not in FORMATS
         return f"{address.name} is not a video, or its beginning or index is missing: give a whole video file"
+    if isinstance(error, av.EOFError):
+        return f"{address.name} holds not a single picture, it ends before the first: record or copy it again"
     return f"{why}: check the file and its permissions"
 
 

@@ -25,8 +25,16 @@ BT2020_TO_BT709 = np.array(
 )
 
 
-def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, pixel_aspect: float = 1.0) -> np.ndarray:
-    """(height, width, 3) uint8 sRGB, contiguous and upright.
+Turn = tuple[bool, bool, bool]  # transpose, then flip left-right, then flip up-down
+
+
+def to_rgb(
+    frame: av.VideoFrame,
+    reformatter: VideoReformatter,
+    pixel_aspect: float = 1.0,
+    turn: Turn = (False, False, False),
+) -> np.ndarray:
+    """(height, width, 3) uint8 sRGB, contiguous, and upright if `turn` is the frame's `orientation`.
 
     pixel_aspect: width of a stored pixel over its height; the picture is widened to square pixels. Transparent pixels
     lie over black. YUV without a stated matrix is read as players do: BT.709 from 720 lines or 1280 columns on, else
@@ -47,7 +55,7 @@ def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, pixel_aspect: fl
         image = _hdr_to_srgb(image, frame.color_trc, primaries in (PRIMARIES_BT2020, PRIMARIES_UNSPECIFIED))
     elif alpha:
         image = over_black(image)
-    return np.ascontiguousarray(_upright(image, *orientation(frame)))
+    return np.ascontiguousarray(_upright(image, *turn))
 
 
 def over_black(rgba: np.ndarray) -> np.ndarray:
@@ -56,11 +64,12 @@ def over_black(rgba: np.ndarray) -> np.ndarray:
     return ((weighted + 127) // 255).astype(np.uint8)
 
 
-def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transpose, then flip left-right, then flip up-down) that make the stored picture upright.
+def orientation(frame: av.VideoFrame) -> Turn:
+    """What makes the stored picture upright.
 
     Reads the display matrix that the container or the bit stream gives: x' = a x + c y, y' = b x + d y, of which any
-    other angle than the four right ones is taken to the nearest.
+    other angle than the four right ones is taken to the nearest. Looking at `side_data` ties the frame into a cycle
+    of references, so that its memory waits for the garbage collector: ask once per video, not once per frame.
     """
     side_data: Any = frame.side_data  # declared as a dict of strings, in truth a sequence of buffers with a type
     matrix = [bytes(data) for data in side_data if data.type == SideDataType.DISPLAYMATRIX]
@@ -92,7 +101,14 @@ def _hdr_to_srgb(signal: np.ndarray, transfer: int, wide: bool) -> np.ndarray:
     over = np.maximum(brightest - KNEE, 0.0) / (1 - KNEE)
     rolled = np.minimum(brightest, KNEE) + (1 - KNEE) * over / (1 + over)  # slope 1 at the knee, below 1 for ever
     light *= rolled / np.maximum(brightest, 1e-6)  # one factor for all three channels keeps the hue
-    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(np.maximum(light, 1e-6), 1 / 2.4) - 0.055)
+    return _srgb_of_root()[(np.sqrt(light, out=light) * 4095 + 0.5).astype(np.uint16)]
+
+
+@cache
+def _srgb_of_root() -> np.ndarray:
+    """(4096,) uint8: the sRGB level of light (i / 4095)²; the root keeps dark levels apart, and a table is quick."""
+    light = (np.arange(4096) / 4095) ** 2
+    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return (curve * 255 + 0.5).astype(np.uint8)
 
 

@@ -30,7 +30,9 @@ class Clock:
     origin: float | None = None  # timestamp that is time 0; None: the first timestamp seen
     period: float = 0.04  # nominal time between pictures, seconds
     latest: float | None = None  # no later time is believable (the duration); None: unknown
-    repaired: int = 0  # how many timestamps had to be replaced
+    repaired: int = (
+        0  # how many timestamps made no sense (missing ones, which some formats lack by design, not counted)
+    )
     last: float | None = None  # time of the newest picture
     _last_stamp: float | None = None
     _shift: float = 0.0
@@ -40,7 +42,6 @@ class Clock:
         if self.origin is None and stamp is not None:
             self.origin = stamp - (0.0 if self.last is None else self.last + self.period)
         if stamp is None or self.origin is None:
-            self.repaired += self.last is not None  # a lone picture needs no timestamp
             now = 0.0 if self.last is None else self.last + self.period
         else:
             now = stamp - self.origin + self._shift

@@ -1,0 +1,36 @@
+# Two commands for everybody: `make demo` and `make test`. Both make their own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+CLIP := videollm_mod/assets/demo.mp4
+
+.PHONY: demo test check clean
+
+# One stamp per set of extras, newer than what it was made from. torch is pinned by constraints.txt.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Narrates the bundled clip in real time; leaves an annotated video, subtitles, events and a picture in $(OUT).
+demo: $(VENV)/.installed
+	mkdir -p $(OUT)
+	$(BIN)/videollm-mod watch $(CLIP) --speed realtime --ask "What is in view?@30" \
+		--jsonl $(OUT)/events.jsonl --srt $(OUT)/events.srt --video $(OUT)/narrated.mp4
+	$(BIN)/videollm-mod show $(CLIP) --end 10 --picture $(OUT)/kept.png
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,260 @@
+"""`watch` and `show` from end to end: a real clip, a real session on a small random model, real files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from videollm_mod.cli import main
+from videollm_mod.depth import DepthPlan
+from videollm_mod.dialogue import word_tokenizer
+from videollm_mod.model import StreamingVideoLM, StreamSettings, load
+from videollm_mod.pace import catch_interrupts, newest
+from videollm_mod.show.terminal import Terminal
+from videollm_mod.stream.session import StreamSession
+from videollm_mod.types import Frame, StreamEvent
+from videollm_mod.video import VideoWriter
+from videollm_mod.vision import Connector, ConvTower, ConvTowerConfig, FrameEncoder
+from videollm_mod.watch import Tally
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a model that was never trained; with threshold 1 it speaks at every frame, with 0 never."""
+    torch.manual_seed(0)
+    settings = StreamSettings(max_reply_tokens=4)
+    tokenizer = word_tokenizer([settings.system, "A small red square enters from the left.", "What is in view?"])
+    tower = ConvTower(ConvTowerConfig(image_size=32, channels=(4, 4, 8), heads=1))
+    sizes = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1)
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=4, **sizes))
+    encoder, plan = FrameEncoder(tower, (2, 2)), DepthPlan("interleaved", keep=0.4)
+    folder = tmp_path_factory.mktemp("model")
+    StreamingVideoLM(encoder, Connector(8, 16), lm, tokenizer, plan, settings).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three seconds at 8 frames per second: a square that moves."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    with VideoWriter(path, fps=8) as writer:
+        for number in range(24):
+            image = np.full((48, 64, 3), 60, dtype=np.uint8)
+            image[10:20, number : number + 10] = (220, 30, 30)
+            writer.write(image)
+    return str(path)
+
+
+def decoded(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_watch_writes_events_subtitles_and_video_and_ends_with_one_json_object(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        name: str(tmp_path / f"out.{ending}") for name, ending in [("jsonl", "jsonl"), ("srt", "srt"), ("video", "mp4")]
+    }
+    flags = [word for name, path in files.items() for word in (f"--{name}", path)]
+    asked = ["--ask", "What is in view?@2.2", "--ask", "mail me@home?@1"]
+    assert main(["watch", clip, "--model", model, "--threshold", "1", *asked, *flags]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)  # one object, and nothing else on stdout
+    assert (result["frames"], result["events"], result["seconds"]) == (6, 8, 3.0)
+    assert result["files"] == files and not result["interrupted"] and result["lag_max"] >= 0
+    assert result["kv_bytes"] < result["kv_bytes_dense"]
+    assert [(q["text"], q["time"]) for q in result["questions"]] == [("mail me@home?", 1.0), ("What is in view?", 2.2)]
+    rows = [json.loads(line) for line in Path(files["jsonl"]).read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["narration"] * 3 + ["answer"] + ["narration"] * 2 + ["answer", "narration"]
+    assert [row["time"] for row in rows] == [0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 2.5]
+    for row in rows:
+        assert row["text"] in printed.err, "said on the terminal too"
+    assert Path(files["srt"]).read_text().count(" --> ") == 6  # what is said at one time shares a subtitle
+    assert len(decoded(Path(files["video"]))) == 6
+
+
+def test_a_silent_stream_says_nothing_and_every_output_is_still_valid(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    flags = ["--threshold", "0", "--start", "1", "--end", "2", "--plan", "full", "--threads", "1"]
+    assert main(["watch", clip, "--model", model, "--jsonl", str(out), *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["frames"], result["events"], result["plan"]["layers"]) == (2, 0, "full")
+    assert result["kv_bytes"] == result["kv_bytes_dense"]
+    assert out.read_bytes() == b""
+
+
+def test_realtime_takes_as_long_as_the_video_and_max_does_not_wait(
+    model: str, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = {}
+    for speed in ("realtime", "max"):
+        assert main(["watch", clip, "--model", model, "--threshold", "0", "--end", "1.6", "--speed", speed]) == 0
+        seconds[speed] = json.loads(capsys.readouterr().out)["wall_seconds"]
+    assert seconds["realtime"] >= 1.5  # the last of four frames is due at 1.5 s
+    assert seconds["max"] < 1.5
+
+
+def test_a_frame_rate_above_the_sources_is_a_warning(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["watch", clip, "--model", model, "--threshold", "0", "--fps", "50", "--end", "1"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["frames"] == 8 and len(result["warnings"]) == 1
+    assert f"warning: {result['warnings'][0]}" in printed.err
+
+
+def test_a_question_beyond_an_end_nobody_knew_is_answered_at_the_end_with_a_warning(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = tmp_path / "clip.mkv"  # written as by a live recorder, it tells no duration
+    with av.open(clip) as source, av.open(str(endless), "w", options={"live": "1"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with endless.open() as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        assert main(["watch", "-", "--model", model, "--threshold", "0", "--ask", "Now?@99"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [question["text"] for question in result["questions"]] == ["Now?"]
+    assert any("99" in warning for warning in result["warnings"])
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_output_file(
+    clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    outputs = [
+        "--jsonl",
+        str(tmp_path / "a.jsonl"),
+        "--srt",
+        str(tmp_path / "a.srt"),
+        "--video",
+        str(tmp_path / "a.mp4"),
+    ]
+    assert main(["watch", clip, "--model", str(tmp_path / "empty"), *outputs]) == 2
+    assert "config.json" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_ctrl_c_ends_with_the_json_valid_files_and_exit_code_130(model: str, clip: str, tmp_path: Path) -> None:
+    files = {
+        name: tmp_path / f"out.{ending}" for name, ending in [("jsonl", "jsonl"), ("srt", "srt"), ("video", "mp4")]
+    }
+    words = [sys.executable, "-m", "videollm_mod", "watch", clip, "--model", model, "--threshold", "1"]
+    words += ["--speed", "realtime", *(word for name, path in files.items() for word in (f"--{name}", str(path)))]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        waited = time.monotonic()
+        while not (files["jsonl"].exists() and files["jsonl"].read_text().count("\n") >= 2):
+            assert process.poll() is None and time.monotonic() - waited < 120
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in told
+    result = json.loads(out)
+    assert result["interrupted"] and 2 <= result["frames"] < 6
+    assert len([json.loads(line) for line in files["jsonl"].read_text().splitlines()]) == result["events"]
+    assert files["srt"].read_text().count(" --> ") == result["events"]
+    assert len(decoded(files["video"])) == result["frames"]
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files.values()}, "nothing half-written"
+
+
+def test_show_draws_a_video_and_a_sheet_with_the_layers_the_plan_routes(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = ["--video", str(tmp_path / "kept.mp4"), "--picture", str(tmp_path / "kept.png")]
+    for plan, name in (("1,3", "two"), ("0,1,2,3", "four")):
+        assert main(["show", clip, "--model", model, "--frames", "3", "--plan", plan, *outputs]) == 0
+        (tmp_path / "kept.png").rename(tmp_path / f"{name}.png")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["frames"] == 6
+    assert len(decoded(tmp_path / "kept.mp4")) == 6
+    two, four = (Image.open(tmp_path / f"{name}.png").size for name in ("two", "four"))
+    assert four[0] == two[0] and four[1] > two[1]
+
+
+def frames(count: int, seconds: float) -> Iterator[Frame]:
+    for number in range(count):
+        yield Frame(np.zeros((2, 2, 3), dtype=np.uint8), number * seconds, number)
+        time.sleep(seconds)
+
+
+def test_of_a_live_source_a_slow_reader_gets_the_newest_frame_and_the_others_are_counted() -> None:
+    dropped: list[int] = []
+    taken = []
+    for frame, _ in newest(frames(20, 0.02), dropped.append):
+        taken.append(frame.index)
+        time.sleep(0.1)
+    assert taken == sorted(set(taken)) and taken[-1] == 19
+    assert len(taken) + sum(dropped) == 20 and sum(dropped) > 5
+
+
+def test_a_quick_reader_of_a_live_source_loses_nothing() -> None:
+    dropped: list[int] = []
+    assert [frame.index for frame, _ in newest(frames(10, 0.05), dropped.append)] == list(range(10))
+    assert sum(dropped) == 0
+
+
+def test_what_goes_wrong_while_reading_live_is_raised_where_frames_are_taken() -> None:
+    def failing() -> Iterator[Frame]:
+        yield from frames(1, 0.01)
+        raise OSError("the camera is gone")
+
+    with pytest.raises(OSError, match="the camera is gone"):
+        list(newest(failing(), lambda count: None))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_a_frame_and_a_second_one_does_not(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    done = []
+    with pytest.raises(KeyboardInterrupt), catch_interrupts() as interrupts, interrupts.shielded():
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+        done.append("frame")
+    assert done == ["frame"]
+    with pytest.raises(KeyboardInterrupt), catch_interrupts() as interrupts, interrupts.shielded():
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        done.append("never")
+    assert done == ["frame"]
+    assert signal.getsignal(number) is before
+
+
+def test_on_a_terminal_the_status_line_tells_time_speed_lag_and_kv_bytes(model: str) -> None:
+    session = StreamSession(load(model), threshold=0.0)
+    session.push(Frame(np.zeros((48, 64, 3), dtype=np.uint8), 12.5, 0))
+    screen = io.StringIO()
+    with Terminal("clip.mp4", Console(file=screen, force_terminal=True, width=160)) as terminal:
+        terminal.begin(0.0, 60.0)
+        terminal.progress(Tally(frames=26, last=12.5, wall_seconds=2.0, lag=0.25, dropped=3), session)
+        terminal.event(StreamEvent(12.5, "narration", "It [leaves].", 0))
+    written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert re.search(
+        r"0:12\.5 / 1:00\.0 ━+  13\.0 fps  lag 0\.25 s  KV \d+.* of .* dense \(0\.\d\dx\)  dropped 3", written
+    )
+    assert "0:12.5  It [leaves]." in written, "brackets are words, not markup"

@@ -1,0 +1,170 @@
+"""The model: where vision tokens go, what the loss counts, and a folder that comes back as it was or says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from stream_cases import frames, tiny_model
+from torch.nn.functional import cross_entropy
+
+import videollm_mod as vm
+from videollm_mod.depth import DepthPlan
+from videollm_mod.dialogue import Assistant, Stream, System, User, collate
+from videollm_mod.model import StreamingVideoLM
+from videollm_mod.types import InputError
+
+ROUTED = DepthPlan("interleaved", 0.4, gate="tanh")
+TALKS = (
+    [System("Say what happens."), Stream(3), Assistant("A red square enters."), Stream(2)],
+    [System("Say."), Stream(1), User("What happened?"), Assistant("the left"), Stream(1), Assistant("leaves")],
+)
+
+
+def batch_of(model: StreamingVideoLM, *talks: list) -> tuple:
+    batch = collate([model.template.encode(talk) for talk in talks])
+    count = sum(segment.frames for talk in talks for segment in talk if isinstance(segment, Stream))
+    pixels = torch.stack([torch.from_numpy(frame.image) for frame in frames(count)])
+    return batch, model.encoder(pixels)
+
+
+def test_vision_placeholders_become_frame_tokens_in_order_and_words_stay_words() -> None:
+    model = tiny_model(ROUTED)
+    batch, features = batch_of(model, *TALKS)
+    embeds = model.embed(batch.input_ids, batch.frame_index, features)
+    vision = batch.frame_index >= 0
+    assert torch.equal(embeds[vision], model.connector(features).flatten(0, 1))
+    words = model.lm.get_input_embeddings()(batch.input_ids[~vision])
+    assert torch.equal(embeds[~vision], words)
+
+
+def test_the_loss_is_replies_plus_weighted_decisions_over_the_number_of_labels() -> None:
+    model = tiny_model(ROUTED)
+    model.settings = type(model.settings)(stream_weight=3.0)
+    batch, features = batch_of(model, *TALKS)
+    out = model(batch.input_ids, batch.frame_index, features, labels=batch.labels, decision=batch.decision)
+    logits = model(batch.input_ids, batch.frame_index, features, logits_to_keep=0).logits
+    total, count = 0.0, 0
+    for row in range(2):
+        for place in range(batch.labels.shape[1]):
+            label = batch.labels[row, place]
+            if label != -100:
+                each = cross_entropy(logits[row, place].float(), label)
+                total, count = total + each * (3.0 if batch.decision[row, place] else 1.0), count + 1
+    assert out.loss.item() == pytest.approx((total / count).item(), rel=1e-5)
+
+
+def test_right_padding_without_a_mask_changes_no_number() -> None:
+    """Training leaves the attention mask out; a batch must still equal its rows."""
+    model = tiny_model(ROUTED)
+    batch, features = batch_of(model, *TALKS)
+    both = model(batch.input_ids, batch.frame_index, features, logits_to_keep=0).logits
+    for row, (talk, own) in enumerate(zip(TALKS, features.split([5, 2]))):
+        alone, _ = batch_of(model, talk)
+        single = model(alone.input_ids, alone.frame_index, own, logits_to_keep=0).logits[0]
+        assert torch.allclose(both[row, : len(single)], single, atol=1e-10)
+
+
+def test_every_part_gets_a_gradient_the_experts_included() -> None:
+    # keep_last: nothing looks at what the last layer makes of other vision tokens, so its expert would learn nothing
+    model = tiny_model(dataclasses.replace(ROUTED, keep_last=True)).train()
+    batch, features = batch_of(model, *TALKS)
+    model(batch.input_ids, batch.frame_index, features, labels=batch.labels, decision=batch.decision).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name == "encoder.tower.pool.score.bias":
+            continue  # a constant added to all scores of a softmax changes nothing
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_a_saved_model_comes_back_with_the_same_logits_plan_and_settings(tmp_path: Path) -> None:
+    model = tiny_model(ROUTED)
+    model.save_pretrained(tmp_path / "m")
+    back = vm.load(tmp_path / "m", dtype=torch.float64)
+    batch, features = batch_of(model, *TALKS)
+    assert back.plan == model.plan and back.settings == model.settings
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    ours, theirs = (m(batch.input_ids, batch.frame_index, features).logits for m in (model, back))
+    assert torch.equal(ours, theirs)
+
+
+def test_plan_keep_and_threshold_can_be_replaced_on_loading(tmp_path: Path) -> None:
+    tiny_model(ROUTED).save_pretrained(tmp_path)
+    assert vm.load(tmp_path, keep=1.0).plan.keep == 1.0
+    assert vm.load(tmp_path, plan="full").plan.routed(4) == ()
+    assert vm.load(tmp_path, threshold=0.5).settings.threshold == 0.5
+    with pytest.warns(UserWarning, match=r"layers \[0, 2\] were never trained"):
+        model = vm.load(tmp_path, plan="all")
+    with pytest.warns(UserWarning):
+        again = vm.load(tmp_path, plan="all")
+    for name, tensor in model.state_dict().items():  # arbitrary, but the same every time
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def _break(folder: Path, how: str) -> None:
+    weights = _weights(folder)
+    if how == "missing":
+        del weights["connector.inner.weight"]
+    elif how == "shape":
+        weights["connector.inner.weight"] = weights["connector.inner.weight"][:, :3].contiguous()
+    elif how == "unknown":
+        weights["connector.third.weight"] = torch.zeros(2)
+    elif how == "expert":
+        del weights["lm.model.layers.1.depth_expert.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    if how == "truncated":
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:1000])
+    elif how == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif how == "no config":
+        (folder / "config.json").unlink()
+    elif how == "no JSON":
+        (folder / "config.json").write_text("{")
+    elif how == "no plan":
+        config = json.loads((folder / "config.json").read_text())
+        del config["plan"]
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "lacks the tensor 'connector.inner.weight'"),
+        ("shape", r"'connector.inner.weight' has shape \(32, 3\), the model \(32, 16\)"),
+        ("unknown", "a tensor 'connector.third.weight' too many"),
+        ("expert", "lacks the tensor 'lm.model.layers.1.depth_expert.weight'"),
+        ("truncated", "is damaged"),
+        ("no weights", "has no model.safetensors"),
+        ("no config", "has no config.json"),
+        ("no JSON", "is not the JSON"),
+        ("no plan", "lacks 'plan'"),
+    ],
+)
+def test_a_broken_model_folder_is_refused_by_what_is_wrong(tmp_path: Path, how: str, message: str) -> None:
+    tiny_model(ROUTED).save_pretrained(tmp_path)
+    _break(tmp_path, how)
+    with pytest.raises(InputError, match=message):
+        vm.load(tmp_path)
+
+
+def test_a_model_that_is_no_folder_is_refused_by_its_name() -> None:
+    with pytest.raises(InputError, match="'nowhere' is neither 'tiny' nor a folder"):
+        vm.load("nowhere")
+
+
+def test_half_precision_on_disk_halves_the_file(tmp_path: Path) -> None:
+    model = tiny_model(ROUTED).float()
+    model.save_pretrained(tmp_path / "full")
+    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert vm.load(tmp_path / "half").lm.dtype == torch.float32

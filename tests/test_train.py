@@ -1,0 +1,165 @@
+"""Training: a killed run goes on as if nothing had happened, experts learn, and the tower is taught the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import videollm_mod as vm
+from recipes.tiny import recipe as tiny_recipe
+from videollm_mod.depth import DepthPlan
+from videollm_mod.train.data import StreamSamples, cell_truth
+from videollm_mod.train.loop import build, forward, train, train_step
+from videollm_mod.train.loop import _optimiser as optimiser_of
+from videollm_mod.train.recipe import LMSizes, Phase, Recipe, TowerStage
+from videollm_mod.types import InputError
+from videollm_mod.vision import ConvTowerConfig
+from videollm_mod.world import VisibleThing, WorldConfig
+
+
+def small_recipe(**changes: object) -> Recipe:
+    """Seconds instead of an hour: 48 px, 1 + 3x3 tokens, two layers of 32."""
+    world = WorldConfig(seconds=4, size=48, events_per_minute=18, questions=6)
+    small = Recipe(
+        name="small",
+        phases=(Phase(4, 2, world), Phase(3, 1, dataclasses.replace(world, seconds=8))),
+        plan=DepthPlan("interleaved", 0.3, gate="tanh", keep_last=True),
+        tower=ConvTowerConfig(image_size=48, channels=(8, 8, 16), heads=2),
+        grid=(3, 3),
+        lm=LMSizes(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32),
+        tower_stage=TowerStage(steps=2, streams=1, frames=4),
+        validate_every=3,
+        validation_streams=2,
+        checkpoint_every=0.0,
+    )
+    return dataclasses.replace(small, **changes)  # type: ignore[arg-type]
+
+
+def stream_lines(folder: Path) -> list[dict[str, float]]:
+    """The log without clock times."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_a_run_killed_in_the_middle_resumes_to_the_same_weights_and_validation(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(small_recipe(), whole, workers=0)
+    script = textwrap.dedent(
+        """
+        import sys, torch
+        sys.path[:0] = sys.argv[2:]
+        from pathlib import Path
+        from test_train import small_recipe
+        from videollm_mod.train.loop import train
+        torch.set_num_threads(1)
+        train(small_recipe(), Path(sys.argv[1]), workers=0)
+        """
+    )
+    here = Path(__file__).parent
+    run = subprocess.Popen([sys.executable, "-c", script, str(broken), str(here), str(here.parent)])
+    checkpoint, deadline = broken / "checkpoint" / "state.pt", time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < deadline:
+        if checkpoint.exists() and torch.load(checkpoint, weights_only=True)["step"] >= 2:
+            break
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    stopped_at = torch.load(checkpoint, weights_only=True)["step"]
+    assert 2 <= stopped_at
+    train(small_recipe(), broken, workers=0, resume=True)
+    ours, theirs = (torch.load(folder / "checkpoint" / "state.pt", weights_only=True) for folder in (whole, broken))
+    assert ours["step"] == theirs["step"] == 7
+    for name, tensor in ours["model"].items():
+        assert torch.equal(tensor, theirs["model"][name]), name
+    assert stream_lines(whole)[-1] == stream_lines(broken)[-1]
+
+
+def test_drawing_in_another_process_changes_no_sample(tmp_path: Path) -> None:
+    alone, helped = tmp_path / "alone", tmp_path / "helped"
+    train(small_recipe(), alone, workers=0)
+    train(small_recipe(), helped, workers=1)
+    assert stream_lines(alone) == stream_lines(helped)
+
+
+def test_the_finished_model_loads_and_its_experts_have_moved(tmp_path: Path) -> None:
+    recipe = small_recipe(warmup=1)
+    fresh = build(recipe).state_dict()
+    trained = vm.load(train(recipe, tmp_path, workers=0)).state_dict()
+    assert set(fresh) == set(trained)
+    moved = [name for name in fresh if "depth_expert.weight" in name and (fresh[name] - trained[name]).abs().max() > 1e-3]
+    assert moved == ["lm.model.layers.1.depth_expert.weight"]
+
+
+def test_a_folder_that_holds_a_run_is_neither_overwritten_nor_mixed_with_another_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps(small_recipe().to_dict()))
+    with pytest.raises(InputError, match="holds a run already; add --resume"):
+        train(small_recipe(), tmp_path, workers=0)
+    with pytest.raises(InputError, match="recipe differs in 'lr'"):
+        train(small_recipe(lr=0.5), tmp_path, workers=0, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d"):
+        train(small_recipe(lr=1e30, clip=1e30, warmup=1, bf16=False), tmp_path, workers=0)
+    assert (tmp_path / "bad_batch.safetensors").exists()
+
+
+def test_no_step_of_a_run_sees_a_stream_twice() -> None:
+    recipe = small_recipe()
+    samples = StreamSamples(recipe)
+    films = [samples[n].frames.sum().item() for n in range(len(samples))]
+    assert len(samples) == 4 * 2 + 3
+    assert len(set(films)) == len(films)
+    with pytest.raises(IndexError):
+        samples[len(samples)]
+
+
+def test_learning_lowers_the_loss_on_a_batch_it_sees_again() -> None:
+    recipe = small_recipe(warmup=1, bf16=False)
+    model, samples = build(recipe).train(), StreamSamples(recipe)
+    items, optimiser = [samples[0], samples[1]], optimiser_of(model, recipe)
+    for group in optimiser.param_groups:
+        group["lr"] = 1e-2
+    losses = [train_step(model, optimiser, items, recipe)["loss"] for _ in range(25)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_frozen_tower_gets_no_gradient_and_a_trained_one_does() -> None:
+    recipe = small_recipe()
+    model, items = build(recipe), [StreamSamples(recipe)[0]]
+    for trained in (False, True):
+        model.zero_grad()
+        loss = forward(model, items, train_tower=trained)[0].loss
+        assert loss is not None
+        loss.backward()
+        gradients = [p.grad for p in model.encoder.parameters()]
+        assert any(g is not None and g.abs().max() > 0 for g in gradients) == trained
+
+
+def test_the_tower_is_taught_what_covers_each_cell_and_where_its_centre_is() -> None:
+    thing = VisibleThing((0.25, 0.25, 0.75, 0.45), (0.5, 0.35), "red", "star", "large", False, 1.0, "thing")
+    hand = VisibleThing((0.75, 0.5, 1.0, 1.0), (0.9, 0.75), "skin", "hand", "", True, 1.0, "hand")
+    truth = cell_truth(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), [[thing, hand]], (4, 4))
+    covered = torch.zeros(4, 4)
+    covered[1, 1] = covered[1, 2] = 1  # x 0.25 to 0.75 is columns 1 and 2, y 0.25 to 0.45 most of row 1
+    assert torch.equal(truth.cover[0, ..., 0], covered)
+    assert truth.cover[0, ..., 1].nonzero().tolist() == [[2, 3], [3, 3]]
+    assert (truth.colour[0] >= 0).float().equal(covered) and truth.colour[0, 1, 1] == 0
+    assert truth.centre[0].nonzero().tolist() == [[1, 2]]
+    assert truth.offset[0, 1, 2].tolist() == pytest.approx([0.0, 0.4], abs=1e-6)
+    assert truth.count.tolist() == [1]
+
+
+def test_the_bundled_recipe_is_what_its_model_was_trained_by() -> None:
+    model = vm.load("tiny")
+    assert model.plan == tiny_recipe().plan
+    assert model.encoder.tokens_per_frame == 50
