@@ -91,11 +91,20 @@ def test_a_filled_stream_holds_what_streaming_would_have_left(plan: DepthPlan | 
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"threads": 0}, "threads is 0"), ({"stream_steps": 0}, "stream-steps is 0")]
+    ("wrong", "said"),
+    [
+        ({"threads": 0}, "--threads is 0"),
+        ({"stream_steps": -1}, "--stream-steps is -1"),
+        ({"frames": (100, 0)}, "--frames is 100 0"),
+        ({"tokens": ()}, "--tokens is empty"),
+        ({"train_text": -1}, "--train-text is -1"),
+        ({"width": 100}, "--width 100"),
+        ({"plan": "sideways"}, "sideways"),
+    ],
 )
 def test_a_number_that_cannot_be_is_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        bench_depth(BenchDepth(quick=True, **wrong))
+        bench_depth(BenchDepth(**wrong))
 
 
 def test_a_folder_that_is_missing_is_found_out_before_minutes_are_spent(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, InputError, StreamEvent
 
+
 def middle_threshold(model: StreamingVideoLM) -> float:
     """A threshold at which this random model sometimes speaks and sometimes does not."""
     session, seen = StreamSession(model, threshold=0.0), []

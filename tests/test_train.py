@@ -18,8 +18,8 @@ import videollm_mod as vm
 from recipes.tiny import recipe as tiny_recipe
 from videollm_mod.depth import DepthPlan
 from videollm_mod.train.data import StreamSamples, cell_truth
-from videollm_mod.train.loop import build, forward, train, train_step
 from videollm_mod.train.loop import _optimiser as optimiser_of
+from videollm_mod.train.loop import build, forward, train, train_step
 from videollm_mod.train.recipe import LMSizes, Phase, Recipe, TowerStage
 from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTowerConfig
@@ -95,7 +95,9 @@ def test_the_finished_model_loads_and_its_experts_have_moved(tmp_path: Path) -> 
     fresh = build(recipe).state_dict()
     trained = vm.load(train(recipe, tmp_path, workers=0)).state_dict()
     assert set(fresh) == set(trained)
-    moved = [name for name in fresh if "depth_expert.weight" in name and (fresh[name] - trained[name]).abs().max() > 1e-3]
+    moved = [
+        name for name in fresh if "depth_expert.weight" in name and (fresh[name] - trained[name]).abs().max() > 1e-3
+    ]
     assert moved == ["lm.model.layers.1.depth_expert.weight"]
 
 

@@ -106,7 +106,7 @@ def test_a_damaged_clip_shows_what_can_be_decoded_and_then_says_so_once() -> Non
         assert times[-1] == pytest.approx(4.9), "it goes on behind the damage"
         assert 45 <= len(times) < 50
     assert len(video.warnings) == 1
-    assert "corrupted.mp4 is damaged near 3." in video.warnings[0]
+    assert "corrupted.mp4 is damaged near 2.9 s" in video.warnings[0]  # the picture of 3.0 s is missing
 
 
 def test_a_rotated_clip_comes_upright() -> None:

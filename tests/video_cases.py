@@ -24,14 +24,15 @@ def write_video(
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
+        base = Fraction(1, 10 if path.suffix == ".avi" else 1000)  # AVI takes the time base for its frame rate
+        stream.codec_context.time_base = base
         stream.options = {"g": "5", "crf": "10"} if codec == "libx264" else {}
         stream.options |= options
         silence = container.add_stream("aac", rate=8000) if sound else None
         stream.codec_context.open()
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(np.full((*size, 3), LEVEL * number % 256, np.uint8))
-            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            frame.pts, frame.time_base = round(time / base), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if silence is not None:

@@ -1,7 +1,7 @@
 """StreamingVideoLM: vision tower + connector + any causal LM + a depth plan, with its losses and its folder on disk.
 
-The vision tokens of a frame stand where the dialogue's placeholders are. Loss (VideoLLM-MoD, arXiv 2408.16730, section 3.4,
-after VideoLLM-online): cross-entropy on replies + weight x cross-entropy on each frame's decision to speak or not, both
+The vision tokens of a frame stand where the dialogue's placeholders are. Loss (VideoLLM-MoD, arXiv 2408.16730, after
+VideoLLM-online): cross-entropy on replies + weight x cross-entropy on each frame's decision to speak or not, both
 summed and divided by the number of labels.
 """
 
@@ -55,7 +55,7 @@ class Output:
 
 
 class StreamingVideoLM(nn.Module):
-    """A causal LM that watches: `encoder` frames -> tokens, `connector` into the LM's space, `lm` routed by its plan."""
+    """A causal LM that watches: `encoder` makes frames tokens, `connector` takes them to the `lm`, routed by a plan."""
 
     def __init__(
         self,
@@ -227,14 +227,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
         missing = [key for key in ("tower", "grid", "plan", "settings") if key not in config]
     except (json.JSONDecodeError, TypeError) as error:
-        raise InputError(f"{path} is not the JSON that save_pretrained writes ({error}); save the model again.") from error
+        raise InputError(
+            f"{path} is not the JSON that save_pretrained writes ({error}); save the model again."
+        ) from error
     if missing:
         raise InputError(f"{path} lacks '{missing[0]}'; save the model again.")
     return config
 
 
 def _load_weights(model: StreamingVideoLM, path: Path, trained: DepthPlan) -> None:
-    """Copy tensors by name; every name must be there with its shape, but for experts that a changed plan adds or drops."""
+    """Copy tensors by name. All must be there with their shapes, but for experts that a changed plan adds or drops."""
     if not path.is_file():
         raise InputError(f"model folder {path.parent} has no {path.name}; save the model again.")
     try:
@@ -264,11 +266,13 @@ def _load_weights(model: StreamingVideoLM, path: Path, trained: DepthPlan) -> No
         raise InputError(f"{path} has a tensor '{unknown[0]}' too many; it does not belong to this config.json.")
     if untrained:
         layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in untrained})
-        warnings.warn(f"the LayerExperts of layers {layers} were never trained; their choice is arbitrary", stacklevel=3)
+        warnings.warn(
+            f"the LayerExperts of layers {layers} were never trained; their choice is arbitrary", stacklevel=3
+        )
 
 
 def load(name: str | Path, **options: Any) -> StreamingVideoLM:
-    """A model by name: `tiny`, bundled with the package, or a folder. Options: see `StreamingVideoLM.from_pretrained`."""
+    """A model by name: `tiny`, which is bundled, or a folder. Options: see `StreamingVideoLM.from_pretrained`."""
     bundled = ASSETS / str(name)
     if bundled.is_dir() and str(name) == "tiny":
         return StreamingVideoLM.from_pretrained(bundled, **options)

@@ -134,8 +134,6 @@ def run(
     with ExitStack() as stack:
         terminal = stack.enter_context(Terminal(flags.source))
         stack.enter_context(_warnings_to(tally.warnings, terminal))
-        from videollm_mod.model import load
-        from videollm_mod.stream.session import StreamSession
         from videollm_mod.video import open_video
 
         if flags.threads:
@@ -149,6 +147,10 @@ def run(
         terminal.begin(flags.start, _earliest(video.duration, flags.end))
         for message in video.warnings:
             warnings.warn(message, stacklevel=1)
+        # seconds to import, and a source that cannot be opened is told before
+        from videollm_mod.model import load
+        from videollm_mod.stream.session import StreamSession
+
         model = load(flags.model, plan=plan, keep=flags.keep)
         session = StreamSession(model, threshold=flags.threshold, record_kept=record_kept)
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
@@ -210,11 +212,11 @@ def parse_question(words: str) -> Question:
 
 def parse_plan(words: str | None) -> Any:
     """A plan's name, or "1,3,5" -> a DepthPlan for those layers, or None; checked by DepthPlan."""
+    if words is None:
+        return None
     from videollm_mod.depth import DepthPlan
     from videollm_mod.types import InputError
 
-    if words is None:
-        return None
     if not set(words) <= set("0123456789, "):
         DepthPlan(words)  # raises for an unknown name
         return words  # a name leaves scorer and gate as the model was trained

@@ -19,6 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 from videollm_mod.bench.measure import PeakMemory, environment, progress, rounded, time_in_turn
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
+from videollm_mod.files import atomic_write, check_writable
 from videollm_mod.types import InputError
 
 
@@ -76,11 +77,7 @@ def small(config: BenchDepth) -> BenchDepth:
 
 def bench_depth(config: BenchDepth) -> dict[str, Any]:
     """Run all measurements; returns the JSON object whose keys `docs/` and others rely on."""
-    for name in ("layers", "heads", "train_frames", "train_steps", "stream_steps", "threads"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1.")
-    if config.out is not None and not config.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder '{config.out.parent}'; create it first.")
+    _refuse_nonsense(config)
     if config.quick:
         config = small(config)
     before = torch.get_num_threads()
@@ -90,8 +87,34 @@ def bench_depth(config: BenchDepth) -> dict[str, Any]:
     finally:
         torch.set_num_threads(before)
     if config.out is not None:
-        config.out.write_text(json.dumps(result, indent=2) + "\n")
+        with atomic_write(config.out) as file:
+            file.write(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _refuse_nonsense(config: BenchDepth) -> None:
+    names = (
+        "width",
+        "inner",
+        "layers",
+        "heads",
+        "vocabulary",
+        "train_frames",
+        "train_steps",
+        "stream_steps",
+        "threads",
+    )
+    values = {name: (getattr(config, name),) for name in names} | {"tokens": config.tokens, "frames": config.frames}
+    for name, numbers in values.items():
+        if min(numbers, default=0) < 1:
+            said = " ".join(map(str, numbers)) or "empty"
+            raise InputError(f"--{name.replace('_', '-')} is {said}; it must be at least 1.")
+    if config.train_text < 0:
+        raise InputError(f"--train-text is {config.train_text}; it must be 0 or more.")
+    if config.width % (2 * config.heads):
+        raise InputError(f"--width {config.width} does not split into {config.heads} heads of even size.")
+    if config.out is not None:
+        check_writable(config.out)  # before minutes are spent
 
 
 def _measure(config: BenchDepth) -> dict[str, Any]:

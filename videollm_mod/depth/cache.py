@@ -127,7 +127,7 @@ class RaggedLayer(CacheLayerMixin):
         self.slots = self.slots.masked_fill(~stay, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n (its older meaning); 0 does nothing."""
+        """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n, as in older versions."""
         if tokens_to_remove:
             self.crop_to(self.seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
 
@@ -137,8 +137,7 @@ class RaggedLayer(CacheLayerMixin):
         self.lengths = [self.lengths[row] for row in rows.tolist()]
         self.slots = self.slots.index_select(0, rows.to(self.slots.device))
         if self.is_initialized:
-            self.keys = self.keys.index_select(0, rows.to(self.device))
-            self.values = self.values.index_select(0, rows.to(self.device))
+            self.keys, self.values = (t.index_select(0, rows.to(self.device)) for t in self._buffers())
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._select_rows(beam_idx)
@@ -155,9 +154,11 @@ class RaggedLayer(CacheLayerMixin):
     @property
     def entry_bytes(self) -> int:
         """Bytes of one entry: key and value, all heads."""
-        if not self.is_initialized:
-            return 0
-        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (self.keys, self.values))
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in self._buffers())
+
+    def _buffers(self) -> tuple[Tensor, ...]:
+        """Keys and values with their growing room; none before the first update."""
+        return tuple(t for t in (self.keys, self.values) if t is not None)
 
 
 def _write(buffer: Tensor, states: Tensor, starts: list[int], counts: list[int]) -> None:
@@ -174,6 +175,8 @@ class RaggedCache(Cache):
 
     A Transformers `Cache` in every respect (generation, beams, crop); besides, `seen`, `stored`, `crop_to`, `kv_bytes`.
     """
+
+    layers: list[RaggedLayer]  # type: ignore[assignment]
 
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
@@ -197,7 +200,7 @@ class RaggedCache(Cache):
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the buffers, growing room included."""
-        return sum(t.nbytes for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values))
+        return sum(t.nbytes for layer in self.layers for t in layer._buffers())
 
     def crop_to(self, position: int) -> None:
         """Roll back to the state after the first `position` tokens: no later entry stays in any layer."""
@@ -218,7 +221,7 @@ class RaggedCache(Cache):
             self.last_frame = [self.last_frame[row] for row in rows]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._select_last_frame(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:

@@ -74,9 +74,7 @@ def choose(group: FrameGroup, k: int, scores: Tensor | None, plan: DepthPlan, la
     return order[:, :k].sort(dim=-1).values
 
 
-def kept_tokens(
-    layout: FrameLayout, ratio: float, scores: Tensor | None, plan: DepthPlan, layer: int
-) -> Tensor:
+def kept_tokens(layout: FrameLayout, ratio: float, scores: Tensor | None, plan: DepthPlan, layer: int) -> Tensor:
     """Flattened positions of all tokens that go through the layer, text included: (kept,) int64, ascending."""
     parts = [layout.text]
     for group in layout.groups:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from videollm_mod.depth.cache import RaggedCache, RaggedLayer
 from videollm_mod.depth.expert import LayerExpert, kept_tokens
@@ -45,6 +46,7 @@ class DepthLayer(nn.Module):
     depth_plan: DepthPlan
     depth_ratio: float | None  # None: an ordinary layer
     depth_index: int
+    depth_expert: LayerExpert  # where the plan has experts
 
     def forward(self, hidden_states: Tensor, *args: Any, depth: FrameLayout | None = None, **kwargs: Any) -> Tensor:
         """hidden_states (batch, tokens, d) -> the same shape. `depth` comes from `DepthDecoder.forward`."""
@@ -62,7 +64,9 @@ class DepthLayer(nn.Module):
         plan, shape = self.depth_plan, layout.shape(ratio)
         counts = list(shape.counts)
         # one score per token says who is kept and how strongly the layer acts on it
-        scores = self.depth_expert(hidden).flatten() if plan.has_experts and layout.groups else None  # (batch * tokens,)
+        scores = (
+            self.depth_expert(hidden).flatten() if plan.has_experts and layout.groups else None
+        )  # (batch * tokens,)
         flat = kept_tokens(layout, ratio, scores, plan, self.depth_index)  # (kept,) ascending
         if kept_out is not None:
             mask = torch.zeros(batch * tokens, dtype=torch.bool, device=hidden.device)
@@ -147,6 +151,8 @@ class DepthDecoder(nn.Module):
     """Mix-in in front of the model that holds the decoder layers: reads the frames off `frame_index`, once a step."""
 
     depth_plan: DepthPlan
+    config: Any
+    layers: Any
 
     def forward(
         self,
@@ -176,7 +182,8 @@ class DepthDecoder(nn.Module):
         if use_cache and (past_key_values is None or not isinstance(past_key_values, RaggedCache)):
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 raise InputError(
-                    f"a routed model cannot go on from a filled {type(past_key_values).__name__}; start with past_key_values=None."
+                    f"a routed model cannot go on from a filled {type(past_key_values).__name__}; "
+                    "start with past_key_values=None."
                 )
             past_key_values = RaggedCache(len(self.layers))
         layout = FrameLayout.of(frame_index, attention_mask, inputs.device)
@@ -197,7 +204,9 @@ class DepthDecoder(nn.Module):
             return
         if "flash" not in str(implementation):
             raise InputError(f"attn_implementation='{implementation}' cannot be routed; use sdpa, eager or flash.")
-        if any(getattr(layer.self_attn, "sliding_window", None) for layer in self.layers if layer.depth_ratio is not None):
+        if any(
+            getattr(layer.self_attn, "sliding_window", None) for layer in self.layers if layer.depth_ratio is not None
+        ):
             raise InputError("flash attention counts a sliding window in kept tokens; use attn_implementation='sdpa'.")
 
 
@@ -222,7 +231,7 @@ class DepthCausalLM(nn.Module):
         **kwargs: Any,
     ) -> Any:
         """`frame_index` (batch, prompt) belongs to the whole sequence from its start; what is generated is text."""
-        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
         if frame_index is not None:
             cache = inputs.get("past_key_values")
             start = cache.get_seq_length() if cache is not None else 0
@@ -233,9 +242,9 @@ class DepthCausalLM(nn.Module):
         return inputs
 
 
-def find_decoder(model: nn.Module) -> nn.Module:
+def find_decoder(model: nn.Module) -> Any:
     """The module that holds the decoder layers of a Transformers causal LM."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise InputError(f"{type(model).__name__} has no list of decoder layers with self-attention to route.")

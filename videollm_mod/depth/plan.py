@@ -93,7 +93,9 @@ class DepthPlan:
         elif isinstance(self.keep, tuple):
             per_layer = self.keep
             if len(per_layer) != len(routed):
-                raise InputError(f"the plan has {len(per_layer)} keep ratios for {len(routed)} routed layers: {routed}.")
+                raise InputError(
+                    f"the plan has {len(per_layer)} keep ratios for {len(routed)} routed layers: {routed}."
+                )
         else:
             per_layer = (float(self.keep),) * len(routed)
         by_layer = dict(zip(routed, per_layer))

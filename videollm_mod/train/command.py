@@ -39,7 +39,9 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
     from videollm_mod.train.loop import train
 
     if importlib.util.find_spec(f"recipes.{config.recipe}") is None:
-        known = sorted(path.stem for path in Path(str(importlib.import_module("recipes").__path__[0])).glob("[a-z]*.py"))
+        known = sorted(
+            path.stem for path in Path(str(importlib.import_module("recipes").__path__[0])).glob("[a-z]*.py")
+        )
         raise InputError(f"there is no recipe '{config.recipe}'; take one of {', '.join(known)}.")
     recipe = importlib.import_module(f"recipes.{config.recipe}").recipe()
     changes = {"layers": config.plan, "keep": config.keep, "scorer": config.scorer, "gate": config.gate}

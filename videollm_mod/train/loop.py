@@ -1,6 +1,6 @@
 """The run: tower stage, then streams; logs, validation, checkpoints that a killed run resumes from exactly.
 
-A run is a folder: recipe.json, log.jsonl (one object a line), checkpoint/ (weights, optimiser, step), model/ (the result).
+A run is a folder: recipe.json, log.jsonl (one object a line), checkpoint/ (weights, optimiser, step), model/ (result).
 On a CPU with the same number of threads, a resumed run continues the very same curve: samples are numbered, not drawn.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -59,7 +60,9 @@ def build(recipe: Recipe) -> StreamingVideoLM:
     )
 
 
-def train(recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 1, show: Log = lambda line: None) -> Path:
+def train(
+    recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 1, show: Log = lambda line: None
+) -> Path:
     """Run a recipe in `folder`; returns the folder of the finished model. `show` gets every log line as it is written.
 
     Raises InputError when the folder holds a run and `resume` is off, or holds one of another recipe.
@@ -97,7 +100,10 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 
                 means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
             if not math.isfinite(numbers["loss"]):
                 _save_bad_batch(folder, items)
-                raise InputError(f"the loss is {numbers['loss']} at step {step}; the batch is in {folder / 'bad_batch.safetensors'}.")
+                raise InputError(
+                    f"the loss is {numbers['loss']} at step {step}; lower lr, or look at the batch in "
+                    f"{folder / 'bad_batch.safetensors'}."
+                )
             if step % 20 == 0 or step == recipe.steps:
                 rounded = {name: round(value, 4) for name, value in means.items()}
                 log({"stage": "stream", "step": step, "seconds": round(time.monotonic() - began, 1), **rounded})
@@ -121,7 +127,8 @@ def train_step(
     assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
     optimiser.zero_grad()
     output.loss.backward()
-    experts = [p.grad.norm() for name, p in model.named_parameters() if "depth_expert.weight" in name and p.grad is not None]
+    weights = [p.grad for name, p in model.named_parameters() if "depth_expert.weight" in name]
+    experts = [float(grad.norm()) for grad in weights if grad is not None]
     norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], recipe.clip)
     optimiser.step()
     return {
@@ -129,7 +136,7 @@ def train_step(
         "lm_loss": float(output.lm_loss),
         "stream_loss": float(output.stream_loss),
         "gradient": float(norm),
-        "expert_gradient": float(sum(experts) / max(len(experts), 1)),
+        "expert_gradient": sum(experts) / max(len(experts), 1),
     }
 
 
@@ -171,7 +178,8 @@ def _score(model: StreamingVideoLM, output: Output, batch: Batch) -> dict[str, f
     text = (batch.labels != IGNORE) & ~batch.decision
     wrong = set(batch.turn[text & (said != batch.labels)].tolist())
     turns = set(batch.turn[text].tolist())
-    speak, due = (said == model.template.close_id) & batch.decision, (batch.labels == model.template.close_id) & batch.decision
+    close = model.template.close_id
+    speak, due = (said == close) & batch.decision, (batch.labels == close) & batch.decision
     return {
         "lm_loss": float(output.lm_loss),
         "stream_loss": float(output.stream_loss),
@@ -249,6 +257,5 @@ def _save(
 
 
 def _save_bad_batch(folder: Path, items: list[StreamSample]) -> None:
-    from safetensors.torch import save_file
-
-    save_file({f"frames.{i}": item.frames.contiguous() for i, item in enumerate(items)}, folder / "bad_batch.safetensors")
+    films = {f"frames.{i}": item.frames.contiguous() for i, item in enumerate(items)}
+    save_file(films, folder / "bad_batch.safetensors")

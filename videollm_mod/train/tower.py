@@ -1,7 +1,7 @@
 """First stage: the tower learns to name what is where. Without it the decoder learns nothing in the same time.
 
-Linear heads on every cell predict what covers it, the colour, shape and size of the thing there and where its centre is;
-one on the CLS token counts the things. The heads are thrown away.
+Linear heads on every cell predict what covers it, the colour, shape and size of the thing there and where its centre
+is; one on the CLS token counts the things. The heads are thrown away.
 """
 
 from __future__ import annotations

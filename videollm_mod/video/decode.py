@@ -98,9 +98,10 @@ class Decoder:
             self._turns: dict[int, Turn] = {}
             rate = self._stream.average_rate or self._stream.guessed_rate
             self.source_fps = float(rate) if rate and 0 < rate <= 1000 else UNKNOWN_RATE
-            self.duration, self._duration_certain = self._stated_duration()
+            self.duration, self.duration_sure = self._stated_duration()
             self.live = address.live or (self.duration is None and address.protocols != "file" and address.seekable)
-            self._damage_at: float | None = None
+            self._suspected_at: float | None = None  # newest picture when the first fault was reported, seconds
+            self._damage_at: float | None = None  # last picture before the first hole after that
             self._damaged = 0
             self._undecodable: av.FFmpegError | None = None
             self._broken: str | None = None
@@ -131,15 +132,16 @@ class Decoder:
         """Put what went wrong into `warnings`, one sentence; `complete`: the source was read to its end."""
         seen = (self._clock.last or 0.0) + 1 / self.source_fps
         missing = 0.0
-        if complete and self.duration is not None and self._duration_certain and not self.live:
+        if complete and self.duration is not None and self.duration_sure and not self.live:
             missing = self.duration - seen
         short = missing > max(0.5, 2 / self.source_fps, self._last_duration)
         if self._broken:
             self.warnings.append(f"{self.name} broke off at {seen:.1f} s: {self._broken}")
         elif self._damaged:
             end = f" and ends at {seen:.1f} of {self.duration:.1f} s" if short else ""
+            where = self._damage_at if self._damage_at is not None else seen if short else self._suspected_at
             self.warnings.append(
-                f"{self.name} is damaged near {self._damage_at:.1f} s ({self._damaged} faulty packets or pictures)"
+                f"{self.name} is damaged near {where:.1f} s ({self._damaged} faulty packets or pictures)"
                 f"{end}: what could be decoded was used, copy the file again if you can"
             )
         elif short:
@@ -191,7 +193,7 @@ class Decoder:
         return codec
 
     def _stated_duration(self) -> tuple[float | None, bool]:
-        """Length in seconds as the container states it, and whether that is surely the length of the pictures."""
+        """Length in seconds, and whether the container itself states it of the pictures (else it is an estimate)."""
         stream = self._stream
         if (
             self._address.live or self._container.format.flags & FormatFlags.no_timestamps.value
@@ -249,10 +251,11 @@ class Decoder:
             stamp = None if shown is None or not base else shown * base
             if self._clock.last is None and self._clock.origin is None:
                 self._clock.origin = self._origin(stamp)
-            now = self._clock(stamp)
+            before, now = self._clock.last, self._clock(stamp)
             self.frames_decoded += 1
             if frame.is_corrupt:
                 self._note_damage()
+            self._locate_damage(before, now)
             length = (frame.duration or 0) * base
             self._last_duration = length if 0 < length <= 3600 else self._clock.period
             yield frame, Picture(now, self._last_duration, partial(self._rgb, frame))
@@ -310,8 +313,14 @@ class Decoder:
 
     def _note_damage(self) -> None:
         self._damaged += 1
-        if self._damage_at is None:  # the newest picture's time tells more than the packet's: decoding runs ahead
-            self._damage_at = self._clock.last or 0.0
+        if self._suspected_at is None:
+            self._suspected_at = self._clock.last or 0.0
+
+    def _locate_damage(self, before: float | None, now: float) -> None:
+        """Decoders report a fault several pictures early or late, so its place is the first hole that follows."""
+        hole = before is not None and now - before > 1.5 * self._clock.period
+        if self._suspected_at is not None and self._damage_at is None and hole:
+            self._damage_at = before
 
     def _raise_interrupt(self) -> None:
         if isinstance(self._address.url, Pipe) and self._address.url.interrupted:

@@ -20,7 +20,7 @@ DECODERS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else of what Pillow reads i
 class ImageFolder:
     """The images of a folder, or one image, each shown for `period` seconds. Reads one at a time."""
 
-    live = False
+    live, duration_sure = False, True
 
     def __init__(self, path: Path, name: str, fps: float) -> None:
         self.name, self.source_fps = name, fps

@@ -37,6 +37,7 @@ class Reader(Protocol):
     name: str
     source_fps: float
     duration: float | None
+    duration_sure: bool
     width: int
     height: int
     live: bool
@@ -54,7 +55,7 @@ class VideoSource:
     name            for people (a password in an address is hidden)
     fps             frames per second of video time that come out; None was asked: the source's own
     source_fps      frames per second of the source (its average; 25 where it states none)
-    duration        seconds, or None if unknown
+    duration        seconds, or None if unknown; an estimate for MPEG streams, exact for MP4, MOV, Matroska and AVI
     width, height   of the first picture, upright and with square pixels; a stream may change size on its way
     live            pictures come at their own pace and are lost if nobody takes them
     warnings        one sentence each; those about damage come when the iteration ends
@@ -157,7 +158,7 @@ def open_video(
     """
     _check_times(fps, start, end)
     reader = _open_reader(source, fps)
-    if reader.duration is not None and start >= reader.duration:
+    if reader.duration is not None and reader.duration_sure and start >= reader.duration:
         reader.close()
         raise InputError(
             f"start {start:g} s lies beyond the end of {reader.name} ({reader.duration:.1f} s): start earlier"

@@ -1,0 +1,247 @@
+"""Law 5: the LayerExpert receives a gradient, is trained, is saved and comes back; and what else training needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from depth_cases import BACKBONES, DTYPES, PLANS, far, right_padded, routed, run, same_kept, talk, tiny_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from videollm_mod.depth import DepthPlan, apply_depth, get_plan
+
+Models = Callable[..., PreTrainedModel]
+TALK = talk("2t 10 1t 5 1 10 3t")
+SHORT = talk("1t 5 2t 10 1t")
+GATED = ("output", "update", "tanh", "straight")
+
+backbones = pytest.mark.parametrize("backbone", BACKBONES)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp64"])
+routing_plans = pytest.mark.parametrize("name", [n for n in PLANS if n not in ("full", "early-exit", "layer-skip")])
+
+
+def loss_of(model: PreTrainedModel, **kwargs: Any) -> Tensor:
+    ids = TALK.ids()
+    return model(ids, frame_index=TALK.index, labels=ids, **kwargs).loss
+
+
+def expert_gradients(model: PreTrainedModel) -> list[Tensor | None]:
+    return [weight.grad for name, weight in model.named_parameters() if "depth_expert" in name]
+
+
+@backbones
+@dtypes
+@routing_plans
+def test_law_5_the_expert_of_every_routed_layer_gets_a_gradient_and_is_moved_by_a_step(
+    models: Models, backbone: str, dtype: torch.dtype, name: str
+) -> None:
+    model = models(backbone, dtype)
+    for scorer in ("learned", "random", "uniform"):
+        for gate in GATED:
+            with routed(model, replace(PLANS[name], scorer=scorer, gate=gate)):
+                experts = {n: p for n, p in model.named_parameters() if "depth_expert" in n}
+                assert len(experts) == 2 * len(PLANS[name].routed(5))
+                before = {n: p.detach().clone() for n, p in experts.items()}
+                optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+                loss_of(model).backward()
+                for n, weight in experts.items():
+                    assert weight.grad is not None and weight.grad.isfinite().all(), (scorer, gate, n)
+                    assert weight.grad.abs().max() > 1e-6, (scorer, gate, n)
+                for weight in model.parameters():  # the shared model itself stays as it is
+                    weight.grad = weight.grad if any(weight is p for p in experts.values()) else None
+                optimiser.step()
+                assert all(not torch.equal(before[n], p) for n, p in experts.items())
+            model.zero_grad()
+
+
+def test_with_an_identity_gate_the_expert_gets_no_gradient(llama: PreTrainedModel) -> None:
+    """The choice itself has no derivative: this gate is for baselines, and for experts that are trained elsewhere."""
+    with routed(llama, replace(PLANS["interleaved"], gate="identity")):
+        loss_of(llama).backward()
+        gradients = expert_gradients(llama)
+        assert len(gradients) == 4 and all(gradient is None for gradient in gradients)
+    llama.zero_grad()
+
+
+@pytest.mark.parametrize("gate", GATED)
+def test_the_gradient_is_the_slope_of_the_loss(models: Models, gate: str) -> None:
+    """By finite differences; for `straight`, whose forward is flat in s, of the function it stands in for."""
+    model = models("llama", torch.float64)
+    plan = DepthPlan((3,), 0.5, gate=gate)
+    with routed(model, plan):
+        expert = model.model.layers[3].depth_expert
+        with torch.no_grad():  # scores far apart in sign and not saturated
+            expert.weight.mul_(0.1)
+        loss_of(model).backward()
+        gradient = expert.bias.grad.item()  # the bias moves all scores alike, so the choice stays
+        step = 1e-5
+
+        def moved(by: float) -> float:
+            with torch.no_grad():
+                expert.bias.add_(by)
+                loss = loss_of(model).item()
+                expert.bias.sub_(by)
+            return loss
+
+        slope = (moved(step) - moved(-step)) / (2 * step)
+    model.zero_grad()
+    if gate == "straight":
+        assert slope == 0.0 and gradient != 0.0
+    else:
+        assert abs(gradient - slope) < 1e-6 * max(1, abs(slope))
+
+
+def test_straight_has_the_gradient_of_sigma_s_times_f() -> None:
+    from videollm_mod.depth.layer import apply_gate
+
+    x, y, g = torch.randn(3, 7, 4, dtype=torch.float64).unbind(0)
+    s = torch.randn(7, 1, dtype=torch.float64, requires_grad=True)
+    (apply_gate("straight", x, y, s) * g).sum().backward()
+    expected = (g * (y - x)).sum(-1, keepdim=True) * s.sigmoid() * (1 - s.sigmoid())
+    assert torch.allclose(s.grad, expected.detach(), atol=1e-12)
+
+
+@backbones
+@pytest.mark.parametrize("gate", GATED)
+def test_gradient_checkpointing_gives_the_same_gradients(models: Models, backbone: str, gate: str) -> None:
+    model = tiny_model(backbone, torch.float64).train()
+    with routed(model, replace(PLANS["interleaved"], gate=gate)):
+        gradients = []
+        for checkpointing in (False, True):
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.zero_grad()
+            loss_of(model, use_cache=False).backward()
+            gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and any("depth_expert" in n for n in gradients[0])
+    for n, gradient in gradients[0].items():
+        assert far(gradient, gradients[1][n]) < 1e-10, n
+
+
+@backbones
+def test_training_with_the_default_cache_has_the_gradients_of_training_without(models: Models, backbone: str) -> None:
+    model = models(backbone, torch.float64)
+    with routed(model.train(), replace(PLANS["interleaved"], gate="update")):
+        gradients = []
+        for options in ({}, {"use_cache": False}):
+            model.zero_grad()
+            loss_of(model, **options).backward()
+            gradients.append([p.grad.clone() for p in model.parameters()])
+    model.eval().zero_grad()
+    assert max(far(a, b) for a, b in zip(*gradients)) < 1e-10
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@backbones
+def test_gradients_of_a_padded_batch_are_the_sum_of_its_rows(models: Models, backbone: str, use_cache: bool) -> None:
+    model, talks = models(backbone, torch.float64), (TALK, SHORT)
+    ids = [talked.ids(seed) for seed, talked in enumerate(talks)]
+    real = right_padded([torch.ones_like(row) for row in ids])
+    index = right_padded([talked.index for talked in talks], -1)
+
+    def gradients(*batches: dict[str, Tensor]) -> list[Tensor]:
+        model.zero_grad()
+        for batch in batches:
+            mask = batch["attention_mask"].bool()
+            (model(**batch, use_cache=use_cache).logits[mask].logsumexp(-1)).sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for name in ("interleaved", "all", "early-exit"):
+        with routed(model, replace(PLANS[name], gate="update")):
+            together = gradients(dict(input_ids=right_padded(ids), frame_index=index, attention_mask=real))
+            alone = gradients(
+                *[
+                    dict(input_ids=row, frame_index=talked.index, attention_mask=torch.ones_like(row))
+                    for row, talked in zip(ids, talks)
+                ]
+            )
+        assert max(far(a, b) / (1 + b.abs().max().item()) for a, b in zip(together, alone)) < 1e-9, name
+    model.zero_grad()
+
+
+def test_a_row_of_which_nothing_goes_through_a_layer_leaves_gradients_finite(models: Models) -> None:
+    """A row of frames only, behind an early exit, beside one with text: all its keys are masked there."""
+    ids = torch.arange(1, 21).view(2, 10)
+    index = torch.tensor([[0] * 10, [-1] * 10])
+    for attention in ("sdpa", "eager"):
+        model = models("llama", torch.float64, attention)
+        for use_cache in (True, False):
+            for real in (None, torch.tensor([[1] * 10, [1] * 8 + [0] * 2])):
+                with routed(model, DepthPlan("early-exit")):
+                    out = model(ids, frame_index=index, attention_mask=real, use_cache=use_cache).logits
+                    out.logsumexp(-1).sum().backward()
+                assert out.isfinite().all()
+                assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+                model.zero_grad()
+
+
+def test_gradients_reach_the_embeddings_of_kept_and_of_skipped_tokens(llama: PreTrainedModel) -> None:
+    embeds = llama.get_input_embeddings()(TALK.ids()).detach().requires_grad_()
+    with routed(llama, replace(PLANS["all"], gate="update")):
+        kept: dict[int, Tensor] = {}
+        llama(inputs_embeds=embeds, frame_index=TALK.index, kept_out=kept).logits.logsumexp(-1).sum().backward()
+    skipped_everywhere = ~torch.stack(list(kept.values())).any(0)
+    assert skipped_everywhere.any()
+    assert (embeds.grad.abs().sum(-1) > 0).all()
+    llama.zero_grad()
+
+
+@backbones
+def test_law_5_weights_saved_to_safetensors_come_back_to_the_bit(
+    models: Models, backbone: str, tmp_path: Path
+) -> None:
+    model, plan = models(backbone, torch.float32), replace(PLANS["list"], gate="output")
+    with routed(model, plan, seed=5):
+        before = run(model, TALK.ids(), TALK.index)
+        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, tmp_path / "m.safetensors")
+    fresh = tiny_model(backbone, torch.float32)
+    apply_depth(fresh, plan)
+    fresh.load_state_dict(load_file(tmp_path / "m.safetensors"), strict=True)
+    after = run(fresh, TALK.ids(), TALK.index)
+    assert torch.equal(before.hidden, after.hidden) and same_kept(before.kept, after.kept)
+
+
+@backbones
+def test_save_pretrained_keeps_architecture_name_plan_and_experts(
+    models: Models, backbone: str, tmp_path: Path
+) -> None:
+    model, plan = models(backbone, torch.float32), replace(PLANS["list"], gate="output")
+    own = type(model)
+    with routed(model, plan, seed=5):
+        before = run(model, TALK.ids(), TALK.index)
+        model.save_pretrained(tmp_path)
+    dense = own.from_pretrained(tmp_path)
+    assert dense.config.architectures == [own.__name__] and type(dense) is own
+    assert DepthPlan.from_dict(dense.config.depth_plan) == plan
+    apply_depth(dense, DepthPlan.from_dict(dense.config.depth_plan))
+    dense.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    after = run(dense, TALK.ids(), TALK.index)
+    assert torch.equal(before.hidden, after.hidden) and same_kept(before.kept, after.kept)
+
+
+def test_a_new_plan_keeps_the_experts_of_layers_that_stay_routed(llama: PreTrainedModel) -> None:
+    with routed(llama, PLANS["interleaved"]):
+        experts = {i: llama.model.layers[i].depth_expert for i in (1, 3)}
+        apply_depth(llama, DepthPlan((2, 3), 0.5))
+        assert get_plan(llama) == DepthPlan((2, 3), 0.5)
+        assert llama.model.layers[3].depth_expert is experts[3]
+        assert hasattr(llama.model.layers[2], "depth_expert") and not hasattr(llama.model.layers[1], "depth_expert")
+
+
+def test_a_deep_copy_is_routed_and_independent(llama: PreTrainedModel) -> None:
+    with routed(llama, PLANS["interleaved"]):
+        twin = copy.deepcopy(llama)
+        mine, its = run(llama, TALK.ids(), TALK.index), run(twin, TALK.ids(), TALK.index)
+        with torch.no_grad():
+            twin.model.layers[1].depth_expert.weight.zero_()
+        again, changed = run(llama, TALK.ids(), TALK.index), run(twin, TALK.ids(), TALK.index)
+    assert torch.equal(mine.hidden, its.hidden) and torch.equal(mine.hidden, again.hidden)
+    assert far(mine.hidden, changed.hidden) > 1e-2
+    assert get_plan(twin) == PLANS["interleaved"]  # removing it from the original leaves the copy routed
