@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -80,27 +80,43 @@ def tiny_model(backbone: str, dtype: torch.dtype, attention: str = "sdpa") -> Pr
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.normal_(1, 0.3)
+    if dtype == torch.float64:
+        for module in model.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.__class__ = ExactNorm
     return model.to(dtype).eval()
 
 
+class ExactNorm(nn.Module):
+    """RMSNorm in the dtype it is given. Transformers' own computes in float32 whatever the model is in, which flattens
+    slopes, and turns a difference of 1e-15 into one of 1e-7 where it falls on the edge of a rounding.
+    """
+
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
 @contextmanager
-def routed(model: PreTrainedModel, plan: DepthPlan, seed: int = 0) -> Iterator[PreTrainedModel]:
+def routed(model: PreTrainedModel, plan: DepthPlan, seed: int = 0, strength: float = 0.5) -> Iterator[PreTrainedModel]:
     """The model routed by the plan, with strongly opinionated experts; the plain model again at the end."""
     apply_depth(model, plan)
-    shake_experts(model, seed)
+    shake_experts(model, seed, strength)
     try:
         yield model
     finally:
         remove_depth(model)
 
 
-def shake_experts(model: PreTrainedModel, seed: int = 0) -> None:
+def shake_experts(model: PreTrainedModel, seed: int = 0, strength: float = 0.5) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in model.get_decoder().layers:
             if hasattr(layer, "depth_expert"):
                 for weight in layer.depth_expert.parameters():
-                    weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * 0.5)
+                    weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * strength)
 
 
 # --- conversations ---------------------------------------------------------------------------------------------------
@@ -222,9 +238,7 @@ def stream(
     """The conversation step by step, cut at `borders`, with one cache."""
     parts = []
     for step in conversation.steps(borders):
-        parts.append(
-            run(model, ids[:, step], conversation.index[:, step], past_key_values=cache, use_cache=True)
-        )
+        parts.append(run(model, ids[:, step], conversation.index[:, step], past_key_values=cache, use_cache=True))
         cache = parts[-1].cache
     layers = parts[0].kept
     return Pass(

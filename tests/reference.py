@@ -2,7 +2,7 @@
 
 Written from the design alone (VideoLLM-MoD, arXiv 2408.16730, section 3.2), for one row without batch or cache. Of the
 model it uses only weights: norms, projections and MLP, called on single tokens. Rotary embedding, softmax, masks, layer
-sets, the choice of k tokens and the gates are its own. Of the package it borrows one function, the hash behind `random`.
+sets, the choice of k tokens and the gates are its own. Of the package it borrows one function: the hash of `random`.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def layer_ratios(plan: DepthPlan, layers: int) -> list[Fraction | None]:
     return [by_layer.get(i) for i in range(layers)]
 
 
-def chosen(
-    layer: Any, inputs: list[Tensor], ratio: Fraction, plan: DepthPlan, frame: int, number: int
-) -> list[int]:
+def chosen(layer: Any, inputs: list[Tensor], ratio: Fraction, plan: DepthPlan, frame: int, number: int) -> list[int]:
     """Places within a frame, of the tokens that go through."""
     n = len(inputs)
     k = math.ceil(ratio * n)

@@ -97,7 +97,7 @@ def test_a_filled_stream_holds_what_streaming_would_have_left(plan: DepthPlan | 
         ({"stream_steps": -1}, "--stream-steps is -1"),
         ({"frames": (100, 0)}, "--frames is 100 0"),
         ({"tokens": ()}, "--tokens is empty"),
-        ({"train_text": -1}, "--train-text is -1"),
+        ({"train_text": 0}, "--train-text is 0"),
         ({"width": 100}, "--width 100"),
         ({"plan": "sideways"}, "sideways"),
     ],

@@ -143,8 +143,8 @@ def test_a_reset_cache_is_as_new(llama: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_raw_memory_behind_a_short_row_does_not_leak(models: Models, attention: str) -> None:
-    """Buffers of rows with different lengths have gaps. Here fresh memory is NaN, which 0 * NaN would bring to light."""
-    model = models("llama", torch.float64, attention)
+    """Buffers of rows of different length have gaps. Here fresh memory is NaN, which 0 * NaN would bring to light."""
+    model = models("llama", torch.float32, attention)
     ids = [TALK.ids(), SHORT.ids()]
     real = right_padded([torch.ones_like(row) for row in ids])
     index = right_padded([TALK.index, SHORT.index], -1)
@@ -155,7 +155,7 @@ def test_raw_memory_behind_a_short_row_does_not_leak(models: Models, attention: 
             alone = run(model, ids[1], SHORT.index)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert far(both.hidden[1, : len(SHORT)], alone.hidden[0]) < 1e-10
+    assert far(both.hidden[1, : len(SHORT)], alone.hidden[0]) < 1e-4
 
 
 def test_stored_entries_are_the_kept_tokens_of_each_layer_and_row(llama: PreTrainedModel) -> None:
@@ -172,7 +172,7 @@ def test_stored_entries_are_the_kept_tokens_of_each_layer_and_row(llama: PreTrai
 
 
 def test_appending_token_by_token_copies_little(llama: PreTrainedModel) -> None:
-    """Buffers grow by half, so a long stream reallocates a handful of times; what is in use is still counted exactly."""
+    """Buffers grow by half, so a long stream reallocates a few times; what is in use is still counted exactly."""
     with routed(llama, PLANS["interleaved"]):
         cache, buffers = RaggedCache(LAYERS), set()
         for _ in range(300):

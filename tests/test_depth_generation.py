@@ -96,9 +96,7 @@ def test_generation_goes_on_with_frames_that_the_cache_has_not_seen(llama: PreTr
     watched = Conversation(TALK.frame_index[:border])
     with routed(llama, PLANS[name]):
         cache = stream(llama, ids[:, :border], watched, watched.turns).cache
-        assert torch.equal(
-            generate(llama, ids, TALK.index, past_key_values=cache), generate(llama, ids, TALK.index)
-        )
+        assert torch.equal(generate(llama, ids, TALK.index, past_key_values=cache), generate(llama, ids, TALK.index))
 
 
 def test_generation_from_embeddings_says_the_same(llama: PreTrainedModel) -> None:
@@ -132,7 +130,9 @@ def test_after_generation_the_stream_goes_on_as_if_it_had_been_fed_the_words(lla
             eos_token_id=None,
             pad_token_id=0,
         )
-        fed = torch.cat([out.sequences[:, out.past_key_values.seen :], more.ids()], dim=1)  # the last word is not in yet
+        fed = torch.cat(
+            [out.sequences[:, out.past_key_values.seen :], more.ids()], dim=1
+        )  # the last word is not in yet
         index = torch.cat([torch.full((1, 1), -1), more_index], dim=1)
         continued = run(llama, fed, index, past_key_values=out.past_key_values)
         whole = torch.cat([out.sequences, more.ids()], dim=1)

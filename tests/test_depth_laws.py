@@ -1,4 +1,4 @@
-"""The laws of the core that are one comparison each, over every plan x scorer x gate x backbone (1 to 4, and 6's bytes).
+"""The laws of the core that are one comparison each (1 to 4, and 6's bytes), over plans x scorers x gates x backbones.
 
 The same laws over random conversations are in test_depth_layouts.py; gradients, cache and generation have files too.
 """

@@ -150,7 +150,12 @@ def stream_batch(model: PreTrainedModel, steps: list[dict[str, Tensor]]) -> tupl
 @pytest.mark.parametrize("backbone", ["llama", "qwen3"])  # a sliding window counts padding between the steps
 @given(talks=st.tuples(conversations(), conversations()), plan=plans(), seed=seeds, data=st.data())
 def test_law_4_rows_that_stream_side_by_side_equal_each_alone(
-    models: Models, backbone: str, talks: tuple[Conversation, Conversation], plan: DepthPlan, seed: int, data: st.DataObject
+    models: Models,
+    backbone: str,
+    talks: tuple[Conversation, Conversation],
+    plan: DepthPlan,
+    seed: int,
+    data: st.DataObject,
 ) -> None:
     model = models(backbone, torch.float64)
     ids = [talked.ids(seed + i) for i, talked in enumerate(talks)]

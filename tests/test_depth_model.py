@@ -23,7 +23,7 @@ plan_names = pytest.mark.parametrize("name", PLANS)
 
 
 def test_transformers_is_of_the_major_version_that_was_tried() -> None:
-    """Tried: 5.17 and 5.23. `depth/layer.py` and `depth/cache.py` touch its internals, so another major needs a look."""
+    """Tried: 5.17 to 5.23. `depth/layer.py` and `depth/cache.py` touch its internals: another major needs a look."""
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
     assert major == 5, f"Transformers {transformers.__version__}: tried are 5.17 to 5.23; run tests/test_depth_* first."
     assert minor >= 17, f"Transformers {transformers.__version__} is older than 5.17, the oldest version tried."
@@ -32,7 +32,8 @@ def test_transformers_is_of_the_major_version_that_was_tried() -> None:
 @backbones
 @plan_names
 def test_eager_attention_equals_sdpa(models: Models, backbone: str, name: str) -> None:
-    sdpa, eager = models(backbone, torch.float64), models(backbone, torch.float64, "eager")
+    """In float32, which is what Transformers' eager softmax computes in whatever the model is in."""
+    sdpa, eager = models(backbone, torch.float32), models(backbone, torch.float32, "eager")
     ids = TALK.ids()
     batch_ids = right_padded([ids, SHORT.ids()])
     index = right_padded([TALK.index, SHORT.index], -1)
@@ -41,13 +42,13 @@ def test_eager_attention_equals_sdpa(models: Models, backbone: str, name: str) -
     with routed(sdpa, plan), routed(eager, plan):
         for use_cache in (True, False):
             a, b = (run(model, ids, TALK.index, use_cache=use_cache) for model in (sdpa, eager))
-            assert far(a.hidden, b.hidden) < 1e-10 and same_kept(a.kept, b.kept)
+            assert far(a.hidden, b.hidden) < 1e-4 and same_kept(a.kept, b.kept)
             padded = [
                 run(model, batch_ids, index, attention_mask=real, use_cache=use_cache).hidden for model in (sdpa, eager)
             ]
-            assert far(padded[0][real.bool()], padded[1][real.bool()]) < 1e-10
+            assert far(padded[0][real.bool()], padded[1][real.bool()]) < 1e-4
         streamed = stream(eager, ids, TALK, TALK.turns)
-        assert far(streamed.hidden, a.hidden) < 1e-10 and same_kept(streamed.kept, a.kept)
+        assert far(streamed.hidden, a.hidden) < 1e-4 and same_kept(streamed.kept, a.kept)
 
 
 @backbones

@@ -21,6 +21,7 @@ Models = Callable[..., PreTrainedModel]
 TALK = talk("2t 10 1t 5 1 10 3t")
 SHORT = talk("1t 5 2t 10 1t")
 GATED = ("output", "update", "tanh", "straight")
+GENTLE = 0.05  # of the experts' weights: gates that are not saturated have a slope
 
 backbones = pytest.mark.parametrize("backbone", BACKBONES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp64"])
@@ -45,7 +46,7 @@ def test_law_5_the_expert_of_every_routed_layer_gets_a_gradient_and_is_moved_by_
     model = models(backbone, dtype)
     for scorer in ("learned", "random", "uniform"):
         for gate in GATED:
-            with routed(model, replace(PLANS[name], scorer=scorer, gate=gate)):
+            with routed(model, replace(PLANS[name], scorer=scorer, gate=gate), strength=GENTLE):
                 experts = {n: p for n, p in model.named_parameters() if "depth_expert" in n}
                 assert len(experts) == 2 * len(PLANS[name].routed(5))
                 before = {n: p.detach().clone() for n, p in experts.items()}
@@ -53,12 +54,26 @@ def test_law_5_the_expert_of_every_routed_layer_gets_a_gradient_and_is_moved_by_
                 loss_of(model).backward()
                 for n, weight in experts.items():
                     assert weight.grad is not None and weight.grad.isfinite().all(), (scorer, gate, n)
-                    assert weight.grad.abs().max() > 1e-6, (scorer, gate, n)
+                    undone = gate == "output" and ".4." in n  # see the test below
+                    assert weight.grad.abs().max() > (0 if undone else 1e-5), (scorer, gate, n)
                 for weight in model.parameters():  # the shared model itself stays as it is
                     weight.grad = weight.grad if any(weight is p for p in experts.values()) else None
                 optimiser.step()
                 assert all(not torch.equal(before[n], p) for n, p in experts.items())
             model.zero_grad()
+
+
+def test_the_output_gate_of_the_last_layer_is_undone_by_the_final_norm(models: Models) -> None:
+    """RMSNorm(sigma(s)·y) = RMSNorm(y) but for its epsilon: the last layer's expert, if routed, hardly learns."""
+    model = models("llama", torch.float64)
+    sizes = {}
+    for gate in ("output", "update"):
+        with routed(model, DepthPlan("all", 0.4, gate=gate), strength=GENTLE):
+            loss_of(model).backward()
+            sizes[gate] = [layer.depth_expert.weight.grad.abs().max().item() for layer in model.model.layers]
+        model.zero_grad()
+    assert sizes["output"][4] < 1e-4 * max(sizes["output"][:4])
+    assert sizes["update"][4] > 1e-2 * max(sizes["update"][:4])
 
 
 def test_with_an_identity_gate_the_expert_gets_no_gradient(llama: PreTrainedModel) -> None:
@@ -74,28 +89,29 @@ def test_with_an_identity_gate_the_expert_gets_no_gradient(llama: PreTrainedMode
 def test_the_gradient_is_the_slope_of_the_loss(models: Models, gate: str) -> None:
     """By finite differences; for `straight`, whose forward is flat in s, of the function it stands in for."""
     model = models("llama", torch.float64)
-    plan = DepthPlan((3,), 0.5, gate=gate)
-    with routed(model, plan):
+
+    def loss() -> Tensor:  # in double precision, other than the model's own
+        return model(TALK.ids(), frame_index=TALK.index).logits.log_softmax(-1)[..., 0].mean()
+
+    with routed(model, DepthPlan((3,), 0.5, gate=gate), strength=GENTLE):
         expert = model.model.layers[3].depth_expert
-        with torch.no_grad():  # scores far apart in sign and not saturated
-            expert.weight.mul_(0.1)
-        loss_of(model).backward()
+        loss().backward()
         gradient = expert.bias.grad.item()  # the bias moves all scores alike, so the choice stays
         step = 1e-5
 
         def moved(by: float) -> float:
             with torch.no_grad():
                 expert.bias.add_(by)
-                loss = loss_of(model).item()
+                value = loss().item()
                 expert.bias.sub_(by)
-            return loss
+            return value
 
         slope = (moved(step) - moved(-step)) / (2 * step)
     model.zero_grad()
     if gate == "straight":
         assert slope == 0.0 and gradient != 0.0
     else:
-        assert abs(gradient - slope) < 1e-6 * max(1, abs(slope))
+        assert abs(slope) > 1e-4 and abs(gradient - slope) < 1e-6
 
 
 def test_straight_has_the_gradient_of_sigma_s_times_f() -> None:
@@ -171,7 +187,7 @@ def test_a_row_of_which_nothing_goes_through_a_layer_leaves_gradients_finite(mod
     ids = torch.arange(1, 21).view(2, 10)
     index = torch.tensor([[0] * 10, [-1] * 10])
     for attention in ("sdpa", "eager"):
-        model = models("llama", torch.float64, attention)
+        model = models("llama", torch.float32, attention)
         for use_cache in (True, False):
             for real in (None, torch.tensor([[1] * 10, [1] * 8 + [0] * 2])):
                 with routed(model, DepthPlan("early-exit")):
@@ -194,9 +210,7 @@ def test_gradients_reach_the_embeddings_of_kept_and_of_skipped_tokens(llama: Pre
 
 
 @backbones
-def test_law_5_weights_saved_to_safetensors_come_back_to_the_bit(
-    models: Models, backbone: str, tmp_path: Path
-) -> None:
+def test_law_5_weights_saved_to_safetensors_come_back_to_the_bit(models: Models, backbone: str, tmp_path: Path) -> None:
     model, plan = models(backbone, torch.float32), replace(PLANS["list"], gate="output")
     with routed(model, plan, seed=5):
         before = run(model, TALK.ids(), TALK.index)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,3 +220,8 @@ def test_a_report_cannot_go_where_a_file_is(model_folder: str, tmp_path: Path) -
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="taken"):
         evaluate_world(EvalWorldConfig(model=model_folder, report=tmp_path / "taken"))
+
+
+def test_the_flags_can_be_listed_without_waiting_for_torch() -> None:
+    check = "import sys, videollm_mod.evaluate.world; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

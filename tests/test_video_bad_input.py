@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_video_source import TENTHS, Quiet, server  # noqa: F401  (server is a fixture)
-from video_cases import write_empty, write_sound, write_video
+from video_cases import TENTHS, Handler, serving, write_empty, write_sound, write_video
 
 from videollm_mod.types import InputError
 from videollm_mod.video import decode, images, open_video, source
@@ -166,29 +165,26 @@ def test_a_playlist_on_disk_opens_nothing(tmp_path: Path, clip: Path, text: str,
     assert "is not a video" in refusal(tmp_path / name)
 
 
-def test_a_server_cannot_make_us_read_a_file(
-    tmp_path: Path,
-    clip: Path,
-    server: str,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_server_cannot_make_us_read_a_file(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3.0,\nfile://{}\n#EXT-X-ENDLIST\n"
     (tmp_path / "list.m3u8").write_text(playlist.format(clip))
-    assert "list.m3u8" in refusal(f"{server}/list.m3u8")
 
-    def redirect(handler: Quiet) -> None:
+    def redirect(handler: Handler) -> None:
         handler.send_response(302)
         handler.send_header("Location", f"file://{clip}")
         handler.end_headers()
 
-    monkeypatch.setattr(Quiet, "do_GET", redirect)
-    assert "cannot be opened" in refusal(f"{server}/clip.mp4")
+    with serving(tmp_path) as server:
+        assert "list.m3u8" in refusal(f"{server}/list.m3u8")
+        monkeypatch.setattr(Handler, "do_GET", redirect)
+        assert "cannot be opened" in refusal(f"{server}/clip.mp4")
 
 
-def test_addresses_that_give_no_video(tmp_path: Path, server: str) -> None:  # noqa: F811
+def test_addresses_that_give_no_video(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html>hello</html>" * 100)
-    assert "404" in refusal(f"{server}/none.mp4")
-    assert "cannot be opened" in refusal(f"{server}/page.html")
+    with serving(tmp_path) as server:
+        assert "404" in refusal(f"{server}/none.mp4")
+        assert "cannot be opened" in refusal(f"{server}/page.html")
     assert "names no host" in refusal("http://")
     assert "no valid address" in refusal("http://[::1/x.mp4")
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-import http.server
 import io
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
-from video_cases import numbers, write_video
+from video_cases import TENTHS, numbers, serving, write_video
 
 from videollm_mod.video import VideoWriter, open_video
-
-TENTHS = [k / 10 for k in range(30)]  # 3 s at 10 frames per second
 
 
 def test_a_variable_frame_rate_is_sampled_by_presentation_time(tmp_path: Path) -> None:
@@ -259,28 +254,12 @@ def test_ctrl_c_while_waiting_for_a_pipe_is_not_swallowed(tmp_path: Path, monkey
             pass
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """Serves the test's folder; gives the address."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
-
-
-def test_a_video_comes_over_http_also_as_a_playlist(tmp_path: Path, server: str) -> None:
+def test_a_video_comes_over_http_also_as_a_playlist(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mkv", TENTHS)
     write_video(tmp_path / "part.ts", TENTHS)
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3.0,\npart.ts\n#EXT-X-ENDLIST\n")
     for name in ("clip.mkv", "list.m3u8"):
-        with open_video(f"{server}/{name}") as video:
+        with serving(tmp_path) as server, open_video(f"{server}/{name}") as video:
             assert video.name == f"{server}/{name}"
             assert [frame.time for frame in video] == [0, 0.5, 1, 1.5, 2, 2.5]
             assert video.warnings == []

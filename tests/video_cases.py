@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import http.server
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import av
 import numpy as np
 
 LEVEL = 8
+TENTHS = [k / 10 for k in range(30)]  # 3 s at 10 frames per second
 
 
 def write_video(
@@ -67,3 +72,24 @@ def write_empty(path: Path) -> Path:
 def numbers(frames: Sequence[object]) -> list[int]:
     """Which pictures of `write_video` these frames show."""
     return [round(float(frame.image.mean()) / LEVEL) for frame in frames]  # type: ignore[attr-defined]
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Python's own file server, silent."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; gives the address."""
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("videollm_mod.watch:watch", "Narrate a video file, folder, address or camera as it plays."),
     "show": ("videollm_mod.show.command:show", "Draw the tokens that each routed layer keeps, as video and picture."),
     "train": ("videollm_mod.train.command:train_command", "Train a model from a recipe, such as `tiny`."),
-    "eval world": ("videollm_mod.evaluate.world:eval_world", "Measure a model on the synthetic world."),
+    "eval world": ("videollm_mod.evaluate.world:evaluate_world", "Measure a model on the synthetic world."),
     "bench depth": ("videollm_mod.bench.depth:bench_depth", "Time and weigh a routed decoder against the dense one."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }

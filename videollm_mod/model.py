@@ -172,6 +172,7 @@ class StreamingVideoLM(nn.Module):
         }
         temporary = folder / (WEIGHTS + ".writing")
         safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
         temporary.replace(folder / WEIGHTS)
         self.lm.config.save_pretrained(folder / "lm")
         self.template.tokenizer.save_pretrained(folder / "tokenizer")
@@ -182,19 +183,19 @@ class StreamingVideoLM(nn.Module):
         cls,
         folder: str | Path,
         *,
-        plan: DepthPlan | str | None = None,
+        plan: DepthPlan | str | tuple[int, ...] | None = None,
         keep: float | None = None,
         threshold: float | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> StreamingVideoLM:
-        """Read a folder that `save_pretrained` wrote. `plan` and `keep` replace those it was trained with.
+        """Read a folder that `save_pretrained` wrote. `plan` (whole, or just its layers) and `keep` replace its own.
 
         Raises InputError when a file or a tensor is missing, of a wrong shape, or unknown.
         """
         folder = Path(folder)
         config = _read_config(folder)
         trained = DepthPlan.from_dict(config["plan"])
-        chosen = dataclasses.replace(trained, layers=plan) if isinstance(plan, str) else plan or trained
+        chosen = plan if isinstance(plan, DepthPlan) else dataclasses.replace(trained, layers=plan or trained.layers)
         if keep is not None:
             chosen = dataclasses.replace(chosen, keep=keep)
         settings = StreamSettings(**config["settings"])
@@ -273,9 +274,8 @@ def _load_weights(model: StreamingVideoLM, path: Path, trained: DepthPlan) -> No
 
 def load(name: str | Path, **options: Any) -> StreamingVideoLM:
     """A model by name: `tiny`, which is bundled, or a folder. Options: see `StreamingVideoLM.from_pretrained`."""
-    bundled = ASSETS / str(name)
-    if bundled.is_dir() and str(name) == "tiny":
-        return StreamingVideoLM.from_pretrained(bundled, **options)
+    if str(name) == "tiny":
+        return StreamingVideoLM.from_pretrained(ASSETS / "tiny", **options)
     if not Path(name).is_dir():
         raise InputError(f"model '{name}' is neither 'tiny' nor a folder; give a folder written by save_pretrained.")
     return StreamingVideoLM.from_pretrained(name, **options)

@@ -97,6 +97,7 @@ class Interrupts:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
+        """A block that the first signal does not cut short; after an error the shield stays up, for files to close."""
         self.shield = True
         yield
         self.shield = False

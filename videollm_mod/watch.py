@@ -211,17 +211,16 @@ def parse_question(words: str) -> Question:
 
 
 def parse_plan(words: str | None) -> Any:
-    """A plan's name, or "1,3,5" -> a DepthPlan for those layers, or None; checked by DepthPlan."""
+    """A plan's name, or "1,3,5" -> (1, 3, 5), or None; checked by DepthPlan. Scorer and gate stay as trained."""
     if words is None:
         return None
     from videollm_mod.depth import DepthPlan
     from videollm_mod.types import InputError
 
     if not set(words) <= set("0123456789, "):
-        DepthPlan(words)  # raises for an unknown name
-        return words  # a name leaves scorer and gate as the model was trained
+        return DepthPlan(words).layers  # raises for an unknown name
     try:
-        return DepthPlan(tuple(int(number) for number in words.split(",")))
+        return DepthPlan(tuple(int(number) for number in words.split(","))).layers
     except ValueError as error:
         raise InputError(f"--plan '{words}' is not a list of layers; write for example 1,3,5.") from error
 

@@ -93,24 +93,11 @@ def bench_depth(config: BenchDepth) -> dict[str, Any]:
 
 
 def _refuse_nonsense(config: BenchDepth) -> None:
-    names = (
-        "width",
-        "inner",
-        "layers",
-        "heads",
-        "vocabulary",
-        "train_frames",
-        "train_steps",
-        "stream_steps",
-        "threads",
-    )
-    values = {name: (getattr(config, name),) for name in names} | {"tokens": config.tokens, "frames": config.frames}
-    for name, numbers in values.items():
+    for name, value in asdict(config).items():
+        numbers = value if isinstance(value, tuple) else (value,) if type(value) is int else (1,)
         if min(numbers, default=0) < 1:
             said = " ".join(map(str, numbers)) or "empty"
             raise InputError(f"--{name.replace('_', '-')} is {said}; it must be at least 1.")
-    if config.train_text < 0:
-        raise InputError(f"--train-text is {config.train_text}; it must be 0 or more.")
     if config.width % (2 * config.heads):
         raise InputError(f"--width {config.width} does not split into {config.heads} heads of even size.")
     if config.out is not None:

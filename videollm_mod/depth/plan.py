@@ -19,7 +19,7 @@ GATES = ("identity", "output", "update", "tanh", "straight")
 
 def keep_count(ratio: float, tokens: int) -> int:
     """k = ceil(ratio * tokens). Rounded first, because 0.1 * 30 is 3.0000000000000004 in floating point."""
-    return math.ceil(round(ratio * tokens, 9))
+    return max(math.ceil(round(ratio * tokens, 9)), 1 if ratio > 0 else 0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DepthPlan:
             "early-exit": (self.exit_after if self.exit_after is not None else num_layers // 2, 1),
             "layer-skip": (1, 2),
         }[self.layers]
-        if not 0 <= first <= num_layers:
+        if self.layers == "early-exit" and not 0 <= first <= num_layers:
             raise InputError(f"exit_after is {first}, but the model has only {num_layers} layers.")
         return tuple(range(first, num_layers, step))
 

@@ -51,7 +51,7 @@ p { margin: .3rem 0; } .soft { color: var(--soft); font-size: .87em; }
 table { border-collapse: collapse; margin: .8rem 0; }
 th, td { text-align: left; padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); font-weight: normal; }
 thead th { color: var(--soft); } td { font-variant-numeric: tabular-nums; }
-.tables { display: flex; flex-wrap: wrap; gap: 0 3rem; }
+.tables { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 3rem; }
 .scroll { overflow-x: auto; } svg { display: block; min-width: 40rem; width: 100%; }
 .case { background: var(--panel); border-radius: 6px; padding: .6rem .8rem; margin: .6rem 0; }
 .case img { display: block; } .times { display: grid; gap: 4px; color: var(--soft); font-size: .8em; }
@@ -153,7 +153,7 @@ def _number(value: float | None) -> str:
 def _plot(item: Watched, threshold: float) -> str:
     """The probability of speaking over time, with what happened below and what was said above: inline SVG."""
     result, seconds = spoken(item), item.stream.config.seconds
-    left, width = 34, PLOT[0] - 44
+    left, width = 34, PLOT[0] - 54
 
     def x(time: float) -> float:
         return round(left + width * time / seconds, 1)
@@ -211,7 +211,7 @@ def _strip(frames: np.ndarray, shown: np.ndarray, mistake: Mistake, times: np.nd
                 left = place * (size + GAP) + inset
                 draw.rectangle((left, inset, left + size - 1 - 2 * inset, size - 1 - inset), outline=colour, width=3)
     file = io.BytesIO()
-    strip.save(file, "PNG", optimize=True)
+    strip.save(file, "PNG")
     return file.getvalue()
 
 

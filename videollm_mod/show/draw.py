@@ -41,11 +41,6 @@ def _check(values: np.ndarray, grid: tuple[int, int], box: Box) -> None:
         raise InputError(f"box {box} is empty; give (x0, y0, x1, y1) with x1 > x0 and y1 > y0.")
 
 
-def _on_pixels(values: np.ndarray, cells: np.ndarray, outside: float | bool) -> np.ndarray:
-    """Spread per-cell values (h*w,) over the pixels of a cell map (H, W)."""
-    return np.append(values, np.asarray(outside, dtype=values.dtype))[cells]  # -1 picks the appended one
-
-
 def _outline(mask: np.ndarray, thickness: int) -> np.ndarray:
     """The inner border of a mask, `thickness` pixels wide; the picture's edge counts as a border."""
     inner = np.pad(mask, thickness)
@@ -71,7 +66,8 @@ def draw_kept(image: np.ndarray, kept: np.ndarray, grid: tuple[int, int], box: B
     kept = np.asarray(kept, dtype=bool)
     _check(kept, grid, box)
     height, width = image.shape[:2]
-    mask = _on_pixels(kept[1:], cell_map(height, width, tuple(grid), tuple(box)), outside=False)  # (H, W)
+    cells = cell_map(height, width, tuple(grid), tuple(box))
+    mask = np.append(kept[1:], False)[cells]  # (H, W); outside the box, -1 picks the appended one
     dimmed = (0.42 * _grey(image) + 14).astype(np.uint8)
     result = np.where(mask[..., None], image, dimmed[..., None])
     result[_outline(mask, max(1, round(min(height, width) / 300)))] = ACCENT
@@ -117,14 +113,19 @@ def draw_share(
     _check(share, grid, box)
     height, width = image.shape[:2]
     cells = cell_map(height, width, tuple(grid), tuple(box))
-    heat = _on_pixels(share[1:], cells, outside=0.0)  # (H, W)
-    grey = _grey(image)
-    strength = np.where(heat > 0, 0.30 + 0.30 * heat, 0)[..., None].astype(np.float32)
-    colour = _colours()[(heat * 255).astype(np.uint8)]  # (H, W, 3)
-    base = 0.62 * grey[..., None] + 10
-    crisp = np.where(heat[..., None] > 0, 0.5 * base + 0.5 * image, base)
-    result = ((1 - strength) * crisp + strength * colour).astype(np.uint8)
-    result[_outline(heat > 0, max(1, round(min(height, width) / 300)))] = (235, 235, 235)
+    # per cell: result = own * picture + grey * luma + tint; a hot cell is half in its own colours, under its heat
+    heat = np.append(share[1:], 0).astype(np.float32)  # (h*w + 1,), the last for pixels outside the box
+    hot = heat > 0
+    strength = np.where(hot, 0.30 + 0.30 * heat, 0)
+    own = np.where(hot, 0.5 * (1 - strength), 0)
+    shade = np.where(hot, own, 1)
+    tint = 10 * shade[:, None] + strength[:, None] * _colours()[(heat * 255).astype(np.uint8)]  # (h*w + 1, 3)
+    own, shade, tint = (values.astype(np.float32) for values in (own, 0.62 * shade, tint))
+    result = image * own[cells][..., None]  # (H, W, 3) float32; -1 picks the last
+    result += (_grey(image) * shade[cells])[..., None]
+    result += tint[cells]
+    result = result.astype(np.uint8)
+    result[_outline(hot[cells], max(1, round(min(height, width) / 300)))] = (235, 235, 235)
     return _legend(result, share, layers) if min(height, width) >= 160 else result
 
 

@@ -70,7 +70,7 @@ def plan_layout(height: int, width: int, tiles: int) -> Layout:
     sizes = []  # of a tile, with 1, 2, .. columns
     for columns in range(1, tiles + 1):
         tall = (view[1] + GAP) / -(-tiles // columns) - GAP - LABEL
-        wide = max(8.0, min(tall * view[0] / view[1], 0.34 * view[0], (0.8 * view[0] - GAP) / columns - GAP))
+        wide = max(8.0, min(tall * view[0] / view[1], 0.34 * max(view), (0.8 * max(view) - GAP) / columns - GAP))
         sizes.append((int(wide), max(4, int(wide * view[1] / view[0]))))
     widest = max((size[0] for size in sizes), default=0)
     # fewer columns look calmer: take the first that costs no more than a quarter of the tile
@@ -101,20 +101,45 @@ def draw_overlay(
         view = draw_share(view, share, grid, box, layers=len(kept))
     canvas = Image.new("RGB", layout.canvas, INK)
     canvas.paste(Image.fromarray(view), (GAP, GAP))
+    if kept:
+        _tiles(canvas, image, kept, grid, layout)
+    _narration(ImageDraw.Draw(canvas), lines, time, layout)
+    return np.asarray(canvas)
+
+
+def _tiles(
+    canvas: Image.Image, image: np.ndarray, kept: Mapping[int, np.ndarray], grid: tuple[int, int], layout: Layout
+) -> None:
+    """One tile per routed layer, right of the view, each under its label."""
     draw = ImageDraw.Draw(canvas)
-    small, small_box = fit(image, *layout.tile) if kept else (image, box)
-    visible = np.isin(np.arange(grid[0] * grid[1]), cell_map(*small.shape[:2], grid, small_box))  # (h*w,)
-    label = min(14, max(10, layout.tile[0] // 9))
+    small, box = fit(image, *layout.tile)
+    visible = np.isin(np.arange(grid[0] * grid[1]), cell_map(*small.shape[:2], grid, box))  # (h*w,)
+    size = min(14, max(10, layout.tile[0] // 9))
     for number, (layer, mask) in enumerate(sorted(kept.items())):
         x = GAP + layout.view[0] + GAP + (number % layout.columns) * (layout.tile[0] + GAP)
         y = GAP + (number // layout.columns) * (layout.tile[1] + GAP + LABEL)
-        draw.text((x, y + LABEL / 2), f"layer {layer}", font=font(label), fill=WHITE, anchor="lm")
-        unseen = int(np.sum(mask[1:] & ~visible))  # the letterbox's bars have cells too
-        count = f"{int(np.sum(mask))}/{len(mask)}" + (f", {unseen} in bars" if unseen else "")
-        draw.text((x + layout.tile[0], y + LABEL / 2), count, font=font(label), fill=MUTED, anchor="rm")
-        canvas.paste(Image.fromarray(draw_kept(small, mask, grid, small_box)), (x, y + LABEL))
-    _narration(draw, lines, time, layout)
-    return np.asarray(canvas)
+        _label(draw, (x, y + LABEL // 2), layout.tile[0], size, layer, mask, visible)
+        canvas.paste(Image.fromarray(draw_kept(small, mask, grid, box)), (x, y + LABEL))
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    left: tuple[int, int],
+    width: int,
+    size: int,
+    layer: int,
+    mask: np.ndarray,
+    visible: np.ndarray,
+) -> None:
+    """A tile's headline: the layer on the left, and on the right as much of the count as there is room for."""
+    name, count = f"layer {layer}", f"{int(np.sum(mask))}/{len(mask)}"
+    unseen = int(np.sum(mask[1:] & ~visible))  # the letterbox's bars have cells too
+    draw.text(left, name, font=font(size), fill=WHITE, anchor="lm")
+    room = width - text_size(name, size)[0] - GAP
+    for words in ([f"{count}, {unseen} in bars"] if unseen else []) + [count]:
+        if text_size(words, size)[0] <= room:
+            draw.text((left[0] + width, left[1]), words, font=font(size), fill=MUTED, anchor="rm")
+            return
 
 
 def _narration(draw: ImageDraw.ImageDraw, lines: Sequence[str], time: float, layout: Layout) -> None:

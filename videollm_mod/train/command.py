@@ -1,10 +1,11 @@
-"""`videollm-mod train RECIPE`: run a recipe, showing its progress; --resume goes on where it stopped."""
+"""`videollm-mod train RECIPE`: run a recipe, calibrate the threshold of its model; --resume goes on where it stopped."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,5 +65,31 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
         again = f"videollm-mod train {config.recipe} --out {config.out} --resume"
         console.print(f"stopped; `{again}` goes on from the last checkpoint", highlight=False, soft_wrap=True)
         return {"interrupted": True, "out": config.out, "last_validation": last}
-    size = os.path.getsize(model / "model.safetensors")
-    return {"model": str(model), "bytes": size, "steps": recipe.steps, "last_validation": last}
+    console.print("calibrating the threshold on validation streams", highlight=False)
+    threshold = _calibrate(model, recipe.calibration_streams, config.threads + config.workers)
+    return {
+        "model": str(model),
+        "bytes": os.path.getsize(model / "model.safetensors"),
+        "steps": recipe.steps,
+        "threshold": threshold,
+        "last_validation": last,
+    }
+
+
+def _calibrate(folder: Path, streams: int, workers: int) -> float:
+    """Store with the finished model the threshold at which it does best on validation streams; returns it."""
+    import torch
+
+    from videollm_mod.evaluate.calibrate import calibrate
+    from videollm_mod.model import load
+    from videollm_mod.world import WorldConfig, make_stream
+
+    model = load(folder)
+    world = WorldConfig(fps=model.settings.fps, size=model.encoder.tower.image_size)
+    threshold, table = calibrate(
+        model, [make_stream("validation", number, world) for number in range(streams)], workers=workers
+    )
+    model.settings = dataclasses.replace(model.settings, threshold=threshold)
+    model.save_pretrained(folder, dtype=torch.float16)
+    (folder / "calibration.json").write_text(json.dumps([dataclasses.asdict(row) for row in table], indent=2) + "\n")
+    return threshold

@@ -65,6 +65,7 @@ class Recipe:
     seed: int = 0
     validate_every: int = 500  # steps
     validation_streams: int = 16
+    calibration_streams: int = 32  # of the validation split, at the end
     checkpoint_every: float = 120.0  # seconds
 
     @property

@@ -1,7 +1,7 @@
 """`open_video`: a file, a folder of images, an address, a camera or a pipe as one stream of frames in time.
 
 Only http, https and rtsp addresses reach FFmpeg's network code; everything else is a local path, whatever colons it
-holds, and FFmpeg's other protocols and playlist formats are out of reach (see decode.py).
+holds, and FFmpeg's other protocols and playlist formats are out of reach (see opening.py).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from videollm_mod.types import Frame, InputError
-from videollm_mod.video.decode import FORMATS, Address, Decoder, Picture, Pipe
+from videollm_mod.video.decode import Decoder, Picture
 from videollm_mod.video.images import ImageFolder, is_image
+from videollm_mod.video.opening import FORMATS, Address, Pipe
 from videollm_mod.video.timing import TOLERANCE, on_grid
 
 DEFAULT_FPS = 2.0
