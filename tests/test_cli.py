@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videollm_mod.cli import COMMANDS, main
+from videollm_mod.depth.plan import parse_layers
 from videollm_mod.types import InputError
-from videollm_mod.watch import StreamFlags, check_times, parse_plan, parse_question
+from videollm_mod.watch import StreamFlags, check_times, parse_question
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,9 +122,9 @@ def test_a_question_without_text_or_time_is_refused(words: str) -> None:
 
 
 def test_a_plan_is_a_name_or_a_list_of_layers() -> None:
-    assert parse_plan(None) is None
-    assert parse_plan("interleaved-deep") == "interleaved-deep"
-    assert parse_plan("1, 3,5") == (1, 3, 5)
+    assert parse_layers(None) is None
+    assert parse_layers("interleaved-deep") == "interleaved-deep"
+    assert parse_layers("1, 3,5") == (1, 3, 5)
 
 
 @pytest.mark.parametrize(

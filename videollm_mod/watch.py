@@ -185,6 +185,7 @@ def run(
 
 def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     """Raise InputError for a flag that cannot be right; returns the questions by time, and the plan for `load`."""
+    from videollm_mod.depth.plan import parse_layers
     from videollm_mod.types import InputError
 
     if flags.keep is not None and not 0 < flags.keep <= 1:
@@ -193,7 +194,7 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
         raise InputError(f"--threshold {flags.threshold} is outside [0, 1]; it is a probability.")
     if flags.threads is not None and flags.threads < 1:
         raise InputError(f"--threads {flags.threads} is too few; give 1 or more.")
-    return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_plan(flags.plan)
+    return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)
 
 
 def parse_question(words: str) -> Question:
@@ -208,21 +209,6 @@ def parse_question(words: str) -> Question:
     if not at or not text.strip() or not (math.isfinite(when) and when >= 0):
         raise InputError(f"--ask '{words}' is not TEXT@SECONDS; write for example \"What is in view?@12.5\".")
     return Question(text.strip(), when)
-
-
-def parse_plan(words: str | None) -> Any:
-    """A plan's name, or "1,3,5" -> (1, 3, 5), or None; checked by DepthPlan. Scorer and gate stay as trained."""
-    if words is None:
-        return None
-    from videollm_mod.depth import DepthPlan
-    from videollm_mod.types import InputError
-
-    if not set(words) <= set("0123456789, "):
-        return DepthPlan(words).layers  # raises for an unknown name
-    try:
-        return DepthPlan(tuple(int(number) for number in words.split(","))).layers
-    except ValueError as error:
-        raise InputError(f"--plan '{words}' is not a list of layers; write for example 1,3,5.") from error
 
 
 def check_outputs(source: str, outputs: dict[str, Path | None]) -> None:

@@ -117,3 +117,15 @@ class DepthPlan:
         if unknown:
             raise InputError(f"the depth plan has an unknown entry '{sorted(unknown)[0]}'; remove it or upgrade.")
         return cls(**values)
+
+
+def parse_layers(words: str | None) -> str | tuple[int, ...] | None:
+    """What a person types for a plan's layers: a name, or "1,3,5" -> (1, 3, 5). None stays None. Checked."""
+    if words is None:
+        return None
+    if set(words) - set("0123456789, "):
+        return DepthPlan(words).layers  # raises for an unknown name
+    try:
+        return tuple(int(number) for number in words.split(","))
+    except ValueError as error:
+        raise InputError(f"--plan '{words}' is not a list of layers; write for example 1,3,5.") from error

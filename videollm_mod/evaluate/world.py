@@ -46,15 +46,15 @@ class EvalWorldConfig:
 def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     """Run the command; returns the final JSON. Raises InputError for what the user can mend."""
     workers = _check(config)
+    from videollm_mod.depth.plan import parse_layers
     from videollm_mod.evaluate.report import write_report
     from videollm_mod.evaluate.streams import run_jobs, watch_both
     from videollm_mod.evaluate.summary import summarise
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
-    from videollm_mod.watch import parse_plan
     from videollm_mod.world import WorldConfig, make_stream
 
-    model = load(config.model, plan=parse_plan(config.plan), keep=config.keep, threshold=config.threshold)
+    model = load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold)
     threshold = model.settings.threshold
     world = WorldConfig(seconds=config.seconds, fps=model.settings.fps, size=model.encoder.tower.image_size)
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]

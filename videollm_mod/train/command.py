@@ -1,4 +1,4 @@
-"""`videollm-mod train RECIPE`: run a recipe, calibrate the threshold of its model; --resume goes on where it stopped."""
+"""`videollm-mod train RECIPE`: run a recipe, then calibrate its threshold; --resume goes on where it stopped."""
 
 from __future__ import annotations
 
