@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamSettings
-from videollm_mod.train.recipe import Phase, Recipe, TowerStage
+from videollm_mod.train.recipe import Phase, Recipe
 from videollm_mod.world import WorldConfig
 
 
@@ -15,10 +15,8 @@ def recipe() -> Recipe:
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight", keep_last=True),
         settings=StreamSettings(system="Say what happens."),
         phases=(
-            Phase(2000, 6, WorldConfig(seconds=8, events_per_minute=18, questions=4)),
-            Phase(800, 2, WorldConfig(seconds=20, events_per_minute=15, questions=4)),
-            Phase(250, 1, WorldConfig(seconds=60, questions=3)),
+            Phase(2200, 6, WorldConfig(seconds=8, events_per_minute=18, questions=4)),
+            Phase(1000, 2, WorldConfig(seconds=20, events_per_minute=15, questions=4)),
+            Phase(400, 1, WorldConfig(seconds=60, questions=3)),
         ),
-        tower_stage=TowerStage(steps=2500),
-        lr=1.5e-3,
     )

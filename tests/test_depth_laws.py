@@ -49,7 +49,7 @@ def test_the_brute_force_reference_agrees(models: Models, backbone: str, name: s
     model, talked = models(backbone, torch.float64), talk("1t 5 1t 1 5 1t")
     ids = talked.ids()
     embeds = model.get_input_embeddings()(ids)[0].detach()
-    for plan in variants(PLANS[name])[::4]:  # each scorer and each gate; all pairs are in test_depth_layouts.py
+    for plan in variants(PLANS[name])[::3]:  # each scorer and each gate; all pairs are in test_depth_layouts.py
         with routed(model, plan), torch.no_grad():
             fast = run(model, ids, talked.index)
             slow = reference(model, embeds, talked.frame_index, plan)

@@ -86,7 +86,9 @@ def step_flops(config: Any, plan: DepthPlan | None, step: Step, past: Sequence[i
     heads, kv_heads, head_dim = _heads(config)
     weights = 2 * d * heads * head_dim + 2 * d * kv_heads * head_dim + 3 * d * inner  # q, o; k, v; gate, up, down
 
-    flops = _expert_flops(config, plan, step) + 2 * d * config.vocab_size * step.logits
+    flops = _choice_flops(config, plan, step) + 2 * d * config.vocab_size * step.logits
+    if plan.gate != "straight":  # which does nothing without a gradient
+        flops += _gate_flops(config, plan, step)
     kept = kv_entries(config, plan, step.text, step.frames)
     for queries, keys in zip(kept, past or [0] * layers):
         flops += 2 * weights * queries  # every weight meets every token that goes through
@@ -118,14 +120,16 @@ def train_flops(
     """FLOPs of one training step of all weights from token ids: forward + backward, optimiser excluded.
 
     A matrix product costs twice its forward in the backward pass (gradients of both factors), so 3 x forward, except
-    for experts under an `identity` gate, which have no gradient. Attention weights are taken as kept in memory:
-    kernels that compute them again (flash) need 3.5 instead of 3 there; checkpointing adds a forward of all layers.
+    for the experts' choice, which has no gradient. Attention weights are taken as kept in memory: kernels that compute
+    them again (flash) need 3.5 instead of 3 there; checkpointing adds a forward of all layers.
     """
     sizes = frame_sizes(frames, tokens_per_frame) if frames else ()
     step = Step(text, sizes, logits)
     flops = 3 * step_flops(config, plan, step)
-    if plan is not None and plan.gate == "identity":
-        flops -= 2 * _expert_flops(config, plan, step)
+    if plan is not None:
+        flops -= 2 * _choice_flops(config, plan, step)
+        if plan.gate == "straight":
+            flops += 3 * _gate_flops(config, plan, step)
     return flops
 
 
@@ -138,12 +142,22 @@ def stream_flops(config: Any, plan: DepthPlan | None, steps: Iterable[Step]) -> 
     return flops
 
 
-def _expert_flops(config: Any, plan: DepthPlan, step: Step) -> int:
-    """The LayerExpert scores every token of a step that has vision: 2 d each, in each routed layer."""
-    if not (plan.has_experts and step.frames):
-        return 0
+def _choice_flops(config: Any, plan: DepthPlan, step: Step) -> int:
+    """To choose, a LayerExpert scores every token of a step that has vision, 2 d each, where not all are kept."""
     config = _text_config(config)
-    return 2 * config.hidden_size * step.tokens * len(plan.routed(config.num_hidden_layers))
+    if plan.scorer != "learned" or not step.frames:
+        return 0
+    choosing = [ratio for ratio in plan.ratios(config.num_hidden_layers) if ratio is not None and 0 < ratio < 1]
+    return 2 * config.hidden_size * step.tokens * len(choosing)
+
+
+def _gate_flops(config: Any, plan: DepthPlan, step: Step) -> int:
+    """To gate, it scores all that goes through the layer, 2 d each."""
+    config = _text_config(config)
+    if plan.gate == "identity" or not plan.has_experts or not step.frames:
+        return 0
+    kept = kv_entries(config, plan, step.text, step.frames)
+    return 2 * config.hidden_size * sum(kept[layer] for layer in plan.routed(config.num_hidden_layers))
 
 
 def _heads(config: Any) -> tuple[int, int, int]:

@@ -63,10 +63,10 @@ class DepthLayer(nn.Module):
         batch, tokens, width = hidden.shape
         plan, shape = self.depth_plan, layout.shape(ratio)
         counts = list(shape.counts)
-        # one score per token says who is kept and how strongly the layer acts on it
-        scores = (
-            self.depth_expert(hidden).flatten() if plan.has_experts and layout.groups else None
-        )  # (batch * tokens,)
+        scores = None
+        if plan.scorer == "learned" and 0 < ratio < 1 and layout.groups:
+            with torch.no_grad():  # a choice has no gradient; the gate below scores the kept tokens again, with one
+                scores = self.depth_expert(hidden).flatten()  # (batch * tokens,)
         flat = kept_tokens(layout, ratio, scores, plan, self.depth_index)  # (kept,) ascending
         if kept_out is not None:
             mask = torch.zeros(batch * tokens, dtype=torch.bool, device=hidden.device)
@@ -97,8 +97,8 @@ class DepthLayer(nn.Module):
             past_key_values=cache,
             **kwargs,
         )
-        if plan.gate != "identity" and scores is not None:
-            s = scores[padded][..., None].to(y.dtype)
+        if plan.gate_acts and layout.groups:
+            s = self.depth_expert(x)[..., None].to(y.dtype)
             y = torch.where(layout.vision[padded][..., None], apply_gate(plan.gate, x, y, s), y)
         out = y.reshape(-1, width)
         if shape.back is not None:

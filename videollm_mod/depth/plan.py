@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from videollm_mod.types import InputError
 
 LAYERS = ("full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip")
@@ -105,6 +107,13 @@ class DepthPlan:
     def has_experts(self) -> bool:
         """Whether routed layers carry a LayerExpert: it picks, or it gates, or both."""
         return self.layers not in ("early-exit", "layer-skip") and (self.scorer == "learned" or self.gate != "identity")
+
+    @property
+    def gate_acts(self) -> bool:
+        """Whether kept tokens need a score now: `straight` only carries a gradient, and does nothing where none is."""
+        if self.gate == "straight" and not torch.is_grad_enabled():
+            return False
+        return self.has_experts and self.gate != "identity"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -90,8 +90,7 @@ class ConvTower(VisionTower):
             before = channels
         self.body = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(self.width)
-        # half as strong as the cells: the decoder must find the same place in two frames, and tell left from right
-        self.position = nn.Parameter(torch.randn(side, side, self.width) * 0.5)
+        self.position = nn.Parameter(torch.randn(side, side, self.width) * 0.02)
         self.pool = _AttentionPool(self.width, config.heads)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
