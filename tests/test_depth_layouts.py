@@ -169,6 +169,28 @@ def test_law_4_rows_that_stream_side_by_side_equal_each_alone(
                 assert cache.stored[layer][row] == int(kept.sum())
 
 
+@backbones
+@given(talks=st.tuples(conversations(60), conversations(60)), plan=plans(), seed=seeds)
+def test_law_4_rows_of_the_same_length_stream_side_by_side_without_a_mask(
+    models: Models, backbone: str, talks: tuple[Conversation, Conversation], plan: DepthPlan, seed: int
+) -> None:
+    """No padding, so no mask; but rows hold different numbers of entries, also when a single token comes."""
+    model, length = models(backbone, torch.float64), max(len(talked) for talked in talks) + 2
+    rows = [Conversation((*talked.frame_index, *[-1] * (length - len(talked)))) for talked in talks]
+    ids = torch.cat([row.ids(seed + i) for i, row in enumerate(rows)])
+    index = torch.cat([row.index for row in rows])
+    with routed(model, plan, seed):
+        once, cache, parts = run(model, ids, index), None, []
+        for step in rows[0].steps(sorted(set(rows[0].borders) & set(rows[1].borders))):
+            parts.append(run(model, ids[:, step], index[:, step], past_key_values=cache))
+            cache = parts[-1].cache
+        streamed = torch.cat([part.hidden for part in parts], dim=1)
+        for i, row in enumerate(rows):
+            alone = run(model, ids[i : i + 1], row.index)
+            assert far(once.hidden[i], alone.hidden[0]) < 1e-10
+            assert far(streamed[i], alone.hidden[0]) < 1e-10
+
+
 @slow
 @given(talks=st.tuples(conversations(60), conversations(60)), plan=plans(), seed=seeds, data=st.data())
 def test_with_a_sliding_window_rows_side_by_side_equal_the_reference_of_the_padded_rows(

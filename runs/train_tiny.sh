@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The bundled model from nothing: one training core and one that draws frames, 90 minutes; then where the package finds it.
+# Interrupted, the same line with --resume goes on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+videollm-mod train tiny --out out/tiny "$@"
+mkdir -p videollm_mod/assets/tiny
+cp -r out/tiny/model/. videollm_mod/assets/tiny/
+mkdir -p docs/results && cp out/tiny/log.jsonl docs/results/train_tiny.jsonl
