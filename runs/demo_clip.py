@@ -1,6 +1,6 @@
 """Writes the bundled demo clip again: test-split stream 0, one minute, with its truth beside it.
 
-    python runs/demo_clip.py
+python runs/demo_clip.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the bundled model says of real video, clip by clip, for the README: it was trained on coloured shapes alone.
 
-    python runs/real_clips.py ../shared/data/videos --out docs/results/real_clips.json
+python runs/real_clips.py ../shared/data/videos --out docs/results/real_clips.json
 """
 
 from __future__ import annotations
