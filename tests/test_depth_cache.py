@@ -111,11 +111,11 @@ def test_rows_stay_whole_when_they_move(
     rows: list[int],
 ) -> None:
     model, cache, alone, real = two_rows
-    stored, last_frame = cache.stored, cache.last_frame
-    assert last_frame == [3, 1]
+    stored, frames = cache.stored, [list(row) for row in cache.frames]
+    assert [row[-1].number for row in frames] == [3, 1]
     move(cache)
     assert cache.stored == [[layer[row] for row in rows] for layer in stored]
-    assert cache.last_frame == [last_frame[row] for row in rows]
+    assert cache.frames == [frames[row] for row in rows]
     hidden = continued(model, cache, real[rows])
     for row, own in zip(rows, hidden):
         assert far(own, alone[row]) < 1e-10

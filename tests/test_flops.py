@@ -33,7 +33,7 @@ MODELS = {
 PLANS = {
     "full": DepthPlan(layers="full"),
     "interleaved": DepthPlan(),
-    "interleaved-deep, a ratio per layer": DepthPlan(layers=(3, 1), keep=(0.5, 0.1)),
+    "interleaved-deep, a ratio per layer": DepthPlan(layers=(1, 3), keep=(0.1, 0.5)),
     "all, random": DepthPlan(layers="all", keep=0.3, scorer="random", gate="update"),
     "all-deep, no expert": DepthPlan(layers="all-deep", scorer="uniform", gate="identity"),
     "expert without a gradient": DepthPlan(layers="all", gate="identity"),

@@ -7,11 +7,15 @@ the first to set positions and masks, and only we use the second. Rolling back w
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from videollm_mod.depth.layout import FrameLayout, FrameSpan
+from videollm_mod.types import InputError
 
 GROWTH = 1.5  # a full buffer grows by this factor: appending n entries one by one copies O(n) in all
 
@@ -127,7 +131,7 @@ class RaggedLayer(CacheLayerMixin):
         self.slots = self.slots.masked_fill(~stay, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n, as in older versions."""
+        """As `RaggedCache.crop`, for this layer alone."""
         if tokens_to_remove:
             self.crop_to(self.seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
 
@@ -180,7 +184,24 @@ class RaggedCache(Cache):
 
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
-        self.last_frame: list[int] | None = None  # per row: number of the newest frame seen; a frame may not be split
+        self.frames: list[list[FrameSpan]] = []  # per row: the frames seen, by slot
+
+    # --- a frame is atomic: its kept set depends on all of its tokens ------------------------------------------------
+
+    def refuse_split_frames(self, layout: FrameLayout) -> None:
+        """Raise InputError if a frame of the step began in an earlier one, or its number is not higher."""
+        for row, new in zip(self.frames, layout.spans):
+            if row and new and new[0].number <= row[-1].number:
+                raise InputError(
+                    f"frame {new[0].number} comes after frame {row[-1].number}: a frame's tokens must come in one "
+                    "step, with rising numbers."
+                )
+
+    def remember_frames(self, layout: FrameLayout, first: int) -> None:
+        """Note the frames of a step whose first token has slot `first`."""
+        self.frames = self.frames or [[] for _ in layout.spans]
+        for row, new in zip(self.frames, layout.spans):
+            row.extend(FrameSpan(span.begin + first, span.end + first, span.number) for span in new)
 
     @property
     def seen(self) -> int:
@@ -203,33 +224,41 @@ class RaggedCache(Cache):
         return sum(t.nbytes for layer in self.layers for t in layer._buffers())
 
     def crop_to(self, position: int) -> None:
-        """Roll back to the state after the first `position` tokens: no later entry stays in any layer."""
+        """Roll back to the state after the first `position` tokens: no later entry stays in any layer.
+
+        A frame cut in two stays cut: what it keeps was chosen with all of its tokens, so the rest of it is refused.
+        """
+        position = max(position, 0)
+        for row in self.frames:
+            del row[bisect_left(row, (position, 0, 0)) :]  # the frames that begin at `position` or later
+            if row:
+                row[-1] = row[-1]._replace(end=min(row[-1].end, position))
         for layer in self.layers:
             layer.crop_to(position)
-        self.last_frame = None
 
     def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        self.last_frame = None
+        """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n, as in older versions."""
+        if tokens_to_remove:
+            self.crop_to(self.seen + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove)
 
     def reset(self) -> None:
         super().reset()
-        self.last_frame = None
+        self.frames = []
 
-    def _select_last_frame(self, rows: list[int]) -> None:
-        if self.last_frame is not None:
-            self.last_frame = [self.last_frame[row] for row in rows]
+    # --- rows --------------------------------------------------------------------------------------------------------
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
-        self._select_last_frame(beam_idx.tolist())
+        self._select_frames(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        if self.last_frame is not None:
-            self.last_frame = [number for number in self.last_frame for _ in range(repeats)]
+        self._select_frames([row for row in range(len(self.frames)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        rows = torch.arange(len(self.layers[0].lengths))[indices.cpu()].tolist() if self.layers[0].lengths else []
         super().batch_select_indices(indices)
-        self._select_last_frame(rows)
+        self._select_frames(torch.arange(len(self.frames))[indices.cpu()].tolist() if self.frames else [])
+
+    def _select_frames(self, rows: list[int]) -> None:
+        if self.frames:
+            self.frames = [list(self.frames[row]) for row in rows]

@@ -138,13 +138,17 @@ def kept_mask(mask: Tensor | None, place: Tensor, keys: Keys) -> Tensor | None:
             return None
         seen = (keys.slots[:, None, :] >= 0) & (keys.slots[:, None, :] <= place[:, :, None] + keys.first)
         return seen[:, None]
+    if mask.dim() == 2:
+        raise InputError("flash attention cannot route a padded batch; use attn_implementation='sdpa', or no padding.")
     heads, columns = mask.shape[1], mask.shape[3]
     rows = mask.expand(place.shape[0], -1, -1, -1).gather(2, place[:, None, :, None].expand(-1, heads, -1, columns))
     slots = keys.slots[:, None, None, :].expand(-1, heads, place.shape[1], -1)
     taken = rows.gather(3, slots.clamp(min=0))
     if keys.even:
         return taken
-    return taken.masked_fill(slots < 0, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+    # a row without any entry keeps its first column, lest its padding queries attend to nothing and become NaN
+    gap = (slots < 0) & (slots >= 0).any(-1, keepdim=True)
+    return taken.masked_fill(gap, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
 class DepthDecoder(nn.Module):
@@ -156,22 +160,25 @@ class DepthDecoder(nn.Module):
 
     def forward(
         self,
-        *args: Any,
-        frame_index: Tensor | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        frame_index: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """`frame_index` (batch, tokens) int64: -1 = text, else the number of the token's frame; None = all text.
 
         With a cache the numbers of later steps must be higher: a frame's kept set depends on all of its tokens, so no
-        step may split a frame.
+        step may split a frame. A step that fails leaves the cache as it was.
         """
-        inputs = args[0] if args else kwargs.get("input_ids")
-        inputs = inputs if inputs is not None else kwargs["inputs_embeds"]
+        inputs = inputs_embeds if input_ids is None else input_ids
+        if inputs is None:
+            raise InputError("a decoder needs input_ids or inputs_embeds; both are None.")
         if frame_index is None:
-            frame_index = torch.full(inputs.shape[:2], -1, dtype=torch.long, device=inputs.device)
+            frame_index = torch.full(inputs.shape[:2], -1, dtype=torch.long)
         if frame_index.shape != inputs.shape[:2]:
             raise InputError(
                 f"frame_index has shape {tuple(frame_index.shape)}, the tokens {tuple(inputs.shape[:2])}; "
@@ -179,24 +186,53 @@ class DepthDecoder(nn.Module):
             )
         self._refuse_what_cannot_work()
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and (past_key_values is None or not isinstance(past_key_values, RaggedCache)):
-            if past_key_values is not None and past_key_values.get_seq_length() > 0:
-                raise InputError(
-                    f"a routed model cannot go on from a filled {type(past_key_values).__name__}; "
-                    "start with past_key_values=None."
-                )
-            past_key_values = RaggedCache(len(self.layers))
+        cache = self._cache(past_key_values, use_cache)
+        seen = cache.seen if cache is not None else 0
+        if (
+            attention_mask is not None
+            and attention_mask.dim() == 2
+            and attention_mask.shape[1] != seen + inputs.shape[1]
+        ):
+            raise InputError(
+                f"attention_mask covers {attention_mask.shape[1]} tokens; it must cover the {seen} seen before and the "
+                f"{inputs.shape[1]} of this step."
+            )
         layout = FrameLayout.of(frame_index, attention_mask, inputs.device)
-        if past_key_values is not None:
-            _refuse_split_frames(past_key_values, layout)
-        return super().forward(
-            *args,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            depth=layout,
-            **kwargs,
-        )
+        if cache is not None:
+            cache.refuse_split_frames(layout)
+        try:
+            output = super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                depth=layout,
+                **kwargs,
+            )
+        except BaseException:  # an interrupt, too: some layers have stored this step and others have not
+            if cache is not None:
+                cache.crop_to(seen)
+            raise
+        if cache is not None:
+            cache.remember_frames(layout, seen)
+        return output
+
+    def _cache(self, given: Any, use_cache: bool | None) -> RaggedCache | None:
+        """The cache of this step: a fresh one where an empty foreign one, or none, was given."""
+        seen = given.get_seq_length() if given is not None else 0
+        if seen and not isinstance(given, RaggedCache):
+            raise InputError(
+                f"a routed model cannot go on from a filled {type(given).__name__}; start with past_key_values=None."
+            )
+        if self.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
+            if seen:  # Transformers would drop it with no more than a warning
+                raise InputError("gradient checkpointing cannot go on from a cache; call eval(), or switch it off.")
+            return None
+        if isinstance(given, RaggedCache):
+            return given
+        return RaggedCache(len(self.layers)) if use_cache else None
 
     def _refuse_what_cannot_work(self) -> None:
         implementation = self.config._attn_implementation
@@ -208,16 +244,6 @@ class DepthDecoder(nn.Module):
             getattr(layer.self_attn, "sliding_window", None) for layer in self.layers if layer.depth_ratio is not None
         ):
             raise InputError("flash attention counts a sliding window in kept tokens; use attn_implementation='sdpa'.")
-
-
-def _refuse_split_frames(cache: RaggedCache, layout: FrameLayout) -> None:
-    before = cache.last_frame or [-1] * layout.batch
-    for old, first in zip(before, layout.first_frame):
-        if 0 <= first <= old:
-            raise InputError(
-                f"frame {first} comes after frame {old}: a frame's tokens must come in one step, with rising numbers."
-            )
-    cache.last_frame = [max(old, last) for old, last in zip(before, layout.last_frame)]
 
 
 class DepthCausalLM(nn.Module):

@@ -7,12 +7,21 @@ synchronisation, and runs on the meta device.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from videollm_mod.depth.plan import keep_count
 from videollm_mod.types import InputError
+
+
+class FrameSpan(NamedTuple):
+    """A frame's place in a row: tokens begin..end-1."""
+
+    begin: int
+    end: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,7 @@ class FrameLayout:
     text_counts: tuple[int, ...]  # per row
     groups: list[FrameGroup]
     vision: Tensor  # (batch * tokens,) bool
-    last_frame: tuple[int, ...]  # per row: the highest frame number in this step, -1 if none
-    first_frame: tuple[int, ...]  # per row: the lowest, -1 if none
+    spans: tuple[tuple[FrameSpan, ...], ...]  # per row: where its frames stand
     _shapes: dict[float, KeptShape] = field(default_factory=dict)
 
     @classmethod
@@ -54,11 +62,11 @@ class FrameLayout:
     ) -> FrameLayout:
         """Read a layout off `frame_index` (batch, tokens): -1 = text, else the number of the token's frame.
 
-        `attention_mask` (batch, at least tokens), if 2-D, tells padding; its last columns belong to this step. A frame
-        is all tokens of a row with the same number. The index is read on the CPU: leave it there, and no device waits.
-        `device` is where the hidden states are; by default where the index is.
+        A frame's tokens stand side by side and numbers rise along a row: InputError otherwise. `attention_mask` (batch,
+        at least tokens), if 2-D, tells padding; its last columns belong to this step. The index is read on the CPU:
+        leave it there, and no device waits. `device` is where the hidden states are; by default where the index is.
         """
-        device, index = device or frame_index.device, frame_index.cpu()
+        device, index = device or frame_index.device, frame_index.cpu().long()
         batch, tokens = index.shape
         vision = (index >= 0).flatten()
         text = ~vision
@@ -67,35 +75,33 @@ class FrameLayout:
             text &= real
             if bool((vision & ~real).any()):
                 raise InputError("a vision token is masked out by attention_mask; padding must have frame_index -1.")
-        positions = torch.arange(batch * tokens)
-        where = positions[vision]
-        row = where // tokens
-        # frames in order of (row, number); the stable sort keeps a frame's tokens in their original order
-        key = row * (int(index.max()) + 1 if where.numel() else 1) + index.flatten()[vision]
-        order = key.argsort(stable=True)
-        _, sizes = torch.unique_consecutive(key[order], return_counts=True)
-        frames = where[order].split(sizes.tolist()) if where.numel() else ()
-        by_size: dict[int, list[Tensor]] = {}
-        for frame in frames:
-            by_size.setdefault(len(frame), []).append(frame)
+        before = nn.functional.pad(index[:, :-1], (1, 0), value=-1)
+        begins = ((index >= 0) & (index != before)).flatten()  # the first token of each frame
+        starts = begins.nonzero().squeeze(1)  # (frames,)
+        sizes = torch.bincount(begins.cumsum(0)[vision] - 1, minlength=len(starts))
+        numbers, rows, inside = index.flatten()[starts], starts // tokens, starts % tokens
+        spans: list[list[FrameSpan]] = [[] for _ in range(batch)]
+        for row, *span in zip(rows.tolist(), inside.tolist(), (inside + sizes).tolist(), numbers.tolist()):
+            if spans[row] and span[2] <= spans[row][-1].number:
+                raise InputError(
+                    f"frame_index goes from frame {spans[row][-1].number} to frame {span[2]} in row {row}: "
+                    "a frame's tokens stand side by side, and numbers rise."
+                )
+            spans[row].append(FrameSpan(*span))
         groups = []
-        for members in by_size.values():
-            stacked = torch.stack(members)  # (frames, n)
-            number = index.flatten()[stacked[:, 0]]
-            rows = tuple((stacked[:, 0] // tokens).tolist())
-            groups.append(FrameGroup(stacked.to(device), number.to(device), rows))
-        real_rows = text.view(batch, tokens).sum(1).tolist()
-        numbers = [index[b][index[b] >= 0] for b in range(batch)]
+        for size in sizes.unique().tolist():
+            members = sizes == size
+            places = starts[members, None] + torch.arange(size)  # (frames, n)
+            groups.append(FrameGroup(places.to(device), numbers[members].to(device), tuple(rows[members].tolist())))
         return cls(
             batch=batch,
             tokens=tokens,
             device=device,
-            text=positions[text].to(device),
-            text_counts=tuple(real_rows),
+            text=text.nonzero().squeeze(1).to(device),
+            text_counts=tuple(text.view(batch, tokens).sum(1).tolist()),
             groups=groups,
             vision=vision.to(device),
-            last_frame=tuple(int(n.max()) if n.numel() else -1 for n in numbers),
-            first_frame=tuple(int(n.min()) if n.numel() else -1 for n in numbers),
+            spans=tuple(map(tuple, spans)),
         )
 
     def shape(self, ratio: float) -> KeptShape:

@@ -56,12 +56,17 @@ class DepthPlan:
             if self.layers not in LAYERS:
                 raise InputError(f"plan layers '{self.layers}' are unknown; take one of {', '.join(LAYERS)} or a list.")
         else:  # lists come out of JSON; the plan stays hashable
-            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
-        if not isinstance(self.keep, int | float):
-            object.__setattr__(self, "keep", tuple(float(ratio) for ratio in self.keep))
+            object.__setattr__(
+                self, "layers", _tuple_of(int, self.layers, "layers", "a name, or a list such as (1, 3)")
+            )
+        if not _is(float, self.keep):
+            ratios = _tuple_of(float, self.keep, "keep", "a number in (0, 1], or one per routed layer")
+            object.__setattr__(self, "keep", ratios)
         for ratio in self.keep if isinstance(self.keep, tuple) else (self.keep,):
             if not 0 < ratio <= 1:  # also refuses NaN
                 raise InputError(f"keep ratio {ratio} is outside (0, 1]; 0.2 keeps a fifth of each frame's tokens.")
+        if isinstance(self.keep, tuple) and isinstance(self.layers, tuple) and list(self.layers) != sorted(self.layers):
+            raise InputError(f"plan layers {self.layers} do not rise; order them, and the keep ratios with them.")
         if self.scorer not in SCORERS:
             raise InputError(f"scorer '{self.scorer}' is unknown; take one of {', '.join(SCORERS)}.")
         if self.gate not in GATES:
@@ -126,6 +131,17 @@ class DepthPlan:
         if unknown:
             raise InputError(f"the depth plan has an unknown entry '{sorted(unknown)[0]}'; remove it or upgrade.")
         return cls(**values)
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Whether a value is an int (`kind` int), or an int or float (`kind` float); True and False are neither."""
+    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+
+
+def _tuple_of(kind: type, values: Any, name: str, mend: str) -> tuple[Any, ...]:
+    if not isinstance(values, list | tuple) or not all(_is(kind, value) for value in values):
+        raise InputError(f"the plan's {name} is {values!r}; give {mend}.")
+    return tuple(values)
 
 
 def parse_layers(words: str | None) -> str | tuple[int, ...] | None:

@@ -1,0 +1,135 @@
+"""What a routed model refuses, because it would silently be wrong; and what a step that fails leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from depth_cases import routed
+from transformers import DynamicCache, PreTrainedModel
+
+from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, remove_depth
+from videollm_mod.depth.layer import Keys, kept_mask
+from videollm_mod.types import InputError
+
+PLAN = DepthPlan("interleaved", 0.4, gate="output")
+IDS = torch.arange(9)[None] % 7
+FRAMES = torch.tensor([[-1, 0, 0, 0, -1, 1, 1, 1, -1]])
+
+
+def first_half(model: PreTrainedModel) -> RaggedCache:
+    with torch.no_grad():
+        return model(IDS[:, :5], frame_index=FRAMES[:, :5], use_cache=True).past_key_values
+
+
+def test_a_mask_of_the_current_step_alone_is_refused_where_tokens_went_before(llama: PreTrainedModel) -> None:
+    with routed(llama, PLAN):
+        cache = first_half(llama)
+        with pytest.raises(InputError, match="covers 4 tokens; it must cover the 5 seen before and the 4"):
+            llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=cache, attention_mask=torch.ones(1, 4))
+
+
+def test_gradient_checkpointing_is_refused_with_a_cache_that_it_would_drop(llama: PreTrainedModel) -> None:
+    with routed(llama, PLAN):
+        cache = first_half(llama)
+        llama.train()
+        llama.gradient_checkpointing_enable()
+        try:
+            with pytest.raises(InputError, match="gradient checkpointing cannot go on from a cache"):
+                llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=cache)
+            assert llama(IDS, frame_index=FRAMES, use_cache=True).past_key_values is None  # without one it just trains
+        finally:
+            llama.gradient_checkpointing_disable()
+            llama.eval()
+
+
+def test_the_rest_of_a_frame_that_was_cut_in_two_is_refused_and_the_whole_frame_is_not(llama: PreTrainedModel) -> None:
+    with routed(llama, PLAN), torch.no_grad():
+        cache = first_half(llama)
+        cache.crop_to(3)
+        with pytest.raises(InputError, match="frame 0 comes after frame 0"):
+            llama(IDS[:, 3:5], frame_index=FRAMES[:, 3:5], past_key_values=cache)
+        cache.crop_to(1)
+        whole = llama(IDS[:, 1:5], frame_index=FRAMES[:, 1:5], past_key_values=cache).past_key_values
+        assert whole.seen == 5 and whole.frames == first_half(llama).frames
+
+
+@pytest.mark.parametrize("roll_back", [lambda cache: cache.crop_to(-3), lambda cache: cache.crop(-100)])
+def test_rolling_back_by_more_than_there_is_empties_the_cache(
+    llama: PreTrainedModel, roll_back: Callable[[RaggedCache], None]
+) -> None:
+    with routed(llama, PLAN):
+        cache = first_half(llama)
+        roll_back(cache)
+        assert cache.seen == 0 and cache.kv_bytes == 0
+
+
+def test_a_step_that_fails_halfway_leaves_the_cache_as_it_was(llama: PreTrainedModel) -> None:
+    with routed(llama, PLAN), torch.no_grad():
+        cache, undisturbed = first_half(llama), first_half(llama)
+        layer = llama.model.layers[3]
+
+        def fail(*_: object) -> None:
+            raise KeyboardInterrupt  # somebody presses Ctrl-C while layer 3 works
+
+        hook = layer.register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=cache)
+        hook.remove()
+        assert cache.stored == undisturbed.stored and cache.frames == undisturbed.frames
+        again, expected = (
+            llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=each).logits for each in (cache, undisturbed)
+        )
+        assert torch.equal(again, expected)
+
+
+def test_frame_numbers_of_any_integer_type_give_the_same_random_sets(llama: PreTrainedModel) -> None:
+    index = torch.where(FRAMES >= 0, FRAMES + 1_000_000, FRAMES)
+    with routed(llama, DepthPlan("all", 0.4, scorer="random", gate="identity")), torch.no_grad():
+        wide, narrow = {}, {}
+        llama(IDS, frame_index=index, kept_out=wide)
+        llama(IDS, frame_index=index.int(), kept_out=narrow)
+    assert all(torch.equal(wide[layer], narrow[layer]) for layer in wide)
+
+
+def test_flash_attentions_padding_mask_is_refused_with_what_to_use_instead() -> None:
+    keys = Keys(torch.tensor([[0, 1]]), first=0, even=True)
+    with pytest.raises(InputError, match="use attn_implementation='sdpa'"):
+        kept_mask(torch.ones(1, 2), torch.tensor([[0, 1]]), keys)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_another_kind_of_filled_cache_is_refused_by_its_name(llama: PreTrainedModel, use_cache: bool) -> None:
+    other = DynamicCache(config=llama.config)
+    with torch.no_grad():
+        llama(IDS[:, :5], past_key_values=other)
+    with routed(llama, PLAN), pytest.raises(InputError, match="filled DynamicCache"):
+        llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=other, use_cache=use_cache)
+
+
+def test_positional_arguments_mean_what_they_mean_to_transformers(llama: PreTrainedModel) -> None:
+    with routed(llama, PLAN), torch.no_grad():
+        mask = torch.ones_like(IDS)
+        assert torch.equal(
+            llama.model(IDS, mask, frame_index=FRAMES)[0],
+            llama.model(input_ids=IDS, attention_mask=mask, frame_index=FRAMES)[0],
+        )
+
+
+def test_a_row_that_keeps_nothing_gives_no_nan_gradient(models: Callable[..., PreTrainedModel]) -> None:
+    model = models("llama", torch.float64, "eager")
+    apply_depth(model, DepthPlan("early-exit", exit_after=2))
+    try:
+        ids = torch.ones(2, 4, dtype=torch.long)
+        index = torch.tensor([[0, 0, 0, 0], [-1, -1, 0, 0]])  # the first row is nothing but a frame
+        model(ids, frame_index=index, use_cache=False).logits[1].sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    finally:
+        model.zero_grad()
+        remove_depth(model)
+
+
+def test_input_ids_or_embeddings_are_needed(llama: PreTrainedModel) -> None:
+    with routed(llama, PLAN), pytest.raises(InputError, match="needs input_ids or inputs_embeds"):
+        llama.model()
