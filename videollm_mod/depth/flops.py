@@ -1,8 +1,9 @@
 """What a plan costs on a decoder: FLOPs of one pass, of a training step and of streaming, and the KV cache's size.
 
 Two FLOPs per multiply-add, matrix products only, attention as the full rectangle of queries x keys: what PyTorch's
-FlopCounterMode counts, to the FLOP. Valid for gated-MLP decoders (Llama, Qwen, Mistral), here with d = hidden_size,
-m = intermediate_size, h and g = heads of queries and of keys, e = head_dim. `plan` None is the dense model.
+FlopCounterMode counts, to the FLOP (but for the padding of few rows on CPUs, see layout.py). For gated-MLP decoders
+(Llama, Qwen, Mistral), here with d = hidden_size, m = intermediate_size, h and g = heads of queries and of keys,
+e = head_dim. `plan` None is the dense model.
 """
 
 from __future__ import annotations
