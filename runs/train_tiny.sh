@@ -3,6 +3,7 @@
 # Interrupted, the same line with --resume goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
 videollm-mod train tiny --out out/tiny "$@"
 mkdir -p videollm_mod/assets/tiny
 cp -r out/tiny/model/. videollm_mod/assets/tiny/

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from videollm_mod.depth.plan import keep_count
 from videollm_mod.types import InputError
 
-# A CPU's matrix library multiplies 4 rows faster than 3 (80 ms against 100 for the products of 16 layers at d 1024), and
+# A CPU multiplies 4 rows faster than 3 (80 ms against 100 for the matrix products of 16 layers at d 1024), and
 # a streamed frame of 10 tokens keeps 2 besides its interval token. So few rows are padded to a multiple of ROW_BLOCK.
 ROW_BLOCK, FEW_ROWS = 4, 16
 
