@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import signal
 import subprocess
@@ -159,6 +160,16 @@ def test_the_tower_is_taught_what_covers_each_cell_and_where_its_centre_is() -> 
     assert truth.centre[0].nonzero().tolist() == [[1, 2]]
     assert truth.offset[0, 1, 2].tolist() == pytest.approx([0.0, 0.4], abs=1e-6)
     assert truth.count.tolist() == [1]
+
+
+def test_every_recipe_builds_a_model_whose_routed_layers_can_learn() -> None:
+    recipes = Path(__file__).parents[1] / "recipes"
+    for name in sorted(path.stem for path in recipes.glob("[a-z]*.py")):
+        recipe = importlib.import_module(f"recipes.{name}").recipe()
+        model = build(recipe)
+        assert recipe.name == name and recipe.steps > 0
+        # nothing reads a vision token that leaves the last layer, unless it is one that decides
+        assert model.plan.keep_last or model.num_layers - 1 not in model.plan.routed(model.num_layers)
 
 
 def test_the_bundled_recipe_is_what_its_model_was_trained_by() -> None:

@@ -58,6 +58,7 @@ class ConvTowerConfig:
     channels: tuple[int, int, int] = (32, 64, 128)  # the last is the tower's width
     blocks: tuple[int, int, int] = (1, 1, 1)  # residual blocks per stage
     heads: int = 4  # of the CLS token's attention pooling
+    position: float = 0.02  # spread of the learned cell positions at the start, beside cells of spread 1
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
@@ -90,7 +91,7 @@ class ConvTower(VisionTower):
             before = channels
         self.body = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(self.width)
-        self.position = nn.Parameter(torch.randn(side, side, self.width) * 0.02)
+        self.position = nn.Parameter(torch.randn(side, side, self.width) * config.position)
         self.pool = _AttentionPool(self.width, config.heads)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
