@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from depth_cases import BACKBONES, PLANS, Conversation, left_padded, routed, run, stream, talk
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -107,6 +108,10 @@ def test_generation_from_embeddings_says_the_same(llama: PreTrainedModel) -> Non
         assert torch.equal(generate(llama, None, TALK.index, inputs_embeds=embeds), said)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    reason="speculative decoding of Transformers 5.17 gives a mask shorter than what was seen; we refuse it",
+)
 def test_speculative_decoding_rolls_the_cache_back_and_says_the_same(llama: PreTrainedModel) -> None:
     """Prompt look-up guesses several tokens at once and crops what was wrong, in every layer."""
     ids = TALK.ids() % 7  # repetitive, so that there is something to look up

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +43,9 @@ PLANS = {
 }
 SIZES = (10, 10, 1, 25)  # vision tokens per frame
 TEXT = 9
+# Since 5.23 Transformers makes the rotary table without a matrix product, and the counts are equal; 5.17 counts one.
+OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)
+ROTARY = 1e-3 if OLD else 0.0
 
 LLAMA_3_8B = LlamaConfig(
     hidden_size=4096,
@@ -87,7 +91,7 @@ def test_one_pass_costs_what_pytorch_counts(model: LlamaForCausalLM, plan: Depth
     index = conversation(TEXT, SIZES)
     with torch.no_grad():
         measured = counted(lambda: model(input_ids=index.clamp(min=0), frame_index=index, logits_to_keep=3))
-    assert forward_flops(model.config, plan, TEXT, SIZES, logits=3) == measured
+    assert forward_flops(model.config, plan, TEXT, SIZES, logits=3) == pytest.approx(measured, rel=ROTARY)
 
 
 def test_a_training_step_costs_what_pytorch_counts(model: LlamaForCausalLM, plan: DepthPlan) -> None:
@@ -95,7 +99,7 @@ def test_a_training_step_costs_what_pytorch_counts(model: LlamaForCausalLM, plan
     measured = counted(
         lambda: model(input_ids=index.clamp(min=0), frame_index=index, logits_to_keep=3).logits.sum().backward()
     )
-    assert train_flops(model.config, plan, TEXT, SIZES, logits=3) == measured
+    assert train_flops(model.config, plan, TEXT, SIZES, logits=3) == pytest.approx(measured, rel=ROTARY)
 
 
 def test_a_stream_costs_what_pytorch_counts_and_stores_what_the_formula_says(
@@ -111,7 +115,7 @@ def test_a_stream_costs_what_pytorch_counts_and_stores_what_the_formula_says(
             keep = {"logits_to_keep": 1} if step.logits else {"logits_to_keep": torch.tensor([], dtype=torch.long)}
             model(input_ids=index.clamp(min=0), frame_index=index, past_key_values=cache, **keep)
 
-    assert stream_flops(model.config, plan, steps) == counted(run)
+    assert stream_flops(model.config, plan, steps) == pytest.approx(counted(run), rel=ROTARY)
     assert tuple(row for (row,) in cache.stored) == kv_entries(model.config, plan, 5 + len(SIZES), SIZES)
     assert cache.kv_bytes == kv_bytes(model.config, plan, 5 + len(SIZES), SIZES, bytes_per_value=4)
 
@@ -167,8 +171,8 @@ def test_llama_3_8b_over_600_frames_costs_what_pytorch_counts(
     index = conversation(text, (tokens,) * 600)
     routed = counted_on_meta(llama_3_8b, plan, index, logits=2)
     dense = counted_on_meta(llama_3_8b, DepthPlan(layers="full"), index, logits=2)
-    assert forward_flops(LLAMA_3_8B, plan, text, 600, tokens, logits=2) == routed
-    assert forward_flops(LLAMA_3_8B, None, text, 600, tokens, logits=2) == dense
+    assert forward_flops(LLAMA_3_8B, plan, text, 600, tokens, logits=2) == pytest.approx(routed, rel=ROTARY)
+    assert forward_flops(LLAMA_3_8B, None, text, 600, tokens, logits=2) == pytest.approx(dense, rel=ROTARY)
     print(f"{tokens} tokens per frame, one pass over 600 frames: {routed / dense:.4f} of the dense FLOPs")
     assert routed / dense == pytest.approx(design, abs=5e-4)
 

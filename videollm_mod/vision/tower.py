@@ -170,7 +170,7 @@ class TransformersTower(VisionTower):
         config: Any = model.config
         self.kind = _kind(config)
         self.family = _FAMILIES[self.kind]
-        if not self.family.cls_is_first and not config.vision_use_head:
+        if not self.family.cls_is_first and not getattr(config, "vision_use_head", True):  # not in every version
             raise InputError("the SigLIP tower has vision_use_head false, so no CLS; use one with its pooling head")
         self.model = model
         self.image_size, self.width = int(config.image_size), int(config.hidden_size)
