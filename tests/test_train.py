@@ -18,13 +18,15 @@ import torch
 import videollm_mod as vm
 from recipes.tiny import recipe as tiny_recipe
 from videollm_mod.depth import DepthPlan
+from videollm_mod.dialogue import IGNORE
+from videollm_mod.train.changes import CHANGES, ChangeHead, cell_changes
 from videollm_mod.train.data import StreamSamples, cell_truth
 from videollm_mod.train.loop import _optimiser as optimiser_of
 from videollm_mod.train.loop import build, forward, train, train_step
 from videollm_mod.train.recipe import LMSizes, Phase, Recipe, TowerStage
 from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTowerConfig
-from videollm_mod.world import VisibleThing, WorldConfig
+from videollm_mod.world import VisibleThing, WorldConfig, make_stream
 
 
 def small_recipe(**changes: object) -> Recipe:
@@ -129,11 +131,13 @@ def test_no_step_of_a_run_sees_a_stream_twice() -> None:
 def test_learning_lowers_the_loss_on_a_batch_it_sees_again() -> None:
     recipe = small_recipe(warmup=1, bf16=False)
     model, samples = build(recipe).train(), StreamSamples(recipe)
-    items, optimiser = [samples[0], samples[1]], optimiser_of(model, recipe)
+    head = ChangeHead(model)
+    items, optimiser = [samples[0], samples[1]], optimiser_of(model, head, recipe)
     for group in optimiser.param_groups:
         group["lr"] = 1e-2
-    losses = [train_step(model, optimiser, items, recipe)["loss"] for _ in range(25)]
-    assert losses[-1] < 0.3 * losses[0]
+    steps = [train_step(model, head, optimiser, items, recipe) for _ in range(25)]
+    assert steps[-1]["loss"] < 0.3 * steps[0]["loss"]
+    assert steps[-1]["change_loss"] < 0.3 * steps[0]["change_loss"]
 
 
 def test_a_frozen_tower_gets_no_gradient_and_a_trained_one_does() -> None:
@@ -160,6 +164,44 @@ def test_the_tower_is_taught_what_covers_each_cell_and_where_its_centre_is() -> 
     assert truth.centre[0].nonzero().tolist() == [[1, 2]]
     assert truth.offset[0, 1, 2].tolist() == pytest.approx([0.0, 0.4], abs=1e-6)
     assert truth.count.tolist() == [1]
+
+
+def test_every_event_of_a_single_thing_shows_as_a_change_of_its_cell() -> None:
+    seen: dict[str, set[str]] = {}
+    for number in range(40):
+        stream = make_stream("validation", number, WorldConfig(seconds=20, events_per_minute=18))
+        labels = cell_changes(stream, (7, 7))
+        assert labels.shape == (40, 7, 7) and (labels[0] == IGNORE).all()
+        for event in stream.events:
+            if event.thing is None or event.kind not in ("appears", "disappears", "turns", "starts", "stops"):
+                continue
+            at = float(stream.times[event.frame - (event.kind == "disappears")])  # where it was last
+            x, y = stream.script.things[event.thing].leg(at).at(at)
+            label = int(labels[event.frame, int(y * 7), int(x * 7)])
+            seen.setdefault(event.kind, set()).add("nothing" if label == IGNORE else CHANGES[label])
+    # "stops" is told at the first frame in which the thing is where it was before
+    moves = {"starts": {"moves"}, "stops": {"rests"}}
+    assert seen == {"appears": {"new"}, "disappears": {"gone"}, "turns": {"turned"}, **moves}
+
+
+def test_the_change_head_reads_cells_only_and_learns_nothing_from_cells_without_a_thing() -> None:
+    recipe = small_recipe()
+    model, items = build(recipe), [StreamSamples(recipe)[0], StreamSamples(recipe)[1]]
+    head = ChangeHead(model)
+    with head.listening(model) as heard:
+        _, batch = forward(model, items)
+    assert len(heard) == 1 and heard[0].shape[:2] == batch.frame_index.shape
+    hidden = heard[0].detach().requires_grad_()
+    labels = torch.cat([item.changes for item in items])
+    torch.nn.init.normal_(head.linear.weight)
+    head.loss(hidden, batch.frame_index, labels)[0].backward()
+    assert hidden.grad is not None
+    touched = hidden.grad.abs().sum(-1) > 0  # (batch, tokens)
+    cells = torch.nn.functional.pad(labels.flatten(1) != IGNORE, (1, 0))  # CLS in front
+    assert torch.equal(touched[batch.frame_index >= 0], cells.flatten())
+    assert not touched[batch.frame_index < 0].any()
+    nothing, _ = head.loss(hidden, batch.frame_index, torch.full_like(labels, IGNORE))
+    assert nothing.item() == 0
 
 
 def test_every_recipe_builds_a_model_whose_routed_layers_can_learn() -> None:

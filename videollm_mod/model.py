@@ -8,26 +8,22 @@ summed and divided by the number of labels.
 from __future__ import annotations
 
 import dataclasses
-import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from videollm_mod.depth import DepthPlan, apply_depth, get_plan
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import IGNORE, StreamTemplate
+from videollm_mod.pretrained import read_config, read_weights, write_folder
 from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, FrameEncoder, tower_from_config
 
 ASSETS = Path(__file__).parent / "assets"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -154,15 +150,6 @@ class StreamingVideoLM(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json, lm/, tokenizer/ and model.safetensors (weights in `dtype`, if given)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights: dict[str, Tensor] = {}
-        storages: set[tuple[int, int]] = set()
-        for name, tensor in self.state_dict().items():
-            place = (tensor.data_ptr(), tensor.numel())
-            if place not in storages:  # a tied weight is written once
-                storages.add(place)
-                weights[name] = tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
         config = {
             "format": 1,
             "tower": self.encoder.tower.to_config(),
@@ -170,13 +157,7 @@ class StreamingVideoLM(nn.Module):
             "plan": self.plan.to_dict(),
             "settings": dataclasses.asdict(self.settings),
         }
-        temporary = folder / (WEIGHTS + ".writing")
-        safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
-        temporary.replace(folder / WEIGHTS)
-        self.lm.config.save_pretrained(folder / "lm")
-        self.template.tokenizer.save_pretrained(folder / "tokenizer")
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_folder(Path(folder), self, config, self.lm.config, self.template.tokenizer, dtype)
 
     @classmethod
     def from_pretrained(
@@ -193,7 +174,7 @@ class StreamingVideoLM(nn.Module):
         Raises InputError when a file or a tensor is missing, of a wrong shape, or unknown.
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         trained = DepthPlan.from_dict(config["plan"])
         chosen = plan if isinstance(plan, DepthPlan) else dataclasses.replace(trained, layers=plan or trained.layers)
         if keep is not None:
@@ -216,60 +197,8 @@ class StreamingVideoLM(nn.Module):
                 chosen,
                 settings,
             ).to(dtype)
-        _load_weights(model, folder / WEIGHTS, trained)
+        read_weights(folder, model, other_plan=model.plan != trained)
         return model.eval()
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise InputError(f"model folder {folder} has no {CONFIG}; give a folder written by save_pretrained, or 'tiny'.")
-    try:
-        config = json.loads(path.read_text())
-        missing = [key for key in ("tower", "grid", "plan", "settings") if key not in config]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise InputError(
-            f"{path} is not the JSON that save_pretrained writes ({error}); save the model again."
-        ) from error
-    if missing:
-        raise InputError(f"{path} lacks '{missing[0]}'; save the model again.")
-    return config
-
-
-def _load_weights(model: StreamingVideoLM, path: Path, trained: DepthPlan) -> None:
-    """Copy tensors by name. All must be there with their shapes, but for experts that a changed plan adds or drops."""
-    if not path.is_file():
-        raise InputError(f"model folder {path.parent} has no {path.name}; save the model again.")
-    try:
-        weights = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); copy or save the model again.") from error
-    state = model.state_dict()
-    names = {tensor.data_ptr(): name for name, tensor in state.items() if name in weights}
-    untrained = []
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if name not in weights:
-                if names.get(tensor.data_ptr()):
-                    continue  # tied to a weight that is there
-                if "depth_expert" in name and model.plan != trained:
-                    untrained.append(name)
-                    continue
-                raise InputError(f"{path} lacks the tensor '{name}'; it does not belong to this config.json.")
-            if weights[name].shape != tensor.shape:
-                raise InputError(
-                    f"{path}: tensor '{name}' has shape {tuple(weights[name].shape)}, the model {tuple(tensor.shape)}; "
-                    "it does not belong to this config.json."
-                )
-            tensor.copy_(weights[name])
-    unknown = [name for name in weights if name not in state and "depth_expert" not in name]
-    if unknown:
-        raise InputError(f"{path} has a tensor '{unknown[0]}' too many; it does not belong to this config.json.")
-    if untrained:
-        layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in untrained})
-        warnings.warn(
-            f"the LayerExperts of layers {layers} were never trained; their choice is arbitrary", stacklevel=3
-        )
 
 
 def load(name: str | Path, **options: Any) -> StreamingVideoLM:

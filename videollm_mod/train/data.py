@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from videollm_mod.dialogue import Segment
+from videollm_mod.train.changes import cell_changes
 from videollm_mod.train.recipe import Recipe, TowerStage
 from videollm_mod.world import COLOURS, SHAPES, SIZES, WorldConfig, make_stream
 from videollm_mod.world.conversation import segments
@@ -20,10 +21,11 @@ ROLES = ("thing", "hand", "clutter")
 
 @dataclass(frozen=True)
 class StreamSample:
-    """One stream: its frames and its conversation."""
+    """One stream: its frames, its conversation, and what changes where."""
 
     frames: Tensor  # (F, S, S, 3) uint8
     segments: list[Segment]
+    changes: Tensor  # (F, h, w) int64: what became of the thing in each cell, see changes.py
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class StreamSamples(Dataset[StreamSample]):
 def stream_sample(split: str, number: int, world: WorldConfig, recipe: Recipe) -> StreamSample:
     """Stream `number` of a split, with its conversation."""
     stream = make_stream(split, number, world)
-    return StreamSample(torch.from_numpy(stream.frames()), segments(stream, recipe.settings.system))
+    frames = torch.from_numpy(stream.frames())
+    return StreamSample(frames, segments(stream, recipe.settings.system), cell_changes(stream, recipe.grid))
 
 
 class TowerSamples(Dataset[CellTruth]):

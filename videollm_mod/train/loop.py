@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from videollm_mod.dialogue import IGNORE, Batch, collate, word_tokenizer
 from videollm_mod.model import Output, StreamingVideoLM
+from videollm_mod.train.changes import ChangeHead
 from videollm_mod.train.data import StreamSample, StreamSamples, batches, stream_sample
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.train.tower import train_tower
@@ -68,11 +69,13 @@ def train(
     Raises InputError when the folder holds a run and `resume` is off, or holds one of another recipe.
     """
     model, state = _open_run(recipe, folder, resume)
-    optimiser = _optimiser(model, recipe)
+    head = ChangeHead(model)
+    optimiser = _optimiser(model, head, recipe)
     step, spent = 0, 0.0
     means: dict[str, float] = {}  # running means of the numbers of a step, for the log
     if state is not None:
         optimiser.load_state_dict(state["optimiser"])
+        head.load_state_dict(state["head"])
         step, spent, means = state["step"], state["seconds"], state["means"]
     log_file = (folder / "log.jsonl").open("a", buffering=1)
     began = time.monotonic() - spent
@@ -83,7 +86,7 @@ def train(
 
     if state is None:
         train_tower(model.encoder, recipe, workers, log)
-        _save(folder, model, optimiser, 0, time.monotonic() - began, means)
+        _save(folder, model, head, optimiser, 0, time.monotonic() - began, means)
     model.encoder.requires_grad_(recipe.tower_lr > 0)
     model.train()
     samples = StreamSamples(recipe)
@@ -94,7 +97,7 @@ def train(
         for items in batches(samples, phase.streams, start, end, workers):
             for group, rate in zip(optimiser.param_groups, _rates(recipe, step)):
                 group["lr"] = rate
-            numbers = train_step(model, optimiser, items, recipe)
+            numbers = train_step(model, head, optimiser, items, recipe)
             step += 1
             for name, value in numbers.items():
                 means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
@@ -111,7 +114,7 @@ def train(
                 seconds = round(time.monotonic() - began, 1)
                 log({"stage": "validation", "step": step, "seconds": seconds, **validate(model, recipe)})
             if time.monotonic() - saved > recipe.checkpoint_every or step == recipe.steps:
-                _save(folder, model, optimiser, step, time.monotonic() - began, means)
+                _save(folder, model, head, optimiser, step, time.monotonic() - began, means)
                 saved = time.monotonic()
     model.eval().save_pretrained(folder / "model", dtype=torch.float16)
     log_file.close()
@@ -119,14 +122,19 @@ def train(
 
 
 def train_step(
-    model: StreamingVideoLM, optimiser: torch.optim.Optimizer, items: list[StreamSample], recipe: Recipe
+    model: StreamingVideoLM,
+    head: ChangeHead,
+    optimiser: torch.optim.Optimizer,
+    items: list[StreamSample],
+    recipe: Recipe,
 ) -> dict[str, float]:
     """One optimiser step on one batch of streams; returns its numbers."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-        output, _ = forward(model, items, train_tower=recipe.tower_lr > 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), head.listening(model) as hidden:
+        output, batch = forward(model, items, train_tower=recipe.tower_lr > 0)
+        changes, changes_right = head.loss(hidden[0], batch.frame_index, torch.cat([item.changes for item in items]))
     assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
     optimiser.zero_grad()
-    output.loss.backward()
+    (output.loss + recipe.change_weight * changes).backward()
     weights = [p.grad for name, p in model.named_parameters() if "depth_expert.weight" in name]
     experts = [float(grad.norm()) for grad in weights if grad is not None]
     norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], recipe.clip)
@@ -135,6 +143,8 @@ def train_step(
         "loss": float(output.loss.detach()),
         "lm_loss": float(output.lm_loss),
         "stream_loss": float(output.stream_loss),
+        "change_loss": float(changes.detach()),
+        "changes_right": changes_right,
         "gradient": float(norm),
         "expert_gradient": sum(experts) / max(len(experts), 1),
     }
@@ -191,11 +201,11 @@ def _score(model: StreamingVideoLM, output: Output, batch: Batch) -> dict[str, f
     }
 
 
-def _optimiser(model: StreamingVideoLM, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimiser(model: StreamingVideoLM, head: ChangeHead, recipe: Recipe) -> torch.optim.Optimizer:
     def decays(tensor: Tensor) -> bool:
         return tensor.dim() > 1
 
-    rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")] + list(head.parameters())
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if decays(p)], "weight_decay": recipe.weight_decay},
         {"params": [p for p in rest if not decays(p)], "weight_decay": 0.0},
@@ -237,6 +247,7 @@ def _open_run(recipe: Recipe, folder: Path, resume: bool) -> tuple[StreamingVide
 def _save(
     folder: Path,
     model: nn.Module,
+    head: nn.Module,
     optimiser: torch.optim.Optimizer,
     step: int,
     seconds: float,
@@ -247,6 +258,7 @@ def _save(
     target.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "model": model.state_dict(),
+        "head": head.state_dict(),
         "optimiser": optimiser.state_dict(),
         "step": step,
         "seconds": seconds,

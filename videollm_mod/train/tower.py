@@ -29,7 +29,10 @@ class CellHeads(nn.Module):
         self.count = nn.Linear(width, 4)
 
     def loss(self, tokens: Tensor, truth: CellTruth) -> tuple[Tensor, dict[str, float]]:
-        """tokens: (F, 1 + h * w, width). Returns the loss and, for the log, how often each answer is right."""
+        """tokens: (F, 1 + h * w, width). Returns the loss and, for the log, how often each answer is right.
+
+        "offset" is the mean error of a centre within its cell, in cells.
+        """
         cover, colour, shape, size, centre, offset = self.cell(tokens[:, 1:]).float().split(self.parts, -1)
         total = binary_cross_entropy_with_logits(cover, truth.cover.flatten(1, 2))
         right: dict[str, float] = {}
@@ -43,7 +46,9 @@ class CellHeads(nn.Module):
         total = total + 2 * binary_cross_entropy_with_logits(centre[..., 0], here)
         if here.any():
             there = here.bool()
-            total = total + (offset[there].sigmoid() - truth.offset.flatten(1, 2)[there]).abs().mean()
+            apart = (offset[there].sigmoid() - truth.offset.flatten(1, 2)[there]).abs().mean()
+            total = total + 4 * apart  # what moves, moves by half a cell per frame
+            right["offset"] = float(apart)
         count = self.count(tokens[:, 0]).float()
         total = total + 0.3 * cross_entropy(count, truth.count)
         right["count"] = float((count.argmax(-1) == truth.count).float().mean())
