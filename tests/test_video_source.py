@@ -14,8 +14,10 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from rtsp_camera import RtspCamera
 from video_cases import TENTHS, numbers, serving, write_video
 
+from videollm_mod.types import InputError
 from videollm_mod.video import VideoWriter, open_video
 
 
@@ -301,3 +303,40 @@ def test_frames_that_are_skipped_are_never_converted(tmp_path: Path) -> None:
     with open_video(path, fps=1, end=2) as video:
         assert len(list(video)) == 2
         assert video.frames_decoded <= 25, "nothing much beyond the end is decoded"
+
+
+# --- a camera on the network ---------------------------------------------------------------------------------------
+
+
+def test_an_rtsp_camera_is_watched_as_it_sends_and_told_when_it_hangs_up() -> None:
+    with RtspCamera(seconds=2.5) as camera:
+        secret = camera.address.replace("//", "//guard:sesame@")
+        with open_video(secret, fps=2) as video:
+            assert video.live and video.duration is None and (video.width, video.height) == (64, 64)
+            frames = list(video)
+    assert [frame.time for frame in frames] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    grey = [frame.image.mean() for frame in frames]
+    assert grey == pytest.approx([40, 40, 80, 80, 120], abs=2)
+    (warning,) = video.warnings
+    assert "ended after 2.0 s" in warning and "guard:***@" in warning and "sesame" not in warning
+
+
+def test_an_rtsp_camera_is_left_at_the_end_that_was_asked_for() -> None:
+    with RtspCamera(seconds=60) as camera:
+        with open_video(camera.address, fps=2, end=1.0) as video:
+            assert [frame.time for frame in video] == [0.0, 0.5]
+        assert not video.warnings
+        assert camera.sent < 40
+
+
+def test_a_camera_that_hangs_up_before_its_first_picture_is_one_sentence() -> None:
+    with RtspCamera(seconds=0) as camera:
+        with pytest.raises(InputError, match=r"no picture came from rtsp.*: check the camera and its address"):
+            open_video(camera.address)
+
+
+def test_nobody_behind_an_rtsp_address_is_one_sentence() -> None:
+    with RtspCamera(seconds=1) as camera:
+        address = camera.address
+    with pytest.raises(InputError, match=r"cannot be opened .*check the address and the network"):
+        open_video(address)

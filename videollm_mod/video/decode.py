@@ -193,6 +193,8 @@ class Decoder:
             return f"no picture came from {self.name}: {self._broken}"
         if self._damaged:
             return f"not one picture of {self.name} can be decoded ({self._undecodable}): copy it again or convert it"
+        if self._address.live:
+            return f"no picture came from {self.name}: check the camera and its address"
         return f"{self.name} holds not a single picture: record or convert it again"
 
     # --- decoding --------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class VideoSource:
             self._reader.close()
 
     def _produce(self) -> Generator[Frame]:  # a generator: close() runs its `finally`
-        complete, index, last = False, 0, None
+        complete, index, last, time = False, 0, None, 0.0
         try:
             for time, picture in self._chosen():
                 image = picture.rgb()
@@ -120,6 +120,8 @@ class VideoSource:
                 yield Frame(image, time, index)
                 index += 1
             complete = self._end is None
+            if self.live and (self._end is None or time + 2 / self.fps < self._end):
+                self.warnings.append(f"{self.name} ended after {time:.1f} s: whoever sends it has stopped")
         finally:
             if complete or index or self._closed:
                 self._reader.finish(complete)
