@@ -258,3 +258,20 @@ def test_on_a_terminal_the_status_line_tells_time_speed_lag_and_kv_bytes(model: 
         r"0:12\.5 / 1:00\.0 ━+  13\.0 fps  lag 0\.25 s  KV \d+.* of .* dense \(0\.\d\dx\)  dropped 3", written
     )
     assert "0:12.5  It [leaves]." in written, "brackets are words, not markup"
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_sentence_grows_word_by_word_on_a_terminal_and_comes_whole_elsewhere(on_terminal: bool) -> None:
+    screen = io.StringIO()
+    with Terminal("clip.mp4", Console(file=screen, force_terminal=on_terminal, width=80)) as terminal:
+        for piece in ("Nothing", " yet."):
+            terminal.word(piece, 3.0, "What now?")
+        growing = screen.getvalue()
+        terminal.event(StreamEvent(3.0, "answer", "Nothing yet.", 5, "What now?", 3.0))
+        terminal.word("One.", 4.0)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", growing)
+    assert ("0:03.0  What now? Nothing ..." in plain) == on_terminal
+    assert ("0:03.0  What now? Nothing yet. ..." in plain) == on_terminal
+    whole = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "0:03.0  What now? Nothing yet.\n" in whole
+    assert ("0:04.0  One. ..." in whole) == on_terminal, "the next sentence starts anew"

@@ -262,18 +262,21 @@ def follow(
     """Push every frame when it is due, ask every question when its time has come, tell sinks and terminal."""
     waiting = list(questions)
 
-    def say(events: Sequence[StreamEvent]) -> None:
-        for event in events:
+    def say(words: Iterator[str | StreamEvent], now: float, question: Question | None = None) -> None:
+        for item in words:
+            if isinstance(item, str):
+                terminal.word(item, now, question.text if question else None)
+                continue
             tally.events += 1
-            terminal.event(event)
+            terminal.event(item)
             for sink in sinks:
-                sink.event(event)
+                sink.event(item)
+            if question is not None:
+                tally.answers.append({"text": question.text, "time": question.time, "answer": item.text})
 
     def ask(question: Question) -> None:
         with interrupts.shielded():
-            answer = session.ask(question.text, question.time)
-            say([answer])
-            tally.answers.append({"text": question.text, "time": question.time, "answer": answer.text})
+            say(session.ask_iter(question.text, question.time), tally.last, question)
 
     began = time.monotonic()
     try:
@@ -288,7 +291,7 @@ def follow(
             if realtime:
                 sleep_until(due)
             with interrupts.shielded():
-                say(session.push(frame))
+                say(session.push_iter(frame), frame.time)
                 for sink in sinks:
                     sink.frame(frame, session)
                 tally.frames, tally.last = tally.frames + 1, frame.time

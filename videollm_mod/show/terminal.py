@@ -1,6 +1,7 @@
 """What `watch` and `show` write for the eye, on stderr: sentences as they are said, and one status line below them.
 
-On a terminal the status line is redrawn in place; elsewhere it is printed now and then as a plain line.
+On a terminal a sentence grows word by word and the status line is redrawn in place; elsewhere sentences come whole, and
+the status now and then as a plain line.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -43,6 +44,8 @@ class Terminal:
         self._live: Live | None = None
         self._span: tuple[float, float | None] = (0.0, None)
         self._shown = 0.0
+        self._status = Text()
+        self._saying = ""
 
     def __enter__(self) -> Terminal:
         if self.console.is_terminal:
@@ -63,13 +66,18 @@ class Terminal:
         length = "" if end is None else f", {clock(end - start)}"
         self._print(Text(f"{self.source}{length}", style="bold"))
 
+    def word(self, piece: str, time: float, question: str | None = None) -> None:
+        """Show a sentence that is being said, with its next piece; at `time`, perhaps in reply to `question`."""
+        self._saying += piece
+        if self._live is not None:
+            self._live.update(Group(_line(time, question, self._saying + " ..."), self._status), refresh=True)
+
     def event(self, event: StreamEvent) -> None:
-        """Print what was said."""
-        line = Text(f"{clock(event.time):>9}  ", style="cyan")
-        if event.question is not None:
-            line.append(f"{event.question} ", style="yellow")
-        line.append(event.text, style="default")
-        self._print(line)
+        """Print what was said, whole."""
+        self._saying = ""
+        if self._live is not None:
+            self._live.update(self._status)
+        self._print(_line(event.time, event.question, event.text))
 
     def warn(self, message: str) -> None:
         self._print(Text(f"warning: {message}", style="yellow"))
@@ -81,7 +89,8 @@ class Terminal:
             return
         first, self._shown = self._shown == 0.0, now
         if self._live is not None:
-            self._live.update(self.status(tally, session), refresh=True)
+            self._status = self.status(tally, session)
+            self._live.update(self._status, refresh=True)
         elif not first:  # a plain log needs no status before anything has happened
             self._print(self.status(tally, session))
 
@@ -104,3 +113,10 @@ class Terminal:
 
     def _print(self, line: Text) -> None:
         self.console.print(line, soft_wrap=not self.console.is_terminal)
+
+
+def _line(time: float, question: str | None, said: str) -> Text:
+    line = Text(f"{clock(time):>9}  ", style="cyan")
+    if question is not None:
+        line.append(f"{question} ", style="yellow")
+    return line.append(said, style="default")
