@@ -76,7 +76,7 @@ class Terminal:
         """Print what was said, whole."""
         self._saying = ""
         if self._live is not None:
-            self._live.update(self._status)
+            self._live.update(self._status, refresh=True)
         self._print(_line(event.time, event.question, event.text))
 
     def warn(self, message: str) -> None:
