@@ -48,7 +48,7 @@ class CellHeads(nn.Module):
             there = here.bool()
             apart = (offset[there].sigmoid() - truth.offset.flatten(1, 2)[there]).abs().mean()
             total = total + 4 * apart  # what moves, moves by half a cell per frame
-            right["offset"] = float(apart)
+            right["offset"] = float(apart.detach())
         count = self.count(tokens[:, 0]).float()
         total = total + 0.3 * cross_entropy(count, truth.count)
         right["count"] = float((count.argmax(-1) == truth.count).float().mean())
