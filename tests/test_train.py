@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +41,7 @@ def small_recipe(**changes: object) -> Recipe:
         tower=ConvTowerConfig(image_size=48, channels=(8, 8, 16), heads=2),
         grid=(3, 3),
         lm=LMSizes(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=32),
-        tower_stage=TowerStage(steps=2, streams=1, frames=4),
+        tower_stage=TowerStage(steps=12, streams=1, frames=4),
         validate_every=3,
         validation_streams=2,
         checkpoint_every=0.0,
@@ -53,37 +55,66 @@ def stream_lines(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def test_a_run_killed_in_the_middle_resumes_to_the_same_weights_and_validation(tmp_path: Path) -> None:
+RUN = textwrap.dedent(
+    """
+    import sys, torch
+    sys.path[:0] = sys.argv[2:]
+    from pathlib import Path
+    from test_train import small_recipe
+    from videollm_mod.train.loop import train
+    torch.set_num_threads(1)
+    train(small_recipe(), Path(sys.argv[1]), workers=0)
+    """
+)
+
+
+def stop_a_run(folder: Path, at: tuple[str, int], by: signal.Signals) -> dict[str, Any]:
+    """Start the small recipe in a process of its own, and send it a signal once its checkpoint is that far."""
+    here = Path(__file__).parent
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder), str(here), str(here.parent)], stderr=subprocess.PIPE, text=True
+    )
+    checkpoint, deadline = folder / "checkpoint" / "state.pt", time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < deadline:
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            if state["stage"] == at[0] and state["step"] >= at[1]:
+                break
+        time.sleep(0.002)
+    run.send_signal(by)
+    run.communicate()
+    return dict(torch.load(checkpoint, weights_only=True))
+
+
+@pytest.mark.parametrize("stage", ["stream", "tower"])
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights_validation_and_log(
+    tmp_path: Path, stage: str, by: signal.Signals
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(small_recipe(), whole, workers=0)
-    script = textwrap.dedent(
-        """
-        import sys, torch
-        sys.path[:0] = sys.argv[2:]
-        from pathlib import Path
-        from test_train import small_recipe
-        from videollm_mod.train.loop import train
-        torch.set_num_threads(1)
-        train(small_recipe(), Path(sys.argv[1]), workers=0)
-        """
-    )
-    here = Path(__file__).parent
-    run = subprocess.Popen([sys.executable, "-c", script, str(broken), str(here), str(here.parent)])
-    checkpoint, deadline = broken / "checkpoint" / "state.pt", time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < deadline:
-        if checkpoint.exists() and torch.load(checkpoint, weights_only=True)["step"] >= 2:
-            break
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    stopped_at = torch.load(checkpoint, weights_only=True)["step"]
-    assert 2 <= stopped_at
+    stopped = stop_a_run(broken, (stage, 2), by)
+    assert stopped["stage"] == stage and stopped["step"] >= 2
     train(small_recipe(), broken, workers=0, resume=True)
     ours, theirs = (torch.load(folder / "checkpoint" / "state.pt", weights_only=True) for folder in (whole, broken))
     assert ours["step"] == theirs["step"] == 7
     for name, tensor in ours["model"].items():
         assert torch.equal(tensor, theirs["model"][name]), name
-    assert stream_lines(whole)[-1] == stream_lines(broken)[-1]
+    assert stream_lines(whole) == stream_lines(broken), "no line is lost, and none is there twice"
+
+
+def test_ctrl_c_loses_no_step(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def interrupt(line: dict[str, Any]) -> None:
+        seen.append((line["stage"], line["step"]))
+        if line["stage"] == "validation":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_recipe(checkpoint_every=1e9), tmp_path, workers=1, show=interrupt)
+    state = torch.load(tmp_path / "checkpoint" / "state.pt", weights_only=True)
+    assert seen[-1] == ("validation", 3) and (state["stage"], state["step"]) == ("stream", 3)
 
 
 def test_drawing_in_another_process_changes_no_sample(tmp_path: Path) -> None:

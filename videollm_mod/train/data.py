@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -129,10 +130,11 @@ def batches(samples: Dataset[Any], size: int, start: int, end: int, workers: int
         collate_fn=list,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare,
         multiprocessing_context="fork" if workers else None,  # a spawned one would import everything again
     )
 
 
-def _one_thread(worker: int) -> None:
+def _prepare(worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains: it ends its workers

@@ -1,15 +1,11 @@
 """The run: tower stage, then streams; logs, validation, checkpoints that a killed run resumes from exactly.
 
-A run is a folder: recipe.json, log.jsonl (one object a line), checkpoint/ (weights, optimiser, step), model/ (result).
 On a CPU with the same number of threads, a resumed run continues the very same curve: samples are numbered, not drawn.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +16,15 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from videollm_mod.dialogue import IGNORE, Batch, collate, word_tokenizer
 from videollm_mod.model import Output, StreamingVideoLM
+from videollm_mod.pace import Interrupts, catch_interrupts
 from videollm_mod.train.changes import ChangeHead
 from videollm_mod.train.data import StreamSample, StreamSamples, batches, stream_sample
 from videollm_mod.train.recipe import Recipe
+from videollm_mod.train.run import Log, Run
 from videollm_mod.train.tower import train_tower
 from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, ConvTower, FrameEncoder
 from videollm_mod.world import all_sentences
-
-Log = Callable[[dict[str, Any]], None]
 
 
 def build(recipe: Recipe) -> StreamingVideoLM:
@@ -66,59 +62,64 @@ def train(
 ) -> Path:
     """Run a recipe in `folder`; returns the folder of the finished model. `show` gets every log line as it is written.
 
-    Raises InputError when the folder holds a run and `resume` is off, or holds one of another recipe.
+    Ctrl-C ends the step that runs, saves and raises KeyboardInterrupt; `resume` goes on from there. Raises InputError
+    when the folder holds a run and `resume` is off, or holds one of another recipe.
     """
-    model, state = _open_run(recipe, folder, resume)
-    head = ChangeHead(model)
+    run = Run(recipe, folder, resume=resume, show=show)
+    model = build(recipe)
+    with catch_interrupts() as interrupts:
+        if run.state is None or run.state["stage"] == "tower":
+            train_tower(model.encoder, run, workers, interrupts)
+        _train_streams(model, run, workers, interrupts)
+    model.eval().save_pretrained(folder / "model", dtype=torch.float16)
+    run.close()
+    return folder / "model"
+
+
+def _train_streams(model: StreamingVideoLM, run: Run, workers: int, interrupts: Interrupts) -> None:
+    """The second stage: train `model` in place."""
+    recipe, head = run.recipe, ChangeHead(model)
     optimiser = _optimiser(model, head, recipe)
-    step, spent = 0, 0.0
+    step = 0
     means: dict[str, float] = {}  # running means of the numbers of a step, for the log
-    if state is not None:
-        optimiser.load_state_dict(state["optimiser"])
-        head.load_state_dict(state["head"])
-        step, spent, means = state["step"], state["seconds"], state["means"]
-    log_file = (folder / "log.jsonl").open("a", buffering=1)
-    began = time.monotonic() - spent
-
-    def log(line: dict[str, Any]) -> None:
-        log_file.write(json.dumps(line) + "\n")
-        show(line)
-
-    if state is None:
-        train_tower(model.encoder, recipe, workers, log)
-        _save(folder, model, head, optimiser, 0, time.monotonic() - began, means)
+    if run.state is not None and run.state["stage"] == "stream":
+        model.load_state_dict(run.state["model"])
+        head.load_state_dict(run.state["head"])
+        optimiser.load_state_dict(run.state["optimiser"])
+        step, means = run.state["step"], run.state["means"]
     model.encoder.requires_grad_(recipe.tower_lr > 0)
     model.train()
+
+    def save() -> None:
+        parts: dict[str, Any] = {"model": model, "head": head, "optimiser": optimiser}
+        run.save("stream", step, means=means, **{name: part.state_dict() for name, part in parts.items()})
+
+    if step == 0:  # the tower's own checkpoints end here
+        save()
     samples = StreamSamples(recipe)
-    saved = time.monotonic()
-    while step < recipe.steps:
-        phase, within, first = recipe.phase_of(step)
-        start, end = first + within * phase.streams, first + phase.steps * phase.streams
-        for items in batches(samples, phase.streams, start, end, workers):
-            for group, rate in zip(optimiser.param_groups, _rates(recipe, step)):
-                group["lr"] = rate
-            numbers = train_step(model, head, optimiser, items, recipe)
-            step += 1
-            for name, value in numbers.items():
-                means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
-            if not math.isfinite(numbers["loss"]):
-                _save_bad_batch(folder, items)
-                raise InputError(
-                    f"the loss is {numbers['loss']} at step {step}; lower lr, or look at the batch in "
-                    f"{folder / 'bad_batch.safetensors'}."
-                )
-            if step % 20 == 0 or step == recipe.steps:
-                rounded = {name: round(value, 4) for name, value in means.items()}
-                log({"stage": "stream", "step": step, "seconds": round(time.monotonic() - began, 1), **rounded})
-            if step % recipe.validate_every == 0 or step == recipe.steps:
-                seconds = round(time.monotonic() - began, 1)
-                log({"stage": "validation", "step": step, "seconds": seconds, **validate(model, recipe)})
-            if time.monotonic() - saved > recipe.checkpoint_every or step == recipe.steps:
-                _save(folder, model, head, optimiser, step, time.monotonic() - began, means)
-                saved = time.monotonic()
-    model.eval().save_pretrained(folder / "model", dtype=torch.float16)
-    log_file.close()
-    return folder / "model"
+    try:
+        while step < recipe.steps:
+            phase, within, first = recipe.phase_of(step)
+            start, end = first + within * phase.streams, first + phase.steps * phase.streams
+            for items in batches(samples, phase.streams, start, end, workers):
+                with interrupts.shielded():
+                    for group, rate in zip(optimiser.param_groups, _rates(recipe, step)):
+                        group["lr"] = rate
+                    numbers = train_step(model, head, optimiser, items, recipe)
+                    step += 1
+                    for name, value in numbers.items():
+                        means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
+                    _refuse_nonsense(numbers["loss"], step, items, run.folder)
+                    if step % 20 == 0 or step == recipe.steps:
+                        run.log("stream", step, **{name: round(value, 4) for name, value in means.items()})
+                    if step % recipe.validate_every == 0 or step == recipe.steps:
+                        run.log("validation", step, **validate(model, recipe))
+                    if run.due or step == recipe.steps:
+                        save()
+    except KeyboardInterrupt:
+        if not interrupts.shield:  # else a second Ctrl-C came in the middle of a step
+            save()
+        raise
 
 
 def train_step(
@@ -223,51 +224,10 @@ def _rates(recipe: Recipe, step: int) -> tuple[float, float, float]:
     return recipe.lr * share, recipe.lr * share, recipe.tower_lr * share
 
 
-def _open_run(recipe: Recipe, folder: Path, resume: bool) -> tuple[StreamingVideoLM, dict[str, Any] | None]:
-    """A fresh model, or that of the run in `folder` with its optimiser state and step."""
-    known, checkpoint = folder / "recipe.json", folder / "checkpoint" / "state.pt"
-    asked = json.loads(json.dumps(recipe.to_dict()))
-    if known.exists() and not resume:
-        raise InputError(f"{folder} holds a run already; add --resume to go on with it, or give another --out.")
-    if known.exists():
-        before = json.loads(known.read_text())
-        changed = sorted(key for key in {*asked, *before} if asked.get(key) != before.get(key))
-        if changed:
-            raise InputError(f"{folder} holds a run whose recipe differs in '{changed[0]}'; give another --out.")
-    model = build(recipe)
-    if known.exists() and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        return model, state
-    folder.mkdir(parents=True, exist_ok=True)
-    known.write_text(json.dumps(asked, indent=2) + "\n")
-    return model, None
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    head: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
-    means: dict[str, float],
-) -> None:
-    """Write the checkpoint under a temporary name, then rename: a kill in the middle leaves the one before."""
-    target = folder / "checkpoint" / "state.pt"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": model.state_dict(),
-        "head": head.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-        "seconds": seconds,
-        "means": means,
-    }
-    torch.save(state, target.with_suffix(".writing"))
-    target.with_suffix(".writing").replace(target)
-
-
-def _save_bad_batch(folder: Path, items: list[StreamSample]) -> None:
-    films = {f"frames.{i}": item.frames.contiguous() for i, item in enumerate(items)}
-    save_file(films, folder / "bad_batch.safetensors")
+def _refuse_nonsense(loss: float, step: int, items: list[StreamSample], folder: Path) -> None:
+    """Raise InputError for a loss that is not finite, and leave the batch behind to look at."""
+    if math.isfinite(loss):
+        return
+    bad = folder / "bad_batch.safetensors"
+    save_file({f"frames.{i}": item.frames.contiguous() for i, item in enumerate(items)}, bad)
+    raise InputError(f"the loss is {loss} at step {step}; lower lr, or look at the batch in {bad}.")

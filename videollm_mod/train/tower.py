@@ -6,15 +6,15 @@ is; one on the CLS token counts the things. The heads are thrown away.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from videollm_mod.pace import Interrupts
 from videollm_mod.train.data import ROLES, CellTruth, TowerSamples, batches
-from videollm_mod.train.recipe import Recipe
+from videollm_mod.train.run import Run
 from videollm_mod.vision import FrameEncoder
 from videollm_mod.world import COLOURS, SHAPES, SIZES
 
@@ -55,26 +55,43 @@ class CellHeads(nn.Module):
         return total, right
 
 
-def train_tower(encoder: FrameEncoder, recipe: Recipe, workers: int, log: Callable[[dict[str, object]], None]) -> None:
-    """Train `encoder` in place on single frames of the first phase's world."""
-    stage = recipe.tower_stage
+def train_tower(encoder: FrameEncoder, run: Run, workers: int, interrupts: Interrupts) -> None:
+    """Train `encoder` in place on single frames of the first phase's world; goes on from a checkpoint of this stage."""
+    recipe, stage = run.recipe, run.recipe.tower_stage
     heads = CellHeads(encoder.width)
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.lr, total_steps=stage.steps, pct_start=0.05)
     samples = TowerSamples(stage, recipe.phases[0].world, recipe.grid, recipe.seed)
-    began, mean_loss = time.monotonic(), 0.0
-    for step, items in enumerate(batches(samples, stage.streams, 0, len(samples), workers)):
-        truth = CellTruth(*(torch.cat([getattr(i, f) for i in items]) for f in CellTruth.__dataclass_fields__))
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            tokens = encoder(truth.frames)
-            loss, right = heads.loss(tokens, truth)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimiser.step()
-        schedule.step()
-        mean_loss += (float(loss.detach()) - mean_loss) / min(step + 1, 50)
-        if (step + 1) % 50 == 0 or step + 1 == stage.steps:
-            seconds = round(time.monotonic() - began, 1)
-            log({"stage": "tower", "step": step + 1, "loss": round(mean_loss, 4), "seconds": seconds, **right})
+    parts: dict[str, Any] = {"encoder": encoder, "heads": heads, "optimiser": optimiser, "schedule": schedule}
+    step, mean_loss = 0, 0.0
+    if run.state is not None:
+        for name, part in parts.items():
+            part.load_state_dict(run.state[name])
+        step, mean_loss = run.state["step"], run.state["mean_loss"]
+
+    def save() -> None:
+        run.save("tower", step, mean_loss=mean_loss, **{name: part.state_dict() for name, part in parts.items()})
+
+    try:
+        for items in batches(samples, stage.streams, step * stage.streams, len(samples), workers):
+            with interrupts.shielded():
+                truth = CellTruth(*(torch.cat([getattr(i, f) for i in items]) for f in CellTruth.__dataclass_fields__))
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+                    tokens = encoder(truth.frames)
+                    loss, right = heads.loss(tokens, truth)
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, recipe.clip)
+                optimiser.step()
+                schedule.step()
+                step += 1
+                mean_loss += (float(loss.detach()) - mean_loss) / min(step, 50)
+                if step % 50 == 0 or step == stage.steps:
+                    run.log("tower", step, loss=round(mean_loss, 4), **{k: round(v, 4) for k, v in right.items()})
+                if run.due:
+                    save()
+    except KeyboardInterrupt:
+        if not interrupts.shield:  # else a second Ctrl-C came in the middle of a step
+            save()
+        raise
