@@ -60,6 +60,15 @@ class DepthLayer(nn.Module):
     def _routed(
         self, hidden: Tensor, layout: FrameLayout, ratio: float, kept_out: dict[int, Tensor] | None, **kwargs: Any
     ) -> Tensor:
+        """Gather, run, gate, scatter. The four ways in which a kept token is numbered, by example:
+
+        tokens       7 seen before, then 6 in this step: a frame of 4 and 2 of text, frame_index [0 0 0 0 -1 -1]
+        scores       .1 .9 .3 .8 of the frame, of which ratio 0.5 keeps the second and the fourth
+        flat         [1 3 4 5]      in the flattened step, all rows behind one another (row 1 would begin at 6)
+        padded       [[1 3 4 5]]    the same as a rectangle, a row of the batch a line, short rows padded
+        place        [[1 3 4 5]]    within its own row
+        slots        [[8 10 11 12]] in the whole sequence: place + 7; where the mask has its columns
+        """
         batch, tokens, width = hidden.shape
         plan, shape = self.depth_plan, layout.shape(ratio)
         counts = list(shape.counts)
@@ -77,8 +86,8 @@ class DepthLayer(nn.Module):
 
         cache = kwargs.pop("past_key_values", None)
         # what pads a row repeats its last kept token: as a key it would count twice
-        own = place if shape.source is None else place.masked_fill(nn.functional.pad(padded.diff() == 0, (1, 0)), -1)
-        keys = Keys(own, first=0, even=shape.source is None)
+        own = place if shape.real is None else place.masked_fill(~shape.real, -1)
+        keys = Keys(own, first=0, even=shape.real is None)
         if cache is not None:
             layer_cache: RaggedLayer = cache.layers[self.depth_index]
             first = layer_cache.seen

@@ -42,8 +42,10 @@ class KeptShape:
     """How many tokens each row keeps at one keep ratio, and how they are padded to a rectangle."""
 
     counts: tuple[int, ...]  # kept tokens per batch row, text included
-    source: Tensor | None  # (batch, width): index into the ascending list of kept tokens; None if nothing is padded
-    back: Tensor | None  # (kept,): index into the flattened padded rectangle; None if nothing is padded
+    # None where nothing is padded:
+    source: Tensor | None  # (batch, width) int64: index into the ascending list of kept tokens
+    real: Tensor | None  # (batch, width) bool: not padding
+    back: Tensor | None  # (kept,) int64: index into the flattened padded rectangle
 
 
 @dataclass
@@ -116,17 +118,18 @@ class FrameLayout:
         for group in self.groups:
             for row in group.rows:
                 counts[row] += keep_count(ratio, group.tokens.shape[1])
-        source = back = None
+        source = real = back = None
         width = max(counts)
         if self.device.type == "cpu" and 1 < width < min(self.tokens, FEW_ROWS):
             width = min(-(-width // ROW_BLOCK) * ROW_BLOCK, self.tokens)
         if len(set(counts)) > 1 or width > counts[0]:
             starts = torch.tensor([0, *counts]).cumsum(0)
             place = torch.arange(width)
-            real = place < torch.tensor(counts)[:, None]  # (batch, width)
+            real = place < torch.tensor(counts)[:, None]
             # padding repeats the row's last kept token: harmless to compute, and never written back
             last = (starts[1:, None] - 1).clamp(min=0)
             source = torch.where(real, starts[:-1, None] + place, last).to(self.device)
             back = real.flatten().nonzero().squeeze(1).to(self.device)
-        self._shapes[ratio] = KeptShape(tuple(counts), source, back)
+            real = real.to(self.device)
+        self._shapes[ratio] = KeptShape(tuple(counts), source, real, back)
         return self._shapes[ratio]
