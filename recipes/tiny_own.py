@@ -29,7 +29,8 @@ def recipe() -> Recipe:
         lr=1.5e-3,
         phases=(
             Phase(2200, 6, WorldConfig(seconds=8, events_per_minute=18, questions=4)),
-            Phase(1200, 2, WorldConfig(seconds=20, events_per_minute=15, questions=4)),
-            Phase(800, 1, WorldConfig(seconds=60, questions=3)),
+            Phase(400, 2, WorldConfig(seconds=20, events_per_minute=15, questions=4)),
+            Phase(700, 2, WorldConfig(seconds=20, events_per_minute=15, questions=12)),  # they teach what and where
+            Phase(900, 1, WorldConfig(seconds=60, questions=6)),
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from videollm_mod.bench.depth import BenchDepth, Models, Stream, bench_depth, small
+from videollm_mod.bench.command import BenchDepth, bench_depth, small
+from videollm_mod.bench.depth import Models, Stream
 from videollm_mod.bench.measure import PeakMemory, rounded, time_in_turn
 from videollm_mod.depth import DepthPlan
 from videollm_mod.depth.flops import kv_bytes, kv_entries, train_flops
@@ -61,8 +63,9 @@ def test_the_default_training_sample_has_the_flops_of_the_design() -> None:
 
 def test_the_number_of_threads_is_given_back() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(InputError):
-        bench_depth(BenchDepth(quick=True, threads=1, keep=0.0))
+    wanted = 1 if before > 1 else 2
+    result = bench_depth(BenchDepth(quick=True, threads=wanted, tokens=(10,)))
+    assert result["threads"] == wanted
     assert torch.get_num_threads() == before
 
 
@@ -93,18 +96,45 @@ def test_a_filled_stream_holds_what_streaming_would_have_left(plan: DepthPlan | 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"threads": 0}, "--threads is 0"),
-        ({"stream_steps": -1}, "--stream-steps is -1"),
-        ({"frames": (100, 0)}, "--frames is 100 0"),
+        ({"threads": 0}, "--threads 0 is too small; give 1 or more"),
+        ({"stream_steps": -1}, "--stream-steps -1 is too small"),
+        ({"frames": (100, 0)}, "--frames 0 is too small"),
         ({"tokens": ()}, "--tokens is empty"),
-        ({"train_text": 0}, "--train-text is 0"),
-        ({"width": 100}, "--width 100"),
-        ({"plan": "sideways"}, "sideways"),
+        ({"train_text": 0}, "--train-text 0"),
+        ({"width": 100}, "--width 100 does not split into 16 heads .*; give a multiple of 32"),
+        ({"keep": 0.0}, "--keep 0.0 is outside"),
+        ({"plan": "sideways"}, "--plan 'sideways' is unknown; take .*early-exit, layer-skip, or numbers like 1,3,5"),
+        ({"plan": "1,99"}, "layer 99, but the model has layers 0 to 15"),
+        ({"plan": "1,99", "quick": True}, "layer 99, but the model has layers 0 to 15"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         bench_depth(BenchDepth(**wrong))
+
+
+@pytest.mark.parametrize("plan", ["1,3", "early-exit", "layer-skip", "full"])
+def test_every_plan_that_watch_takes_can_be_timed(plan: str) -> None:
+    """A quick run has as many layers as the plan names."""
+    result = bench_depth(BenchDepth(quick=True, threads=1, plan=plan, tokens=(10,)))
+    assert result["setup"]["plan"] == plan and result["setup"]["layers"] == (4 if plan == "1,3" else 2)
+    assert (result["kv_bytes"]["10"] == 1) == (plan == "full")
+
+
+def test_a_quick_run_says_that_its_ratios_mean_nothing_and_each_part_is_announced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = bench_depth(BenchDepth(quick=True, threads=1))
+    printed = capsys.readouterr()
+    assert result["quick"] is True and not printed.out
+    lines = printed.err.splitlines()
+    assert "mean nothing" in lines[0] and "mean nothing" in lines[-1]
+    for part in ("building", "timing 3 training steps", "streams of 10 tokens", "streams of 50 tokens"):
+        assert part in printed.err
+
+
+def test_no_more_threads_are_taken_than_there_are_cores() -> None:
+    assert BenchDepth().threads == min(2, os.cpu_count() or 1)
 
 
 def test_a_folder_that_is_missing_is_found_out_before_minutes_are_spent(tmp_path: Path) -> None:

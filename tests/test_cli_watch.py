@@ -24,6 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan
 from videollm_mod.dialogue import word_tokenizer
+from videollm_mod.doctor import Check, install_command
+from videollm_mod.flags import PLANS
 from videollm_mod.model import StreamingVideoLM, StreamSettings, load
 from videollm_mod.pace import catch_interrupts, newest
 from videollm_mod.show.terminal import Terminal
@@ -85,10 +87,11 @@ def test_watch_writes_events_subtitles_and_video_and_ends_with_one_json_object(
     assert [(q["text"], q["time"]) for q in result["questions"]] == [("mail me@home?", 1.0), ("What is in view?", 2.2)]
     rows = [json.loads(line) for line in Path(files["jsonl"]).read_text().splitlines()]
     assert [row["kind"] for row in rows] == ["narration"] * 3 + ["answer"] + ["narration"] * 2 + ["answer", "narration"]
-    assert [row["time"] for row in rows] == [0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0, 2.5]
+    assert [row["time"] for row in rows] == [0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 2.2, 2.5]
+    assert [row["asked"] for row in rows if row["kind"] == "answer"] == [1.0, 2.2]
     for row in rows:
         assert row["text"] in printed.err, "said on the terminal too"
-    assert Path(files["srt"]).read_text().count(" --> ") == 6  # what is said at one time shares a subtitle
+    assert Path(files["srt"]).read_text().count(" --> ") == 7  # what is said at one time shares a subtitle
     assert len(decoded(Path(files["video"]))) == 6
 
 
@@ -119,8 +122,107 @@ def test_a_frame_rate_above_the_sources_is_a_warning(model: str, clip: str, caps
     assert main(["watch", clip, "--model", model, "--threshold", "0", "--fps", "50", "--end", "1"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
-    assert result["frames"] == 8 and len(result["warnings"]) == 1
-    assert f"warning: {result['warnings'][0]}" in printed.err
+    assert result["frames"] == 8
+    (rate,) = [warning for warning in result["warnings"] if "fewer than the 50 asked for" in warning]
+    assert f"warning: {rate}" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("fps", "told"),
+    [
+        ("2", None),
+        ("1.95", None),
+        ("4", "the model was trained at 2 frames per second; at 4 it may misjudge motion"),
+        ("0.5", "the model was trained at 2 frames per second; at 0.5 it may misjudge motion"),
+    ],
+)
+@pytest.mark.parametrize("command", ["watch", "show"])
+def test_a_frame_rate_that_the_model_was_not_trained_at_is_a_warning(
+    command: str, fps: str, told: str | None, model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = ["--picture", str(tmp_path / "kept.png"), "--frames", "1"] if command == "show" else []
+    assert main([command, clip, "--model", model, "--threshold", "0", "--fps", fps, *picture]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], None),
+        (["--plan", "interleaved"], None),
+        (["--plan", "1,3"], None),  # the same layers by their numbers
+        (["--keep", "0.4"], None),
+        (["--plan", "full"], "trained with the plan interleaved, keep 0.4; with full it may speak badly"),
+        (["--plan", "3"], "trained with the plan interleaved, keep 0.4; with 3, keep 0.4 it may speak badly"),
+        (["--keep", "1"], "trained with the plan interleaved, keep 0.4; with interleaved, keep 1.0 it may speak badly"),
+        (["--plan", "all"], "the LayerExperts of layers [0, 2] were never trained"),  # and no second warning
+    ],
+)
+def test_a_plan_that_the_model_was_not_trained_with_is_one_warning(
+    flags: list[str], told: str | None, model: str, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["watch", clip, "--model", model, "--threshold", "0", "--end", "1", *flags]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert len(warnings) == (told is not None)
+    assert told is None or told in warnings[0]
+
+
+def test_an_answer_at_the_end_is_told_after_its_question_in_every_output(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = {
+        name: tmp_path / f"out.{ending}" for name, ending in [("jsonl", "jsonl"), ("srt", "srt"), ("video", "mp4")]
+    }
+    flags = [word for name, path in outputs.items() for word in (f"--{name}", str(path))]
+    asked = ["--threshold", "0", "--start", "1", "--end", "2.5", "--ask", "What is in view?@2.4"]
+    assert main(["watch", clip, "--model", model, *asked, *flags]) == 0
+    row = json.loads(outputs["jsonl"].read_text())
+    assert (row["time"], row["asked"], row["frame"]) == (2.4, 2.4, 2)
+    assert "00:00:02,400 --> " in outputs["srt"].read_text()
+    assert re.search(r"0:02\.4  What is in view\?", capsys.readouterr().err)
+    assert len(decoded(outputs["video"])) == 3 + 1, "one more picture, on which it can be read"
+
+
+@pytest.mark.parametrize("command", ["watch", "show"])
+def test_a_model_that_is_not_there_is_refused_before_anything_is_printed_of_the_source(
+    command: str, clip: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture = ["--picture", str(tmp_path / "kept.png")] if command == "show" else []
+    assert main([command, clip, "--model", "nope", *picture]) == 2
+    told = capsys.readouterr().err
+    assert "--model nope is neither 'tiny' nor a folder" in told and told.count("\n") == 1 and clip not in told
+
+
+def test_a_question_beyond_the_end_is_refused_by_its_text(
+    model: str, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--ask", "What is in view?@1", "--ask", "Who left?@9999"]
+    assert main(["watch", clip, "--model", model, *asked]) == 2
+    assert "--ask 'Who left?' at 9999 s is beyond the end (3.00 s)" in capsys.readouterr().err
+
+
+def test_the_help_names_every_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("watch", "show"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        listed = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
+        assert PLANS in listed
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "told"),
+    [
+        (55.0, 60.0, "clip.mp4, 0:55.0 to 1:00.0"),
+        (0.0, 60.0, "clip.mp4, 0:00.0 to 1:00.0"),
+        (5.0, None, "clip.mp4, from 0:05.0"),
+        (0.0, None, "clip.mp4"),
+    ],
+)
+def test_the_headline_names_the_source_and_the_span_that_is_watched(start: float, end: float | None, told: str) -> None:
+    screen = io.StringIO()
+    with Terminal("clip.mp4", Console(file=screen, width=80)) as terminal:
+        terminal.begin(start, end)
+    assert screen.getvalue() == told + "\n"
 
 
 def test_a_question_beyond_an_end_nobody_knew_is_answered_at_the_end_with_a_warning(
@@ -136,9 +238,11 @@ def test_a_question_beyond_an_end_nobody_knew_is_answered_at_the_end_with_a_warn
     with endless.open() as piped:
         monkeypatch.setattr(sys, "stdin", piped)
         assert main(["watch", "-", "--model", model, "--threshold", "0", "--ask", "Now?@99"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
     assert [question["text"] for question in result["questions"]] == ["Now?"]
     assert any("99" in warning for warning in result["warnings"])
+    assert "0:03.0  Now?" in printed.err, "when it was put, not when it was meant to be"
 
 
 def test_a_model_that_cannot_be_loaded_leaves_no_output_file(
@@ -194,6 +298,33 @@ def test_show_draws_a_video_and_a_sheet_with_the_layers_the_plan_routes(
     assert len(decoded(tmp_path / "kept.mp4")) == 6
     two, four = (Image.open(tmp_path / f"{name}.png").size for name in ("two", "four"))
     assert four[0] == two[0] and four[1] > two[1]
+
+
+def test_show_says_when_no_layer_is_routed_and_when_there_are_fewer_frames_than_wanted(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = ["show", clip, "--model", model, "--picture", str(tmp_path / "kept.png")]
+    for flags, told in [
+        (["--plan", "full", "--frames", "6"], "no layer is routed (plan full), so there is nothing to see but the"),
+        (["--frames", "100"], "--frames 100 is more than there are: the picture shows all 6 frames"),
+        (["--frames", "2", "--end", "0.4"], "--frames 2 is more than there are: the picture shows the only frame"),
+    ]:
+        assert main([*show, *flags]) == 0
+        printed = capsys.readouterr()
+        assert f"warning: {told}" in printed.err
+        assert any(told in warning for warning in json.loads(printed.out)["warnings"])
+    assert main([*show, "--frames", "6"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
+
+
+def test_doctor_fails_nothing_that_is_optional_and_names_the_mend_that_applies_here(tmp_path: Path) -> None:
+    missing = Check("extra dev", False, "optional, not here: ruff", install_command(extra="dev"), essential=False)
+    assert missing.ok and not Check("packages", False, "torch missing").ok
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "pyproject.toml").write_text("")
+    assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -e '.[dev]'"
+    assert install_command(extra="dev", root=tmp_path) == "pip install 'videollm-mod[dev]'"
+    assert install_command("--force-reinstall", root=tmp_path) == "pip install --force-reinstall 'videollm-mod'"
 
 
 def frames(count: int, seconds: float) -> Iterator[Frame]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,24 @@ def _break(folder: Path, how: str) -> None:
         config = json.loads((folder / "config.json").read_text())
         del config["plan"]
         (folder / "config.json").write_text(json.dumps(config))
+    elif how == "no lm":
+        shutil.rmtree(folder / "lm")
+    elif how == "no tokenizer":
+        shutil.rmtree(folder / "tokenizer")
+    elif how == "no words":
+        (folder / "tokenizer" / "tokenizer.json").unlink()
+    elif how == "words no JSON":
+        (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    elif how == "lm no JSON":
+        (folder / "lm" / "config.json").write_text("no JSON")
+    elif how == "lm unknown":
+        (folder / "lm" / "config.json").write_text('{"model_type": "no-such-type"}')
+    elif how == "lm sizes":
+        (folder / "lm" / "config.json").write_text('{"model_type": "llama", "hidden_size": "x"}')
+    elif how == "no object":
+        (folder / "config.json").write_text("[1]")
+    elif how == "no text":
+        (folder / "config.json").write_bytes(b"\xff\xfe\xfa")
 
 
 @pytest.mark.parametrize(
@@ -147,13 +167,83 @@ def _break(folder: Path, how: str) -> None:
         ("no config", "has no config.json"),
         ("no JSON", "is not the JSON"),
         ("no plan", "lacks 'plan'"),
+        ("no lm", "has no lm/config.json; give a folder"),
+        ("no tokenizer", "has no tokenizer/tokenizer_config.json; give a folder"),
+        ("no words", "tokenizer holds no tokenizer that Transformers can read"),
+        ("words no JSON", "tokenizer holds no tokenizer that Transformers can read"),
+        ("lm no JSON", "lm/config.json is not the JSON"),
+        ("lm unknown", "lm/config.json describes no decoder that Transformers can build .*no-such-type"),
+        ("lm sizes", "lm/config.json describes no decoder that Transformers can build"),
+        ("no object", "config.json is not the JSON"),
+        ("no text", "config.json is not the JSON"),
     ],
 )
-def test_a_broken_model_folder_is_refused_by_what_is_wrong(tmp_path: Path, how: str, message: str) -> None:
+def test_a_broken_model_folder_is_refused_by_what_is_wrong(
+    tmp_path: Path, how: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_model(ROUTED).save_pretrained(tmp_path)
     _break(tmp_path, how)
-    with pytest.raises(InputError, match=message):
+    monkeypatch.setattr(socket.socket, "connect", _no_network)
+    with pytest.raises(InputError, match=message) as told:
         vm.load(tmp_path)
+    assert "\n" not in str(told.value) and "__init__" not in str(told.value), "one sentence, and no Python in it"
+
+
+def _no_network(*address: object) -> None:
+    raise AssertionError(f"a folder that lacks a file must not be looked for elsewhere: {address}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("settings", "x", "settings is 'x'; give an object"),
+        ("settings.colour", 1, "settings has an unknown entry 'colour'; remove it or upgrade"),
+        ("settings.system", 3, "settings: system 3 is no text"),
+        ("settings.threshold", "high", r"settings: threshold 'high' is outside \[0, 1\]; it is a probability"),
+        ("settings.threshold", 1.5, r"settings: threshold 1.5 is outside \[0, 1\]"),
+        ("settings.threshold", True, "settings: threshold True"),
+        ("settings.fps", 0, "settings: fps 0 is no frame rate; give frames per second"),
+        ("settings.fps", None, "settings: fps None"),
+        ("settings.decide", "foo", 'settings: decide \'foo\' is unknown; take "last" or "own"'),
+        ("settings.stream_weight", -1.0, "settings: stream_weight -1.0 is no weight"),
+        ("settings.max_reply_tokens", 0, "settings: max_reply_tokens 0 is no number of tokens; give 1 or more"),
+        ("tower", 7, "tower is 7; give an object"),
+        ("tower", {"type": "blah"}, 'tower kind is None; choose one of "conv", "siglip" or "clip"'),
+        ("tower.channels", "x", "tower.channels is 'x'; give three whole numbers"),
+        ("tower.blah", 1, "tower has an unknown entry 'blah'"),
+        ("plan", [1, 3], r"plan is \[1, 3\]; give an object"),
+        ("plan.layers", "x", "plan layers 'x' are unknown"),
+        ("plan.layers", [1, 9], "the plan names layer 9, but the model has layers 0 to 3"),
+        ("plan.keep_last", "x", "plan: keep_last is 'x'; give true or false"),
+        ("plan.exit_after", "x", "plan: exit_after is 'x'; give a number of layers, or null"),
+        ("plan.colour", 1, "unknown entry 'colour'"),
+        ("grid", "x", r"grid is 'x'; give two whole numbers, rows and columns, such as \[7, 7\]"),
+        ("grid", [2], r"grid is \[2\]; give two whole numbers"),
+        ("grid", [2, 3], "grid 2x3 does not divide the tower's 2x2 cells"),
+    ],
+)
+def test_a_bad_entry_of_config_json_is_told_with_its_file_its_name_and_the_mend(
+    tmp_path: Path, entry: str, value: object, message: str
+) -> None:
+    tiny_model(ROUTED).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    part, _, key = entry.partition(".")
+    if key:
+        config[part][key] = value
+    else:
+        config[part] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"{tmp_path}/config.json: .*{message}") as told:
+        vm.load(tmp_path)
+    assert "\n" not in str(told.value) and "_" * 2 not in str(told.value)
+
+
+def test_a_plan_given_on_loading_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    tiny_model(ROUTED).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^the plan names layer 9"):
+        vm.load(tmp_path, plan=(1, 9))
+    with pytest.raises(InputError, match=r"^threshold 2 is outside \[0, 1\]"):
+        vm.load(tmp_path, threshold=2)
 
 
 def test_a_model_that_is_no_folder_is_refused_by_its_name() -> None:

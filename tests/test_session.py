@@ -140,6 +140,16 @@ def test_a_question_may_come_before_the_first_frame() -> None:
     assert session.state().frames == 0
 
 
+def test_an_answer_does_not_come_before_its_question_was_asked() -> None:
+    session = StreamSession(tiny_model(DepthPlan("interleaved", 0.4)), threshold=0.0)
+    first, second = frames(2)  # at 0 and 0.5 s
+    session.push(first)
+    session.push(second)
+    between, late = session.ask("What happened?", time=0.9), session.ask("What happened?", time=0.2)
+    assert (between.time, between.asked, between.frame) == (0.9, 0.9, 1)
+    assert (late.time, late.asked, late.frame) == (0.5, 0.2, 1), "nor before the newest frame that it has seen"
+
+
 def test_state_tells_time_frames_tokens_and_bytes() -> None:
     model = tiny_model(DepthPlan("interleaved", 0.4))
     session = StreamSession(model, threshold=0.0)

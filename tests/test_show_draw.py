@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import av
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from videollm_mod.show.clock import clock
-from videollm_mod.show.draw import ACCENT, cell_map, draw_kept, draw_share
-from videollm_mod.show.overlay import GAP, LABEL, draw_overlay, fit, kept_sheet, plan_layout
+from videollm_mod.show.command import SPARE, SheetSink
+from videollm_mod.show.draw import ACCENT, cell_map, draw_kept, draw_outlines
+from videollm_mod.show.overlay import GAP, LABEL, VideoSink, draw_overlay, fit, kept_sheet, plan_layout
 from videollm_mod.show.text import caption, fit_lines, text_size, wrap
-from videollm_mod.types import InputError
+from videollm_mod.types import Frame, InputError, StreamEvent
 from videollm_mod.video import letterbox, letterbox_box
 
 GRID = (7, 7)
@@ -36,7 +40,7 @@ def test_every_drawing_has_the_size_of_its_picture_and_leaves_it_alone(size: tup
     kept = np.arange(50) % 5 == 0
     for drawn in (
         draw_kept(image, kept, GRID, whole(image)),
-        draw_share(image, kept / 2, GRID, whole(image), layers=3),
+        draw_outlines(image, kept, GRID, whole(image)),
         caption(image, ["A small red square enters from the left."], time=3.25),
     ):
         assert drawn.shape == image.shape and drawn.dtype == np.uint8
@@ -92,21 +96,27 @@ def test_cells_are_drawn_where_the_models_letterboxed_view_has_them(height: int,
     assert image.shape[:2] == (height, width)
 
 
-def test_more_layers_keeping_a_cell_make_it_brighter_and_no_layer_leaves_it_grey() -> None:
-    image = np.full((100, 100, 3), 90, dtype=np.uint8)
-    share = np.array([0.0, 0.0, 0.25, 0.5, 1.0])
-    drawn = draw_share(image, share, (1, 4), whole(image))
-    none, *some = (drawn[50, x].astype(int) for x in (12, 37, 62, 87))
-    assert len(set(none)) == 1
-    sums = [colour.sum() for colour in some]
-    assert sums == sorted(sums) and len(set(sums)) == 3
+@given(st.integers(60, 200), st.integers(60, 200), st.data())
+def test_outlines_leave_the_inside_of_every_cell_as_it_was_and_touch_kept_cells_only(
+    height: int, width: int, data: st.DataObject
+) -> None:
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=50, max_size=50)))
+    image = picture(height, width)
+    changed = (draw_outlines(image, kept, GRID, whole(image)) != image).any(-1)
+    cells = cell_map(height, width, GRID, whole(image))
+    assert not changed[~kept[1:][cells]].any(), "dropped cells are not dimmed, and carry no line"
+    for cell in np.flatnonzero(kept[1:]):
+        rows, columns = np.nonzero(cells == cell)
+        inside = changed[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.max()]
+        assert not inside.any(), "a line is one pixel thin"
+    assert changed.any() == kept[1:].any()
 
 
 def test_a_kept_set_that_does_not_fit_the_grid_is_refused_with_both_sizes() -> None:
     with pytest.raises(InputError, match=r"\(49,\).*\(50,\)"):
         draw_kept(picture(40, 40), np.zeros(49, dtype=bool), GRID, (0, 0, 40, 40))
     with pytest.raises(InputError, match="empty"):
-        draw_share(picture(40, 40), np.zeros(50), GRID, (0, 0, 0, 40))
+        draw_outlines(picture(40, 40), np.zeros(50), GRID, (0, 0, 0, 40))
 
 
 words = st.text(alphabet="abcdefghij ABC.,!?é中", max_size=80)
@@ -154,7 +164,7 @@ def test_tiles_never_leave_the_canvas_or_overlap_the_narration(height: int, widt
     assert layout.canvas[0] % 2 == 0 and layout.canvas[1] % 2 == 0
     if tiles:
         rows = -(-tiles // layout.columns)
-        assert GAP + rows * (layout.tile[1] + LABEL + GAP) - GAP <= GAP + layout.view[1] + LABEL
+        assert GAP + rows * (layout.tile[1] + LABEL + GAP) - GAP <= GAP + LABEL + layout.view[1]
         assert GAP + layout.view[0] + layout.columns * (GAP + layout.tile[0]) <= layout.canvas[0]
 
 
@@ -169,10 +179,88 @@ def test_the_overlay_shows_the_same_canvas_whatever_is_kept_and_said(
     quiet = draw_overlay(image, kept, GRID, [], 0.0, layout)
     speaking = draw_overlay(image, kept, GRID, ["It leaves.", "It is back. " * 30], 7.5, layout)
     assert quiet.shape == speaking.shape == (layout.canvas[1], layout.canvas[0], 3)
-    below = GAP + layout.view[1] + 1
-    assert (quiet[:below] == speaking[:below]).all() and (quiet[below:] != speaking[below:]).any()
+    top, below = GAP + LABEL, GAP + LABEL + layout.view[1] + 1
+    assert (quiet[top:below] == speaking[top:below]).all(), "words never cover the picture"
+    assert (quiet[:top] != speaking[:top]).any(), "the time stands above it"
+    assert (quiet[below:] != speaking[below:]).any(), "the narration below"
     # a picture of another shape, as an adaptive stream may send, is fitted in
     assert draw_overlay(image[:50], kept, GRID, [], 1.0, layout).shape == quiet.shape
+
+
+@pytest.mark.parametrize("size", [(96, 96), (180, 320), (320, 180)])
+def test_the_main_picture_of_the_overlay_keeps_its_colours_where_every_layer_drops(size: tuple[int, int]) -> None:
+    nothing = {layer: np.zeros(50, dtype=bool) for layer in (1, 3, 5)}
+    some = {**nothing, 3: np.arange(50) % 5 == 0}
+    layout = plan_layout(*size, 3)
+    view, _ = fit(picture(*size), *layout.view)
+    shown = [draw_overlay(picture(*size), kept, GRID, [], 0.0, layout) for kept in (nothing, some)]
+    bare, lined = (drawn[GAP + LABEL :, GAP:][: view.shape[0], : view.shape[1]] for drawn in shown)
+    assert (bare == view).all()
+    assert 0 < (lined != view).any(-1).mean() < 0.05, "of kept cells only the lines are drawn"
+
+
+def test_a_tile_tells_in_words_whether_the_summary_token_was_kept() -> None:
+    layout = plan_layout(96, 96, 1)
+    dropped, kept = (
+        draw_overlay(picture(96, 96), {1: np.array([cls, *[False] * 49])}, GRID, [], 0.0, layout)
+        for cls in (False, True)
+    )
+    tile = np.s_[GAP : GAP + LABEL, 2 * GAP + layout.view[0] :]
+    assert (kept[tile] == ACCENT).all(-1).any() and not (dropped[tile] == ACCENT).all(-1).any()
+    assert (kept[tile] != dropped[tile]).any(-1).sum() > 100, "more than a dot: words"
+
+
+class Watched:
+    """What a sink reads of a session."""
+
+    def __init__(self, kept: dict[int, np.ndarray]) -> None:
+        self.kept = kept
+
+
+def test_what_is_said_after_the_last_frame_gets_a_picture_of_its_own(tmp_path: Path) -> None:
+    seen = {1: np.ones(50, dtype=bool)}
+    counts = []
+    for late in (False, True):
+        with VideoSink(tmp_path / "out.mp4", 2, GRID) as sink:
+            for number in range(3):
+                sink.frame(Frame(picture(48, 64), number / 2, number), Watched(seen))
+                if number < 2 or late:
+                    sink.event(StreamEvent(number / 2 + 0.4, "answer", "Nothing.", number, "What?", number / 2 + 0.4))
+        with av.open(str(tmp_path / "out.mp4")) as video:
+            counts.append([frame.time for frame in video.decode(video=0)])
+    assert counts == [[0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.5]], "never before the question at 1.4 s"
+
+
+@given(st.integers(1, 400), st.integers(1, 12))
+def test_the_sheet_shows_frames_evenly_spread_with_the_first_and_the_last(count: int, columns: int) -> None:
+    sink = SheetSink(Path("never-drawn.png"), GRID, columns)
+    image = np.zeros((2, 2, 3), dtype=np.uint8)
+    for number in range(count):
+        sink.frame(Frame(image, number / 2, number), Watched({}))
+    numbers = [held.number for held in sink.chosen()]
+    assert len(numbers) == min(columns, count) == len(set(numbers)) and numbers[0] == 0
+    assert len(sink.held) <= SPARE * columns, "memory is bounded"
+    if len(numbers) > 1:
+        assert numbers[-1] == count - 1
+        step = (count - 1) / (len(numbers) - 1)
+        assert np.allclose(numbers, np.arange(len(numbers)) * step, atol=max(0.5, step / 6))
+
+
+def test_the_sheet_ends_with_a_legend_unless_no_layer_is_routed() -> None:
+    frames, times = [picture(90, 160)] * 8, [0.0] * 8
+    routed = kept_sheet(frames, [{1: np.ones(50, dtype=bool)}] * 8, GRID, times)
+    bare = kept_sheet(frames, [{}] * 8, GRID, times)
+    rows = round(176 * 90 / 160) + GAP
+    assert routed.shape[0] - bare.shape[0] > rows, "a row, and the legend"
+    legend = routed[bare.shape[0] + rows :]
+    assert (legend == ACCENT).all(-1).any() and (legend < 150).all(-1).any(), "a bright chip, and words"
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 20])
+def test_the_legend_of_a_narrow_sheet_breaks_into_lines_that_fit(columns: int) -> None:
+    kept = [{1: np.ones(50, dtype=bool)}] * columns
+    sheet = kept_sheet([picture(90, 160)] * columns, kept, GRID, [0.0] * columns)
+    assert (sheet[:, -2:] == 255).all(), "nothing is cut off on the right"
 
 
 def test_the_sheet_has_a_column_per_frame_and_a_row_per_layer() -> None:

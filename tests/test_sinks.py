@@ -116,6 +116,19 @@ def test_a_silent_stream_leaves_an_empty_file(tmp_path: Path, kind: type[JsonlSi
     assert (tmp_path / "out").read_bytes() == b""
 
 
+def test_an_answer_between_two_frames_gets_its_own_subtitle_in_order(tmp_path: Path) -> None:
+    with SrtSink(tmp_path / "a.srt") as sink:
+        sink.event(StreamEvent(14.5, "narration", "It leaves.", 9))
+        sink.event(StreamEvent(14.9, "answer", "It left.", 9, question="What happened?", asked=14.9))
+        sink.event(StreamEvent(15.0, "narration", "It is back.", 10))
+    times = [(start, end) for _, start, end, _ in CUE.findall((tmp_path / "a.srt").read_text())]
+    assert times == [
+        ("00:00:14,500", "00:00:14,900"),
+        ("00:00:14,900", "00:00:15,000"),
+        ("00:00:15,000", "00:00:19,000"),
+    ]
+
+
 def test_ctrl_c_leaves_whole_cues_with_the_last_one(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), SrtSink(tmp_path / "a.srt") as sink:
         sink.event(StreamEvent(1.0, "narration", "One.", 0))

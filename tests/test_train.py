@@ -21,7 +21,7 @@ import videollm_mod as vm
 from recipes.tiny import recipe as tiny_recipe
 from videollm_mod.depth import DepthPlan
 from videollm_mod.dialogue import IGNORE
-from videollm_mod.train.changes import CHANGES, ChangeHead, cell_changes
+from videollm_mod.train.changes import CHANGES, ChangeHead, token_changes
 from videollm_mod.train.data import StreamSamples, cell_truth
 from videollm_mod.train.loop import _optimiser as optimiser_of
 from videollm_mod.train.loop import build, forward, train, train_step
@@ -186,7 +186,7 @@ def test_a_frozen_tower_gets_no_gradient_and_a_trained_one_does() -> None:
 def test_the_tower_is_taught_what_covers_each_cell_and_where_its_centre_is() -> None:
     thing = VisibleThing((0.25, 0.25, 0.75, 0.45), (0.5, 0.35), "red", "star", "large", False, 1.0, "thing")
     hand = VisibleThing((0.75, 0.5, 1.0, 1.0), (0.9, 0.75), "skin", "hand", "", True, 1.0, "hand")
-    truth = cell_truth(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), [[thing, hand]], (4, 4))
+    truth = cell_truth(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), [[thing, hand]], torch.zeros(1, 3), (4, 4))
     covered = torch.zeros(4, 4)
     covered[1, 1] = covered[1, 2] = 1  # x 0.25 to 0.75 is columns 1 and 2, y 0.25 to 0.45 most of row 1
     assert torch.equal(truth.cover[0, ..., 0], covered)
@@ -197,25 +197,42 @@ def test_the_tower_is_taught_what_covers_each_cell_and_where_its_centre_is() -> 
     assert truth.count.tolist() == [1]
 
 
-def test_every_event_of_a_single_thing_shows_as_a_change_of_its_cell() -> None:
+def test_every_event_shows_as_a_change_of_its_token() -> None:
     seen: dict[str, set[str]] = {}
     for number in range(40):
         stream = make_stream("validation", number, WorldConfig(seconds=20, events_per_minute=18))
-        labels = cell_changes(stream, (7, 7))
-        assert labels.shape == (40, 7, 7) and (labels[0] == IGNORE).all()
+        labels = token_changes(stream, (7, 7))
+        assert labels.shape == (40, 50) and (labels[0] == IGNORE).all()
         for event in stream.events:
-            if event.thing is None or event.kind not in ("appears", "disappears", "turns", "starts", "stops"):
+            if event.kind in ("enters", "leaves"):  # a thing may move more than a cell in the frame of its event
                 continue
-            at = float(stream.times[event.frame - (event.kind == "disappears")])  # where it was last
-            x, y = stream.script.things[event.thing].leg(at).at(at)
-            label = int(labels[event.frame, int(y * 7), int(x * 7)])
-            seen.setdefault(event.kind, set()).add("nothing" if label == IGNORE else CHANGES[label])
-    # "stops" is told at the first frame in which the thing is where it was before
-    moves = {"starts": {"moves"}, "stops": {"rests"}}
-    assert seen == {"appears": {"new"}, "disappears": {"gone"}, "turns": {"turned"}, **moves}
+            token, frames = 0, [event.frame]
+            if event.thing is not None:
+                thing = stream.script.things[event.thing]
+                # a hand is gone when it is told; what is taken or disappears is looked for where it was last
+                frames = {"placed": [event.frame - 1, event.frame], "taken": [event.frame - 1]}.get(event.kind, frames)
+                last = float(stream.times[event.frame - (event.kind in ("disappears", "taken"))])
+                x, y = thing.leg(last).at(last)
+                if not (0 <= x < 1 and 0 <= y < 1):  # carried out of the picture
+                    continue
+                token = 1 + int(y * 7) * 7 + int(x * 7)
+            for at in frames:
+                label = int(labels[at, token])
+                seen.setdefault(event.kind, set()).add("nothing" if label == IGNORE else CHANGES[label])
+    moving = {"left", "right", "up", "down"}
+    assert seen == {
+        "cut": {"new"},
+        "appears": {"new"},
+        "disappears": {"gone"},
+        "turns": {"turned"},
+        "starts": moving,
+        "stops": {"rests"},  # told at the first frame in which the thing is where it was before
+        "placed": {"held", "rests"},
+        "taken": {"held"},
+    }
 
 
-def test_the_change_head_reads_cells_only_and_learns_nothing_from_cells_without_a_thing() -> None:
+def test_the_change_head_reads_vision_tokens_only_and_only_those_with_a_label() -> None:
     recipe = small_recipe()
     model, items = build(recipe), [StreamSamples(recipe)[0], StreamSamples(recipe)[1]]
     head = ChangeHead(model)
@@ -228,8 +245,7 @@ def test_the_change_head_reads_cells_only_and_learns_nothing_from_cells_without_
     head.loss(hidden, batch.frame_index, labels)[0].backward()
     assert hidden.grad is not None
     touched = hidden.grad.abs().sum(-1) > 0  # (batch, tokens)
-    cells = torch.nn.functional.pad(labels.flatten(1) != IGNORE, (1, 0))  # CLS in front
-    assert torch.equal(touched[batch.frame_index >= 0], cells.flatten())
+    assert torch.equal(touched[batch.frame_index >= 0], (labels != IGNORE).flatten())
     assert not touched[batch.frame_index < 0].any()
     nothing, _ = head.loss(hidden, batch.frame_index, torch.full_like(labels, IGNORE))
     assert nothing.item() == 0

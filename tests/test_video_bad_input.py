@@ -95,7 +95,7 @@ def test_a_video_of_which_nothing_can_be_decoded(tmp_path: Path) -> None:
 def test_folders_without_an_image_or_with_broken_ones_only(tmp_path: Path) -> None:
     assert "holds no image" in refusal(tmp_path)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    assert "not one of the 1 images" in refusal(tmp_path)
+    assert "the only image of" in refusal(tmp_path)
 
 
 def test_pictures_too_large_to_be_true_are_not_decoded(

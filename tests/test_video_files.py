@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from videollm_mod.files import atomic_write, check_writable
 from videollm_mod.types import InputError
@@ -191,3 +192,48 @@ def test_a_full_disk_is_an_input_error_and_leaves_nothing() -> None:
         pytest.skip("no /dev/full on this system")
     with pytest.raises(OSError, match="space"), atomic_write(full) as file:
         file.write("x" * 100_000)
+
+
+def images(folder: Path, count: int) -> None:
+    for number in range(count):
+        Image.new("RGB", (20, 10), (60, 60, 60)).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("misnamed", "told"),
+    [
+        ([], None),
+        (["a.png"], "1 file that is only named like an image was left out: a.png"),
+        (["a.png", "b.JPG"], "2 files that are only named like images were left out, the first: a.png"),
+    ],
+)
+def test_a_text_file_named_like_an_image_is_left_out_with_a_warning(
+    tmp_path: Path, misnamed: list[str], told: str | None
+) -> None:
+    images(tmp_path, 2)
+    for name in [*misnamed, "notes.txt", ".hidden.png"]:  # of the last two nobody expects a picture
+        (tmp_path / name).write_text("no image at all")
+    with open_video(tmp_path) as video:
+        assert len(list(video)) == 2
+        assert video.warnings == ([f"{tmp_path}: {told}"] if told else [])
+
+
+def test_a_folder_of_misnamed_files_only_is_refused_by_the_name_of_one(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image at all")
+    with pytest.raises(InputError, match=r"holds no image \(a\.png is only named like one\)"):
+        open_video(tmp_path)
+
+
+def test_what_is_damaged_is_counted_in_the_singular_and_in_the_plural(tmp_path: Path) -> None:
+    images(tmp_path, 3)
+    for number, told in [(1, "1 image was left out: "), (2, "2 images were left out, the first: ")]:
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes()[:40])
+        with open_video(tmp_path) as video:
+            list(video)
+        assert len(video.warnings) == 1 and told in video.warnings[0] and "1.png" in video.warnings[0]
+
+
+def test_the_only_image_of_a_folder_is_refused_for_what_is_wrong_with_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    with pytest.raises(InputError, match=r"a\.png cannot be read as an image"):
+        open_video(tmp_path)

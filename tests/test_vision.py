@@ -182,12 +182,24 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         ({"kind": "conv", "colour": 3}, "colour"),
         ({"kind": "conv", "image_size": 100}, "image_size of the conv tower is 100; give a multiple"),
         ({"kind": "conv", "heads": 5}, "heads of the conv tower is 5; give a divisor"),
-        ({"kind": "siglip"}, "'config'"),
+        ({"kind": ["conv"]}, r"tower kind is \['conv'\]"),
+        ("conv", "tower is 'conv'; give an object"),
+        ({"kind": "conv", "channels": "x"}, "tower.channels is 'x'; give three whole numbers"),
+        ({"kind": "conv", "channels": [8, 8, 0]}, "tower.channels is"),
+        ({"kind": "conv", "blocks": [1, 1]}, r"tower.blocks is \[1, 1\]; give three whole numbers"),
+        ({"kind": "conv", "heads": 2.0}, "tower.heads is 2.0; give a whole number"),
+        ({"kind": "conv", "position": "far"}, "tower.position is 'far'; give a number of 0 or more"),
+        ({"kind": "siglip"}, "the siglip tower lacks 'config'"),
+        ({"kind": "siglip", "config": "x"}, "tower.config is 'x'; give an object"),
+        ({"kind": "clip", "config": {"hidden_size": "x"}}, "tower.config describes no clip tower"),
+        ({"kind": "clip", "config": SIZES, "std": [0, 0, 0]}, r"tower.std is \[0, 0, 0\]; give three numbers above 0"),
+        ({"kind": "clip", "config": SIZES, "colour": 1}, "tower has an unknown entry 'colour'"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(config: dict[str, object], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as told:
         tower_from_config(config)
+    assert "__init__" not in str(told.value) and str(told.value).endswith(".")
 
 
 def test_a_siglip_without_its_pooling_head_is_refused() -> None:

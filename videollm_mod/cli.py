@@ -7,23 +7,41 @@ asked for, and import torch only when they run: `--help` stays fast.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import errno
 import importlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.arguments import FlagError, parse_flags
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("videollm_mod.watch:watch", "Narrate a video file, folder, address or camera as it plays."),
     "show": ("videollm_mod.show.command:show", "Draw the tokens that each routed layer keeps, as video and picture."),
     "train": ("videollm_mod.train.command:train_command", "Train a model from a recipe, such as `tiny`."),
     "eval world": ("videollm_mod.evaluate.world:evaluate_world", "Measure a model on the synthetic world."),
-    "bench depth": ("videollm_mod.bench.depth:bench_depth", "Time and weigh a routed decoder against the dense one."),
+    "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+FULL = "free some space or write elsewhere"
+WRITE_ERRORS = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: "write elsewhere", errno.EROFS: "write elsewhere"}
+# what else a machine, and not our code, may be the cause of
+PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
+PATH_ERRORS |= {errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EBUSY, errno.ESTALE, errno.ENODEV}
+DEVICE_ERRORS = {
+    errno.EIO: "check the disk or device",
+    errno.ENOMEM: "close other programs",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+    errno.ENFILE: "close other programs",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,36 +50,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = _command(words)
     if name is None:
         return _usage(words)
+    module, function = COMMANDS[name][0].split(":")
+    config: Any = None
     try:
-        return _run(name, words[len(name.split()) :])
+        command: Callable[[Any], dict[str, Any]] = getattr(importlib.import_module(module), function)
+        config = parse_flags(command, words[len(name.split()) :], f"videollm-mod {name}", COMMANDS[name][1])
+        result = command(config)
+        return _finish(name, result)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our stdout has gone, as in `| head`; nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return FAILED
+    except FlagError as error:
+        print(f"videollm-mod {name}: {error}", file=sys.stderr)
+        return BAD_INPUT
     except (ValueError, OSError) as error:
-        sentence = _sentence(error)
+        sentence = _sentence(error, config)
         if sentence is None:
             raise
         print(f"videollm-mod {name}: {sentence}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _run(name: str, flags: list[str]) -> int:
-    import tyro
-
-    target, about = COMMANDS[name]
-    module, function = target.split(":")
-    command: Callable[[Any], dict[str, Any]] = getattr(importlib.import_module(module), function)
-    config_type = next(kind for argument, kind in get_type_hints(command).items() if argument != "return")
-    style = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    config = tyro.cli(config_type, args=flags, prog=f"videollm-mod {name}", description=about, config=style)
-    result = command(config)
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+def _finish(name: str, result: dict[str, Any]) -> int:
+    """Print the result; returns the exit code."""
+    try:
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or "it cannot be used").lower()
+        print(f"videollm-mod {name}: cannot write the result to standard output: {reason}.", file=sys.stderr)
+        _give_up_stdout()
+        return BAD_INPUT
     if result.get("interrupted"):
         return INTERRUPTED
     return OK if result.get("ok", True) else FAILED
+
+
+def _give_up_stdout() -> None:
+    """What is still in its buffer goes nowhere, without an error when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# -- words -> command --------------------------------------------------------------------------------------------------
 
 
 def _command(words: Sequence[str]) -> str | None:
@@ -73,31 +107,62 @@ def _command(words: Sequence[str]) -> str | None:
 
 
 def _usage(words: Sequence[str]) -> int:
-    """The list of commands: on stdout when asked for, else on stderr with what is wrong."""
-    group = words[0] if words and not words[0].startswith("-") else ""
-    listed = {name: about for name, (_, about) in COMMANDS.items() if name.startswith(f"{group} ")} or {
-        name: about for name, (_, about) in COMMANDS.items()
-    }
+    """The version; or the list of commands, on stdout when asked for, else on stderr with what is wrong."""
+    if list(words) == ["--version"]:
+        from videollm_mod import __version__
+
+        print(f"videollm-mod {__version__}")
+        return OK
+    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
+    listed = {name: about for name, (_, about) in COMMANDS.items() if name.startswith(f"{group} " if group else "")}
     lines = ["usage: videollm-mod COMMAND [FLAGS]", ""]
     lines += [f"  {name:<14}{about}" for name, about in listed.items()]
     lines += ["", "videollm-mod COMMAND --help lists the flags of a command."]
-    asked = bool({"-h", "--help"} & set(words)) and (not group or len(listed) < len(COMMANDS))
+    asked = bool({"-h", "--help"} & set(words)) and (bool(group) or words[0].startswith("-"))
     if not asked and words:
-        print(f"videollm-mod: there is no command '{' '.join(words[:2])}'; take one of those below.", file=sys.stderr)
+        print(f"videollm-mod: {_no_command(words, group)}", file=sys.stderr)
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
     return OK if asked else BAD_INPUT
 
 
-def _sentence(error: Exception) -> str | None:
+def _no_command(words: Sequence[str], group: str) -> str:
+    """Why the words name no command."""
+    if group:
+        inner = [name.split()[1] for name in COMMANDS if name.startswith(f"{group} ")]
+        needs = f"{group} needs one of: {', '.join(inner)}."
+        named = words[1:] and not words[1].startswith("-")
+        return f"there is no command '{group} {words[1]}'; {needs}" if named else needs
+    near = difflib.get_close_matches(words[0], [*COMMANDS, *(name.split()[0] for name in COMMANDS)], 1)
+    mend = f"did you mean '{near[0]}'?" if near else "take one of those below."
+    return f"there is no command '{words[0]}'; {mend}"
+
+
+# -- errors -> sentences -----------------------------------------------------------------------------------------------
+
+
+def _sentence(error: Exception, config: Any) -> str | None:
     """What to tell a person who can mend it; None if the error is ours, and a traceback is due."""
     from videollm_mod.types import InputError  # imports torch, which by now costs nothing
 
     if isinstance(error, InputError):
         return str(error)
-    if (
-        isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError)
-        and error.filename
-    ):
-        reason = (error.strerror or "cannot be used").lower()
-        return f"'{os.fsdecode(error.filename)}': {reason}; check the path and its permissions."
+    if not isinstance(error, OSError):
+        return None
+    reason = (error.strerror or "cannot be used").lower()
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    if error.errno in WRITE_ERRORS:
+        # a full disk shows when a buffer is written out, and that error names no file: one of the outputs it is
+        what = path or " or ".join(_outputs(config)) or "a file"
+        return f"cannot write {what}: {reason}; {WRITE_ERRORS[error.errno]}."
+    if error.errno in PATH_ERRORS and path:
+        return f"'{path}': {reason}; check the path and its permissions."
+    if error.errno in DEVICE_ERRORS:
+        prefix = f"'{path}': " if path else ""
+        return f"{prefix}{reason}; {DEVICE_ERRORS[error.errno]}."
     return None
+
+
+def _outputs(config: Any) -> list[str]:
+    """The paths among a command's flags: all of them are written to."""
+    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    return [str(value) for field in fields if isinstance(value := getattr(config, field.name), Path)]

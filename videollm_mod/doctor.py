@@ -1,7 +1,8 @@
 """`videollm-mod doctor`: what works on this machine, what is missing, and how to get it.
 
 Every check is tried, not looked up: decoders are opened, the bundled model is loaded and watches one frame, the cache
-folder is written to. A check that breaks is a line of the report, never a traceback.
+folder is written to. A check that breaks is a line of the report, never a traceback. Only what is needed can fail: for
+the rest the report tells what is there, and `mend` how to get what is not.
 """
 
 from __future__ import annotations
@@ -37,11 +38,16 @@ class Check:
     """One line of the report."""
 
     name: str
-    ok: bool
+    there: bool
     found: str  # for people
-    mend: str = ""  # what to do if not ok
-    essential: bool = True
+    mend: str = ""  # how to get it if it is not there
+    essential: bool = True  # nothing works without it
     data: Any = None  # for programs; `found` if None
+
+    @property
+    def ok(self) -> bool:
+        """False only if something that is needed is not there."""
+        return self.there or not self.essential
 
 
 def doctor(config: DoctorConfig) -> dict[str, Any]:
@@ -59,12 +65,12 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
         checks += guarded(name, essential, run)
     _print_table(checks)
     return {
-        "ok": all(check.ok for check in checks if check.essential),
+        "ok": all(check.ok for check in checks),
         "checks": {
             check.name: {
                 "ok": check.ok,
                 "found": check.found if check.data is None else check.data,
-                "mend": "" if check.ok else check.mend,
+                "mend": "" if check.there else check.mend,
             }
             for check in checks
         },
@@ -79,7 +85,14 @@ def guarded(name: str, essential: bool, run: Callable[[], list[Check]]) -> list[
             return run()
     except Exception as error:  # a broken installation raises whatever it likes; that is what is being reported
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [Check(name, False, reason, "reinstall: pip install --force-reinstall videollm-mod", essential)]
+        return [Check(name, False, reason, f"reinstall: {install_command('--force-reinstall')}", essential)]
+
+
+def install_command(option: str = "", extra: str = "", root: Path = Path(__file__).parents[1]) -> str:
+    """How to install this package here, with an extra: from the clone at `root` if it is one, else by its name."""
+    group = f"[{extra}]" if extra else ""
+    what = f"-e '.{group}'" if (root / "pyproject.toml").is_file() else f"'videollm-mod{group}'"
+    return " ".join(filter(None, ["pip install", option, what]))
 
 
 def version_of(package: str) -> str | None:
@@ -189,7 +202,7 @@ def check_model() -> list[Check]:
     try:
         model = load("tiny")
     except InputError as error:
-        return [Check("bundled model", False, str(error), "pip install --force-reinstall videollm-mod")]
+        return [Check("bundled model", False, str(error), install_command("--force-reinstall"))]
     size = sum(weight.numel() for weight in model.parameters())
     StreamSession(model).push(Frame(np.full((96, 96, 3), 128, dtype=np.uint8), time=0.0, index=0))
     words = f"tiny, {size / 1e6:.1f} M parameters, loaded and watched a frame in {time.monotonic() - began:.1f} s"
@@ -199,7 +212,7 @@ def check_model() -> list[Check]:
 def check_extras() -> list[Check]:
     """Optional groups of packages, as the installed metadata name them."""
     if version_of("videollm-mod") is None:
-        return [Check("installation", False, "run from a folder, not installed", "pip install -e .", essential=False)]
+        return [Check("installation", False, "run from a folder, not installed", install_command(), essential=False)]
     metadata = importlib.metadata.metadata("videollm-mod")
     checks = []
     for extra in metadata.get_all("Provides-Extra") or []:
@@ -207,8 +220,8 @@ def check_extras() -> list[Check]:
         wanted = [line for line in importlib.metadata.requires("videollm-mod") or [] if marker.search(line)]
         names = [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in wanted]
         missing = [name for name in names if version_of(name) is None]
-        words = "complete" if not missing else f"missing {', '.join(missing)}"
-        mend = f'pip install "videollm-mod[{extra}]"' if missing else ""
+        words = "complete" if not missing else f"optional, not here: {', '.join(missing)}"
+        mend = install_command(extra=extra)
         checks.append(Check(f"extra {extra}", not missing, words, mend, False, data={"missing": missing}))
     return checks
 
@@ -241,11 +254,9 @@ def _print_table(checks: list[Check]) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for check in checks:
-        mark = (
-            Text("ok", "green") if check.ok else Text("FAIL", "bold red") if check.essential else Text("--", "yellow")
-        )
+        mark = Text("ok", "green") if check.there else Text("--", "dim") if check.ok else Text("FAIL", "bold red")
         words = Text(check.found)
-        if check.mend and not check.ok:
-            words.append(f"\n-> {check.mend}", style="yellow")
+        if check.mend and not check.there:
+            words.append(f"\n-> {check.mend}", style="dim" if check.ok else "yellow")
         table.add_row(mark, check.name, words)
     Console(stderr=True, highlight=False).print(table)

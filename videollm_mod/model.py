@@ -8,18 +8,19 @@ summed and divided by the number of labels.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from videollm_mod.depth import DepthPlan, apply_depth, get_plan
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import IGNORE, StreamTemplate
-from videollm_mod.pretrained import read_config, read_weights, write_folder
+from videollm_mod.pretrained import CONFIG, build_lm, read_config, read_tokenizer, read_weights, told_of, write_folder
 from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, FrameEncoder, tower_from_config
 
@@ -28,7 +29,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How the model is used on a stream; stored with its weights."""
+    """How the model is used on a stream; stored with its weights. Raises InputError for a value that cannot be."""
 
     system: str = "You watch a video stream and say what happens."
     fps: float = 2.0  # frames per second it was trained on
@@ -36,6 +37,30 @@ class StreamSettings:
     decide: str = "last"  # which token decides to speak: see StreamTemplate
     stream_weight: float = 1.0  # of the decision loss
     max_reply_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        share, weight, tokens = self.threshold, self.stream_weight, self.max_reply_tokens
+        for name, fits, why in (
+            ("system", isinstance(self.system, str), "is no text; give what the model is told first"),
+            ("fps", _finite(self.fps) and self.fps > 0, "is no frame rate; give frames per second, such as 2"),
+            ("threshold", _finite(share) and 0 <= share <= 1, "is outside [0, 1]; it is a probability"),
+            ("decide", self.decide in ("last", "own"), 'is unknown; take "last" or "own"'),
+            ("stream_weight", _finite(weight) and weight >= 0, "is no weight; give a number of 0 or more"),
+            ("max_reply_tokens", type(tokens) is int and tokens > 0, "is no number of tokens; give 1 or more"),
+        ):
+            if not fits:
+                raise InputError(f"{name} {getattr(self, name)!r} {why}.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StreamSettings:
+        """From `dataclasses.asdict`; an unknown key is an error, not silently dropped."""
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise InputError(f"settings has an unknown entry '{min(unknown)}'; remove it or upgrade.")
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"settings: {error}") from error
 
 
 @dataclass
@@ -175,30 +200,43 @@ class StreamingVideoLM(nn.Module):
         """
         folder = Path(folder)
         config = read_config(folder)
-        trained = DepthPlan.from_dict(config["plan"])
+        with told_of(folder / CONFIG):
+            trained = _plan_from(config["plan"])
+            settings = StreamSettings.from_dict(config["settings"])
+            tower = tower_from_config(config["tower"])
+            encoder = FrameEncoder(tower, tuple(config["grid"]))
         chosen = plan if isinstance(plan, DepthPlan) else dataclasses.replace(trained, layers=plan or trained.layers)
         if keep is not None:
             chosen = dataclasses.replace(chosen, keep=keep)
-        settings = StreamSettings(**config["settings"])
         if threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
             settings = dataclasses.replace(settings, threshold=threshold)
-        tower = tower_from_config(config["tower"])
-        lm_config = AutoConfig.from_pretrained(folder / "lm")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # layers that the new plan routes and training did not: the same experts every time
-            lm = AutoModelForCausalLM.from_config(lm_config)
-            model = cls(
-                FrameEncoder(tower, tuple(config["grid"])),
-                Connector(tower.width, lm_config.hidden_size),
-                lm,
-                AutoTokenizer.from_pretrained(folder / "tokenizer"),
-                chosen,
-                settings,
-            ).to(dtype)
+            lm = build_lm(folder)
+            layers = len(find_decoder(lm).layers)
+            with told_of(folder / CONFIG):
+                trained.ratios(layers)  # the folder's own plan must fit its decoder
+            connector = Connector(tower.width, lm.config.hidden_size)
+            model = cls(encoder, connector, lm, read_tokenizer(folder), chosen, settings).to(dtype)
         read_weights(folder, model, other_plan=model.plan != trained)
         return model.eval()
+
+
+def _plan_from(values: dict[str, Any]) -> DepthPlan:
+    """`DepthPlan.from_dict`, and the types of those entries whose values it does not look at."""
+    for key, kinds, mend in (
+        ("keep_last", (bool,), "true or false"),
+        ("exit_after", (int, type(None)), "a number of layers, or null"),
+        ("seed", (int,), "a whole number"),
+    ):
+        if key in values and type(values[key]) not in kinds:
+            raise InputError(f"plan: {key} is {values[key]!r}; give {mend}.")
+    return DepthPlan.from_dict(values)
+
+
+def _finite(value: Any) -> bool:
+    """Whether a value is a number that counts; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def load(name: str | Path, **options: Any) -> StreamingVideoLM:

@@ -21,14 +21,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
 from videollm_mod.pace import Interrupts, catch_interrupts, close_source, newest, paced, sleep_until
 
 if TYPE_CHECKING:
+    from videollm_mod.depth import DepthPlan
+    from videollm_mod.model import StreamingVideoLM
     from videollm_mod.show.terminal import Terminal
     from videollm_mod.stream.session import StreamSession
     from videollm_mod.stream.sinks import Sink
     from videollm_mod.types import StreamEvent
     from videollm_mod.video import VideoSource
+
+
+PLAN_HELP = f"Which layers route: {PLANS}; the model's own if not given."
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,7 @@ class StreamFlags:
     """The bundled model "tiny", or a model's folder."""
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
-    plan: str | None = None
-    """Which layers route: full, all, all-deep, interleaved, interleaved-deep, or numbers like 1,3,5."""
+    plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
     threshold: float | None = None
     """Speak when the probability of silence falls below this; the model's own if not given."""
     threads: int | None = None
@@ -68,7 +73,7 @@ class WatchConfig(StreamFlags):
     srt: Path | None = None
     """Write subtitles here."""
     video: Path | None = None
-    """Write an annotated mp4 here: narration burned in, kept tokens drawn."""
+    """Write an annotated mp4 here: the picture, the narration below it, and beside it what each routed layer keeps."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,8 @@ def run(
         from videollm_mod.stream.session import StreamSession
 
         model = load(flags.model, plan=plan, keep=flags.keep)
+        for message in unlike_training(model, flags.model, video.fps):
+            warnings.warn(message, stacklevel=1)
         session = StreamSession(model, threshold=flags.threshold, record_kept=record_kept)
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
         realtime = flags.speed == "realtime" or video.live
@@ -188,12 +195,11 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.types import InputError
 
-    if flags.keep is not None and not 0 < flags.keep <= 1:
-        raise InputError(f"--keep {flags.keep} is outside (0, 1]; 0.2 keeps a fifth of each frame's tokens.")
-    if flags.threshold is not None and not 0 <= flags.threshold <= 1:
-        raise InputError(f"--threshold {flags.threshold} is outside [0, 1]; it is a probability.")
-    if flags.threads is not None and flags.threads < 1:
-        raise InputError(f"--threads {flags.threads} is too few; give 1 or more.")
+    check_keep(flags.keep)
+    check_probability(threshold=flags.threshold)
+    check_least(1, threads=flags.threads)
+    if flags.model != "tiny" and not Path(flags.model).is_dir():
+        raise InputError(f"--model {flags.model} is neither 'tiny' nor a folder; give one that save_pretrained wrote.")
     return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)
 
 
@@ -236,14 +242,43 @@ def check_times(questions: Sequence[Question], flags: StreamFlags, duration: flo
 
     end = _earliest(duration, flags.end)
     for question in questions:
+        asked = f"--ask '{question.text}' at {question.time:.10g} s"
         if question.time < flags.start:
-            raise InputError(f"--ask at {question.time} s is before --start {flags.start}; ask later or start earlier.")
+            raise InputError(f"{asked} is before --start {flags.start:g}; ask later or start earlier.")
         if end is not None and question.time > end + 0.005:  # durations in containers are rounded
-            raise InputError(f"--ask at {question.time} s is beyond the end ({end:.2f} s); ask earlier.")
+            raise InputError(f"{asked} is beyond the end ({end:.2f} s); ask earlier.")
 
 
 def _earliest(*times: float | None) -> float | None:
     return min((time for time in times if time is not None), default=None)
+
+
+def unlike_training(model: StreamingVideoLM, name: str, fps: float) -> list[str]:
+    """What differs from the model's training, one sentence each: the frame rate, the depth plan. `name` as for load."""
+    from videollm_mod.depth import DepthPlan
+    from videollm_mod.model import ASSETS
+    from videollm_mod.pretrained import read_config
+
+    messages = []
+    trained_fps = model.settings.fps
+    if abs(fps / trained_fps - 1) > 0.05:  # 1.99 for 2 is not worth a word
+        rate = f"{trained_fps:.3g} frame{'s' * (trained_fps != 1)} per second"
+        messages.append(f"the model was trained at {rate}; at {fps:.3g} it may misjudge motion")
+    config = read_config(ASSETS / "tiny" if name == "tiny" else Path(name))
+    trained, used, layers = DepthPlan.from_dict(config["plan"]), model.plan, model.num_layers
+    experts = set(trained.routed(layers)) if trained.has_experts else set()
+    untrained = used.has_experts and not set(used.routed(layers)) <= experts  # loading has warned of them
+    if used.ratios(layers) != trained.ratios(layers) and not untrained:
+        messages.append(
+            f"the model was trained with the plan {_plan_words(trained)}; with {_plan_words(used)} it may speak badly"
+        )
+    return messages
+
+
+def _plan_words(plan: DepthPlan) -> str:
+    """A plan as its flags say it: `interleaved, keep 0.2`."""
+    layers = plan.layers if isinstance(plan.layers, str) else ",".join(map(str, plan.layers))
+    return layers if layers in ("full", "early-exit", "layer-skip") else f"{layers}, keep {plan.keep}"
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -274,9 +309,9 @@ def follow(
             if question is not None:
                 tally.answers.append({"text": question.text, "time": question.time, "answer": item.text})
 
-    def ask(question: Question) -> None:
+    def ask(question: Question, when: float) -> None:
         with interrupts.shielded():
-            say(session.ask_iter(question.text, question.time), tally.last, question)
+            say(session.ask_iter(question.text, when), max(tally.last, when), question)
 
     began = time.monotonic()
     try:
@@ -287,7 +322,7 @@ def follow(
                 question = waiting.pop(0)
                 if realtime:
                     sleep_until(due - (frame.time - question.time))
-                ask(question)
+                ask(question, question.time)
             if realtime:
                 sleep_until(due)
             with interrupts.shielded():
@@ -300,11 +335,12 @@ def follow(
                 tally.lag_max = max(tally.lag_max, tally.lag)
                 tally.wall_seconds = now - began
                 terminal.progress(tally, session)
+        end = tally.last + 1 / video.fps  # of what the last frame shows
         for question in waiting:
-            if question.time > tally.last + 1 / video.fps:
-                message = f"the question at {question.time:g} s was put at the end of the source, {tally.last:g} s"
+            if question.time > end + 0.005:
+                message = f"the question at {question.time:g} s was put at the end of the source, {end:.4g} s"
                 warnings.warn(message, stacklevel=1)
-            ask(question)
+            ask(question, min(question.time, end))
     except KeyboardInterrupt:
         tally.interrupted = True
     finally:

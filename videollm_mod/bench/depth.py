@@ -1,4 +1,4 @@
-"""`videollm-mod bench depth`: a dense and a routed decoder in one run: training step, memory, KV bytes, streaming.
+"""A dense and a routed decoder in one run: training step, memory, KV bytes, streaming. `bench.command` is its front.
 
 All numbers are ratios routed / dense, each beside the bound that the FLOPs of `depth.flops` set. Weights and inputs are
 random: how long a step takes depends on shapes alone. Both are the same weights; dense is the plan `full`.
@@ -6,108 +6,33 @@ random: how long a step takes depends on shapes alone. Both are the same weights
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from videollm_mod.bench.measure import PeakMemory, environment, progress, rounded, time_in_turn
+from videollm_mod.bench.command import BenchDepth
+from videollm_mod.bench.measure import PeakMemory, environment, progress, time_in_turn
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
-from videollm_mod.files import atomic_write, check_writable
-from videollm_mod.types import InputError
+from videollm_mod.depth.plan import parse_layers
 
 
-@dataclass(frozen=True)
-class BenchDepth:
-    """Dense against routed: time, memory and FLOPs of a Llama-like decoder with random weights."""
-
-    plan: str = "interleaved"
-    """Which layers route: all, all-deep, interleaved, interleaved-deep."""
-    keep: float = 0.2
-    """Keep ratio of the routed layers."""
-    width: int = 1024
-    """Hidden size d."""
-    inner: int = 2816
-    """Width of the gated MLP."""
-    layers: int = 16
-    heads: int = 16
-    """Attention heads, of queries and of keys."""
-    vocabulary: int = 4096
-    train_frames: int = 20
-    """Frames of the training sample, of 50 tokens; each is followed by an interval token."""
-    train_text: int = 60
-    """Text tokens of the training sample; they and the interval tokens are the labels."""
-    train_steps: int = 5
-    """Timed training steps of each; the median counts."""
-    tokens: tuple[int, ...] = (10, 50)
-    """Vision tokens per frame of the streams; one interval token comes on top."""
-    frames: tuple[int, ...] = (100, 300, 600)
-    """Where in a stream a frame is timed: after that many frames."""
-    stream_steps: int = 15
-    """Timed frames up to each of these points; the median counts."""
-    threads: int = 2
-    """CPU threads of PyTorch."""
-    quick: bool = False
-    """A small model and short streams, to see that it works; its ratios mean nothing."""
-    out: Path | None = None
-    """Write the JSON here, too."""
-
-
-def small(config: BenchDepth) -> BenchDepth:
-    """What `quick` measures."""
-    return replace(
-        config,
-        width=64,
-        inner=176,
-        layers=2,
-        heads=2,
-        vocabulary=64,
-        train_frames=2,
-        train_steps=3,
-        frames=(5, 10),
-        stream_steps=3,
-    )
-
-
-def bench_depth(config: BenchDepth) -> dict[str, Any]:
-    """Run all measurements; returns the JSON object whose keys `docs/` and others rely on."""
-    _refuse_nonsense(config)
-    if config.quick:
-        config = small(config)
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        result = rounded(_measure(config))
-    finally:
-        torch.set_num_threads(before)
-    if config.out is not None:
-        with atomic_write(config.out) as file:
-            file.write(json.dumps(result, indent=2) + "\n")
-    return result
-
-
-def _refuse_nonsense(config: BenchDepth) -> None:
-    for name, value in asdict(config).items():
-        numbers = value if isinstance(value, tuple) else (value,) if type(value) is int else (1,)
-        if min(numbers, default=0) < 1:
-            said = " ".join(map(str, numbers)) or "empty"
-            raise InputError(f"--{name.replace('_', '-')} is {said}; it must be at least 1.")
-    if config.width % (2 * config.heads):
-        raise InputError(f"--width {config.width} does not split into {config.heads} heads of even size.")
-    if config.out is not None:
-        check_writable(config.out)  # before minutes are spent
-
-
-def _measure(config: BenchDepth) -> dict[str, Any]:
+def measure(config: BenchDepth) -> dict[str, Any]:
+    """All measurements; a line on stderr at the beginning of each part and for each result."""
+    threads = torch.get_num_threads()
+    progress(f"building decoders of {config.layers} layers, width {config.width}; {threads} CPU thread(s)")
     models = Models.of(config)
+    progress(f"timing {config.train_steps} training steps of each, dense and routed in turn")
     train = measure_training(config, models)
-    stream_all = {str(tokens): measure_stream(config, models, tokens) for tokens in config.tokens}
+    stream_all = {}
+    for tokens in config.tokens:
+        ages = ", ".join(map(str, config.frames))
+        progress(f"timing streams of {tokens} tokens per frame, {config.stream_steps} frames of each up to {ages}")
+        stream_all[str(tokens)] = measure_stream(config, models, tokens)
     last = str(max(config.frames))
     return {
         "train_step": train["ratio"],
@@ -149,7 +74,9 @@ class Models:
             vocab_size=config.vocabulary,
             max_position_embeddings=max(config.frames) * (max(config.tokens) + 1) + 1,
         )
-        plan = DepthPlan(layers=config.plan, keep=config.keep, scorer="learned", gate="straight")
+        layers = parse_layers(config.plan)
+        assert layers is not None  # only None stays None
+        plan = DepthPlan(layers=layers, keep=config.keep, scorer="learned", gate="straight")
         first = LlamaForCausalLM(llama)
         return cls(
             untouched=first,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from videollm_mod.flags import PLANS
 from videollm_mod.types import InputError
 
 LAYERS = ("full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip")
@@ -145,11 +146,11 @@ def _tuple_of(kind: type, values: Any, name: str, mend: str) -> tuple[Any, ...]:
 
 
 def parse_layers(words: str | None) -> str | tuple[int, ...] | None:
-    """What a person types for a plan's layers: a name, or "1,3,5" -> (1, 3, 5). None stays None. Checked."""
-    if words is None:
-        return None
-    if set(words) - set("0123456789, "):
-        return DepthPlan(words).layers  # raises for an unknown name
+    """What a person types for `--plan`: a name, or "1,3,5" -> (1, 3, 5). None stays None; raises InputError (PLANS)."""
+    if words is None or words in LAYERS:
+        return words
+    if not words or set(words) - set("0123456789, "):
+        raise InputError(f"--plan '{words}' is unknown; take {PLANS}.")
     try:
         return tuple(int(number) for number in words.split(","))
     except ValueError as error:

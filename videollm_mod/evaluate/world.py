@@ -12,7 +12,15 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
+
+FEW_STREAMS = 10  # with fewer, an interval over streams is hardly one
+SHOWN = "f1 timing_f1 f1_teacher_forced false_alarms_per_minute question_accuracy".split()  # on the terminal
+SHOWN += "lm_ppl time_diff fluency lm_correctness".split()
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class EvalWorldConfig:
     heldout: int = 20
     """How many streams with held-out combinations besides; 0 for none."""
     seconds: float = 30.0
-    """Length of each stream."""
+    """Length of each stream, seconds, from 1 to 3600."""
     report: Path | None = None
     """Write a report into this folder: index.html with the ten worst streams, and their pictures."""
     json: Path | None = None
@@ -39,13 +47,16 @@ class EvalWorldConfig:
     """Speak when the probability of silence falls below this; the model's own if not given."""
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
-    plan: str | None = None
-    """Which layers route: full, all, all-deep, interleaved, interleaved-deep, or numbers like 1,3,5."""
+    plan: Annotated[str | None, tyro.conf.arg(help=f"Which layers route: {PLANS}; the model's own if not given.")] = (
+        None
+    )
 
 
 def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     """Run the command; returns the final JSON. Raises InputError for what the user can mend."""
     workers = _check(config)
+    from rich.console import Console
+
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.evaluate.report import write_report
     from videollm_mod.evaluate.streams import run_jobs, watch_both
@@ -66,6 +77,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     main = summarise(ours, threshold)
     heldout = main if config.split == "heldout" else summarise(others, threshold) if others else None
     frames = sum(len(item.own.silence) for item in watched)
+    few = [_streams(count) for count in (len(ours), len(others)) if 0 < count < FEW_STREAMS]
     result = {
         **main,
         "f1_heldout": heldout["f1"] if heldout else None,
@@ -79,6 +91,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "workers": workers,
         "wall_seconds": round(wall, 2),
         "frames_per_second": round(frames / wall, 2),
+        "warnings": [f"intervals from {' and '.join(few)} say little; give {FEW_STREAMS} or more."] if few else [],
     }
     if config.report is not None:
         result["report"] = str(write_report(config.report, result, ours, threshold))
@@ -86,22 +99,48 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         with atomic_write(config.json) as file:
             json.dump(result, file, ensure_ascii=False, indent=2)
             file.write("\n")
+    console = Console(stderr=True)
+    console.print(table(result), highlight=False, markup=False, soft_wrap=True)
     return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The main numbers for the eye, with their 95 % intervals, and the warnings: some lines of text."""
+    from videollm_mod.evaluate.report import NAMES
+
+    columns = [(f"{result['split']} ({_streams(result['streams'])})", result)]
+    if result["heldout"] and result["split"] != "heldout":
+        columns.append((f"heldout ({_streams(result['heldout']['streams'])})", result["heldout"]))
+    rows = [["", *(name for name, _ in columns)]]
+    for key in SHOWN:
+        row = [NAMES[key]]
+        for _, values in columns:
+            ends = values["intervals"][key]
+            between = f"  [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+            row.append("none" if values[key] is None else f"{values[key]:.3f}{between}")
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *(f"warning: {message}" for message in result["warnings"])])
+
+
+def _streams(count: int) -> str:
+    return f"{count} stream{'' if count == 1 else 's'}"
 
 
 def _check(config: EvalWorldConfig) -> int:
     """Raise InputError for a flag that cannot be right or an output that cannot be written; returns the workers."""
+    from videollm_mod.depth.plan import parse_layers
     from videollm_mod.files import check_writable
     from videollm_mod.types import InputError
 
-    for name, least in (("streams", 1), ("heldout", 0), ("workers", 1)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value} is too few; give {least} or more.")
-    if config.threshold is not None and not 0 <= config.threshold <= 1:
-        raise InputError(f"--threshold {config.threshold} is outside [0, 1]; it is a probability.")
-    if config.keep is not None and not 0 < config.keep <= 1:
-        raise InputError(f"--keep {config.keep} is outside (0, 1]; 0.2 keeps a fifth of each frame's tokens.")
+    check_least(1, streams=config.streams, workers=config.workers)
+    check_least(0, heldout=config.heldout)
+    if not 1 <= config.seconds <= 3600:  # what WorldConfig takes; also refuses NaN
+        raise InputError(f"--seconds {config.seconds:g} is out of range; give a number from 1 to 3600.")
+    check_probability(threshold=config.threshold)
+    check_keep(config.keep)
+    parse_layers(config.plan)
     if config.json is not None:
         check_writable(config.json)
     if config.report is not None:
@@ -109,6 +148,6 @@ def _check(config: EvalWorldConfig) -> int:
             config.report.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = (error.strerror or "cannot be made").lower()
-            raise InputError(f"--report {config.report}: {reason}; give a folder that can be written.") from error
+            raise InputError(f"cannot write --report {config.report}: {reason}; give another folder.") from error
         check_writable(config.report / "index.html")
     return config.workers or os.cpu_count() or 1

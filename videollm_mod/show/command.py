@@ -7,6 +7,7 @@ Like cli.py it stands at the right end of the line: it runs the loop of `watch` 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from videollm_mod.types import Frame, StreamEvent
     from videollm_mod.video import VideoSource
 
-WIDEST = 480  # pixels of a frame kept in memory for the picture
+SPARE = 8  # frames held for each one drawn, so that those drawn are evenly spread
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ShowConfig(StreamFlags):
     picture: Path | None = None
     """Write one picture (png) here: frames across, routed layers down."""
     frames: int = 8
-    """How many frames the picture shows, evenly spread."""
+    """How many frames the picture shows, evenly spread from the first to the last."""
 
 
 def show(config: ShowConfig) -> dict[str, Any]:
@@ -51,6 +52,10 @@ def show(config: ShowConfig) -> dict[str, Any]:
     def sinks(video: VideoSource, session: StreamSession) -> list[Sink]:
         from videollm_mod.show.overlay import VideoSink
 
+        plan = session.model.plan
+        if not plan.routed(session.model.num_layers):
+            message = f"no layer is routed (plan {plan.layers}), so there is nothing to see but the frames"
+            warnings.warn(message, stacklevel=1)
         made: list[Sink] = []
         if config.video is not None:
             made.append(VideoSink(config.video, video.fps, session.grid))
@@ -64,13 +69,14 @@ def show(config: ShowConfig) -> dict[str, Any]:
 class SheetSink:
     """Collects frames and their kept sets, and draws the sheet at the end, also after Ctrl-C.
 
-    A stream's length is not known before its end: every `stride`-th frame is kept, and when there are twice as many as
-    wanted, every second of them goes and the stride doubles.
+    A stream's length is not known before its end: every `stride`-th frame is held, and when there are too many, every
+    second of them goes and the stride doubles. The newest frame is always held, as the sheet ends with it.
     """
 
     def __init__(self, path: Path, grid: tuple[int, int], columns: int) -> None:
         self.path, self.grid, self.columns = path, grid, columns
-        self.held: list[tuple[np.ndarray, dict[int, np.ndarray], float]] = []
+        self.held: list[Held] = []
+        self._newest: Held | None = None
         self._stride, self._seen = 1, 0
 
     def __enter__(self) -> SheetSink:
@@ -79,24 +85,36 @@ class SheetSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.held and (kind is None or issubclass(kind, KeyboardInterrupt)):
+        if self._newest is not None and (kind is None or issubclass(kind, KeyboardInterrupt)):
             self._draw()
 
     def event(self, event: StreamEvent) -> None:
         """The picture shows no words."""
 
     def frame(self, frame: Frame, session: Any) -> None:
-        from videollm_mod.show.overlay import fit
+        from videollm_mod.show.overlay import CELL, fit
 
+        height, width = frame.image.shape[:2]
+        scale = min(1.0, CELL / width)
+        small, _ = fit(frame.image, round(width * scale), max(1, round(height * scale)))
+        kept = {layer: kept.copy() for layer, kept in session.kept.items()}
+        self._newest = Held(self._seen, small.copy(), kept, frame.time)
         if self._seen % self._stride == 0:
-            height, width = frame.image.shape[:2]
-            scale = min(1.0, WIDEST / width)
-            small, _ = fit(frame.image, round(width * scale), max(1, round(height * scale)))
-            self.held.append((small.copy(), {layer: kept.copy() for layer, kept in session.kept.items()}, frame.time))
-            if len(self.held) >= 2 * self.columns:
+            self.held.append(self._newest)
+            if len(self.held) >= SPARE * self.columns + 1:
                 self.held = self.held[::2]
                 self._stride *= 2
         self._seen += 1
+
+    def chosen(self) -> list[Held]:
+        """The frames to draw: evenly spread, the first and the last among them; all if there are fewer than wanted."""
+        last = self._newest
+        if last is None:
+            return []
+        held = self.held if self.held[-1].number == last.number else [*self.held, last]
+        count = min(self.columns, len(held))
+        ideal = [last.number * place / max(count - 1, 1) for place in range(count)]
+        return [min(held, key=lambda one: abs(one.number - number)) for number in ideal]
 
     def _draw(self) -> None:
         from PIL import Image
@@ -104,9 +122,21 @@ class SheetSink:
         from videollm_mod.files import atomic_write
         from videollm_mod.show.overlay import kept_sheet
 
-        count = min(self.columns, len(self.held))
-        chosen = [self.held[number * len(self.held) // count] for number in range(count)]
-        images, kept, times = zip(*chosen)
+        chosen = self.chosen()
+        if len(chosen) < self.columns:
+            every = "the only frame" if len(chosen) == 1 else f"all {len(chosen)} frames"
+            warnings.warn(f"--frames {self.columns} is more than there are: the picture shows {every}", stacklevel=1)
+        images, kept, times = zip(*((one.image, one.kept, one.time) for one in chosen))
         sheet = Image.fromarray(kept_sheet(images, kept, self.grid, times))
         with atomic_write(self.path, binary=True) as file:
             sheet.save(file, format=Image.registered_extensions()[self.path.suffix.lower()])
+
+
+@dataclass(frozen=True)
+class Held:
+    """A frame that may be drawn."""
+
+    number: int  # among all frames of the stream, from 0
+    image: np.ndarray  # (H, W, 3) uint8, as wide as the sheet shows it or less
+    kept: dict[int, np.ndarray]  # routed layer -> (1 + h*w,) bool
+    time: float  # seconds

@@ -1,4 +1,4 @@
-"""One picture: which cells of a frame a routed layer kept, and how many routed layers kept each cell.
+"""One picture: which cells of a frame a routed layer kept, dimming the others or drawing lines only.
 
 The model sees a square; `box` says where that square lies on the picture, so that cells are drawn where they are even
 when the square is larger than the picture (letterboxed) or smaller (cropped).
@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from videollm_mod.show.text import INK, MUTED, WHITE, badge, font, text_size
+from videollm_mod.show.text import INK, MUTED, badge
 from videollm_mod.types import InputError
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture; may reach beyond it
@@ -51,9 +51,10 @@ def _outline(mask: np.ndarray, thickness: int) -> np.ndarray:
     return mask & ~inner[thickness:-thickness, thickness:-thickness]
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) float32 luma."""
-    return image @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
+def dimmed(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> the same, grey and dark: how skipped cells look."""
+    luma = image @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32)  # (H, W)
+    return np.repeat((0.42 * luma + 14).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def draw_kept(image: np.ndarray, kept: np.ndarray, grid: tuple[int, int], box: Box, cls: bool = True) -> np.ndarray:
@@ -68,8 +69,7 @@ def draw_kept(image: np.ndarray, kept: np.ndarray, grid: tuple[int, int], box: B
     height, width = image.shape[:2]
     cells = cell_map(height, width, tuple(grid), tuple(box))
     mask = np.append(kept[1:], False)[cells]  # (H, W); outside the box, -1 picks the appended one
-    dimmed = (0.42 * _grey(image) + 14).astype(np.uint8)
-    result = np.where(mask[..., None], image, dimmed[..., None])
+    result = np.where(mask[..., None], image, dimmed(image))
     result[_outline(mask, max(1, round(min(height, width) / 300)))] = ACCENT
     return _cls_badge(result, bool(kept[0])) if cls else result
 
@@ -84,73 +84,34 @@ def _cls_badge(image: np.ndarray, kept: bool) -> np.ndarray:
         draw.ellipse(
             (2, 2, 2 + 2 * radius, 2 + 2 * radius), fill=ACCENT if kept else None, outline=ACCENT if kept else MUTED
         )
-    elif kept:
-        badge(draw, (size // 2, size // 2), "CLS", size, ink=INK, fill=(*ACCENT, 255))
     else:
-        badge(draw, (size // 2, size // 2), "CLS", size, ink=MUTED)
+        cls_badge(draw, (size // 2, size // 2), size, kept)
     return np.asarray(picture)
 
 
-@lru_cache(maxsize=1)
-def _colours() -> np.ndarray:
-    """256 colours of a perceptually uniform map, (256, 3) float32."""
-    from matplotlib import colormaps  # 0.2 s to import, and only heat pictures need it
+def cls_badge(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: int, kept: bool) -> None:
+    """The chip "CLS" with its top left at `corner`, letters `size` pixels high: bright if the token was kept."""
+    if kept:
+        badge(draw, corner, "CLS", size, ink=INK, fill=(*ACCENT, 255))
+    else:
+        badge(draw, corner, "CLS", size, ink=MUTED)
 
-    return (colormaps["inferno"](np.linspace(0.12, 1.0, 256))[:, :3] * 255).astype(np.float32)
 
+def draw_outlines(image: np.ndarray, kept: np.ndarray, grid: tuple[int, int], box: Box) -> np.ndarray:
+    """The picture as it is, in full colour, with a thin line around the cells that are `kept` and fainter ones between.
 
-def draw_share(
-    image: np.ndarray, share: np.ndarray, grid: tuple[int, int], box: Box, layers: int | None = None
-) -> np.ndarray:
-    """Show how many routed layers keep each cell, as heat over the greyed picture, with a legend.
-
-    image: (H, W, 3) uint8 RGB. share: (1 + h*w,) float in [0, 1], the share of routed layers that kept the token, CLS
-    first. layers: how many routed layers there are; the legend then counts layers instead of percent. Cells that no
-    layer kept stay grey. Pictures with a side under 160 pixels get no legend: it could not be read. Returns a new
-    picture of the same size. InputError if shapes do not fit.
+    image: (H, W, 3) uint8 RGB. kept: (1 + h*w,) bool, CLS first, then the grid in raster order; CLS is not drawn.
+    Returns a new picture of the same size. InputError if shapes do not fit.
     """
-    share = np.clip(np.asarray(share, dtype=np.float32), 0, 1)
-    _check(share, grid, box)
-    height, width = image.shape[:2]
-    cells = cell_map(height, width, tuple(grid), tuple(box))
-    # per cell: result = own * picture + grey * luma + tint; a hot cell is half in its own colours, under its heat
-    heat = np.append(share[1:], 0).astype(np.float32)  # (h*w + 1,), the last for pixels outside the box
-    hot = heat > 0
-    strength = np.where(hot, 0.30 + 0.30 * heat, 0)
-    own = np.where(hot, 0.5 * (1 - strength), 0)
-    shade = np.where(hot, own, 1)
-    tint = 10 * shade[:, None] + strength[:, None] * _colours()[(heat * 255).astype(np.uint8)]  # (h*w + 1, 3)
-    own, shade, tint = (values.astype(np.float32) for values in (own, 0.62 * shade, tint))
-    result = image * own[cells][..., None]  # (H, W, 3) float32; -1 picks the last
-    result += (_grey(image) * shade[cells])[..., None]
-    result += tint[cells]
-    result = result.astype(np.uint8)
-    result[_outline(hot[cells], max(1, round(min(height, width) / 300)))] = (235, 235, 235)
-    return _legend(result, share, layers) if min(height, width) >= 160 else result
-
-
-def _legend(image: np.ndarray, share: np.ndarray, layers: int | None) -> np.ndarray:
-    """A colour bar at the bottom left, with the CLS token's share beside it."""
-    height, width = image.shape[:2]
-    size = int(np.clip(round(min(height, width) / 26), 10, 26))
-    pad = size // 2
-    bar = int(min(width * 0.3, size * 9))
-    left, right = ("0", f"{layers} layers") if layers else ("0", "100 %")
-    cls = f"CLS {round(float(share[0]) * layers)}/{layers}" if layers else f"CLS {100 * share[0]:.0f} %"
-    widths = [text_size(text, size)[0] for text in (left, right, cls)]
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture, "RGBA")
-    total = widths[0] + bar + widths[1] + widths[2] + 6 * pad
-    top, line = height - 2 * size - 2 * pad // 2, 2 * size
-    draw.rounded_rectangle((pad, top, pad + total, top + line), radius=pad, fill=(*INK, 215))
-    middle = top + line / 2
-    x = 2 * pad
-    draw.text((x, middle), left, font=font(size), fill=WHITE, anchor="lm")
-    x += widths[0] + pad
-    ramp = _colours()[np.linspace(0, 255, bar).astype(int)].astype(np.uint8)  # (bar, 3)
-    picture.paste(Image.fromarray(np.repeat(ramp[None], size, axis=0)), (x, round(middle - size / 2)))
-    x += bar + pad
-    draw.text((x, middle), right, font=font(size), fill=WHITE, anchor="lm")
-    x += widths[1] + pad
-    draw.text((x, middle), cls, font=font(size), fill=MUTED, anchor="lm")
-    return np.asarray(picture)
+    kept = np.asarray(kept, dtype=bool)
+    _check(kept, grid, box)
+    cells = cell_map(*image.shape[:2], tuple(grid), tuple(box))
+    mask = np.append(kept[1:], False)[cells]  # (H, W); -1 picks False
+    inner = np.zeros_like(mask)  # where the next cell begins, to the right or below
+    inner[:, :-1] |= cells[:, :-1] != cells[:, 1:]
+    inner[:-1] |= cells[:-1] != cells[1:]
+    result = image.copy()
+    # part of the way to white: seen on dark and on coloured ground, and what lies below shines through
+    for edges, white in ((inner & mask, 0.2), (_outline(mask, 1), 0.65)):
+        result[edges] = ((1 - white) * image[edges] + white * 255).astype(np.uint8)
+    return result

@@ -1,4 +1,4 @@
-"""Many pictures: the annotated video (heat, one tile per routed layer, narration) and the sheet of kept sets.
+"""Many pictures: the annotated video (the picture, one tile per routed layer, narration) and the sheet of kept sets.
 
 Both draw from what a session records: `session.kept`, a dict from routed layer to a bool array (1 + h*w,), CLS first.
 """
@@ -16,15 +16,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from videollm_mod.show.clock import clock
-from videollm_mod.show.draw import Box, cell_map, draw_kept, draw_share
-from videollm_mod.show.text import INK, MUTED, WHITE, fit_lines, font, text_size
+from videollm_mod.show.draw import ACCENT, Box, cell_map, cls_badge, dimmed, draw_kept, draw_outlines
+from videollm_mod.show.text import INK, MUTED, WHITE, fit_lines, font, text_size, wrap
 from videollm_mod.types import Frame, StreamEvent
 from videollm_mod.video import VideoWriter
 
 LONG_SIDE = (640, 960)  # of the main view: small pictures are enlarged so that words on them can be read
 GAP = 8
-LABEL = 20  # height of a tile's label
+LABEL = 38  # height of the two lines above a tile
 LINES = 3  # of narration below the picture
+CELL = 176  # width of one picture on the sheet
+SMALL = 13  # font size of legends
+OUTLINED = "outlined: kept by at least one layer"
+LEGEND = "Right: bright cells go through that layer, dimmed ones skip it. The summary token stands for the whole frame."
+GREY = (96, 102, 112)  # words of less weight on white
 
 
 def fit(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Box]:
@@ -61,6 +66,7 @@ class Layout:
     columns: int  # of tiles, right of the view
     canvas: tuple[int, int]  # (width, height), both even, as 4:2:0 video needs
     text: int  # font size of the narration
+    legend: tuple[str, ...]  # lines at the very bottom
 
 
 def plan_layout(height: int, width: int, tiles: int) -> Layout:
@@ -69,17 +75,20 @@ def plan_layout(height: int, width: int, tiles: int) -> Layout:
     view = (max(16, round(width * scale)), max(16, round(height * scale)))
     sizes = []  # of a tile, with 1, 2, .. columns
     for columns in range(1, tiles + 1):
-        tall = (view[1] + GAP) / -(-tiles // columns) - GAP - LABEL
+        tall = (view[1] + LABEL + GAP) / -(-tiles // columns) - GAP - LABEL
         wide = max(8.0, min(tall * view[0] / view[1], 0.34 * max(view), (0.8 * max(view) - GAP) / columns - GAP))
         sizes.append((int(wide), max(4, int(wide * view[1] / view[0]))))
     widest = max((size[0] for size in sizes), default=0)
     # fewer columns look calmer: take the first that costs no more than a quarter of the tile
     columns, tile = next(((n, size) for n, size in enumerate(sizes, 1) if size[0] >= 0.75 * widest), (0, (0, 0)))
-    text = int(np.clip(round(view[0] / 34), 14, 26))
+    text = int(np.clip(round(view[0] / 30), 14, 28))
     beside = columns * (tile[0] + GAP)
-    canvas_width = GAP + view[0] + (GAP + beside if tiles else 0) + GAP * (not tiles)
-    canvas_height = GAP + view[1] + GAP + LINES * text_size("", text)[1] + GAP
-    return Layout(view, tile, columns, (canvas_width + canvas_width % 2, canvas_height + canvas_height % 2), text)
+    canvas_width = GAP + view[0] + (2 * GAP + beside if tiles else GAP)
+    legend = tuple(wrap(LEGEND, SMALL, canvas_width - 2 * GAP)) if tiles else ()
+    canvas_height = GAP + LABEL + view[1] + GAP + LINES * text_size("", text)[1] + GAP
+    canvas_height += len(legend) * text_size("", SMALL)[1] + GAP * bool(legend)
+    even = (canvas_width + canvas_width % 2, canvas_height + canvas_height % 2)
+    return Layout(view, tile, columns, even, text, legend)
 
 
 def draw_overlay(
@@ -90,21 +99,30 @@ def draw_overlay(
     time: float,
     layout: Layout,
 ) -> np.ndarray:
-    """One frame of the annotated video.
+    """One frame of the annotated video: the picture in full colour, dimmed only in the layers' tiles beside it.
 
     image: (H, W, 3) uint8. kept: routed layer -> (1 + h*w,) bool. lines: narration, newest last; older ones are dimmer.
     Returns (canvas height, canvas width, 3) uint8.
     """
     view, box = fit(image, *layout.view)
-    if kept:
-        share = np.mean([np.asarray(mask, dtype=np.float32) for mask in kept.values()], axis=0)  # (1 + h*w,)
-        view = draw_share(view, share, grid, box, layers=len(kept))
     canvas = Image.new("RGB", layout.canvas, INK)
-    canvas.paste(Image.fromarray(view), (GAP, GAP))
+    draw = ImageDraw.Draw(canvas)
     if kept:
+        view = draw_outlines(view, np.any(list(kept.values()), axis=0), grid, box)
         _tiles(canvas, image, kept, grid, layout)
-    _narration(ImageDraw.Draw(canvas), lines, time, layout)
+    canvas.paste(Image.fromarray(view), (GAP, GAP + LABEL))
+    _headline(draw, time, bool(kept), layout)
+    _narration(draw, lines, layout)
     return np.asarray(canvas)
+
+
+def _headline(draw: ImageDraw.ImageDraw, time: float, outlined: bool, layout: Layout) -> None:
+    """Above the view: the time, and what the lines on it mean where there is room."""
+    size, middle = 22, GAP + LABEL / 2
+    draw.text((GAP, middle), clock(time), font=font(size), fill=WHITE, anchor="lm")
+    room = layout.view[0] - text_size("00:00:00.0", size)[0] - GAP
+    if outlined and text_size(OUTLINED, SMALL)[0] <= room:
+        draw.text((GAP + layout.view[0], middle), OUTLINED, font=font(SMALL), fill=MUTED, anchor="rm")
 
 
 def _tiles(
@@ -114,45 +132,57 @@ def _tiles(
     draw = ImageDraw.Draw(canvas)
     small, box = fit(image, *layout.tile)
     visible = np.isin(np.arange(grid[0] * grid[1]), cell_map(*small.shape[:2], grid, box))  # (h*w,)
-    size = min(14, max(10, layout.tile[0] // 9))
     for number, (layer, mask) in enumerate(sorted(kept.items())):
-        x = GAP + layout.view[0] + GAP + (number % layout.columns) * (layout.tile[0] + GAP)
+        x = GAP + layout.view[0] + 2 * GAP + (number % layout.columns) * (layout.tile[0] + GAP)
         y = GAP + (number // layout.columns) * (layout.tile[1] + GAP + LABEL)
-        _label(draw, (x, y + LABEL // 2), layout.tile[0], size, layer, mask, visible)
-        canvas.paste(Image.fromarray(draw_kept(small, mask, grid, box)), (x, y + LABEL))
+        told = _label(draw, (x, y), layout.tile[0], layer, mask, visible)
+        canvas.paste(Image.fromarray(draw_kept(small, mask, grid, box, cls=not told)), (x, y + LABEL))
 
 
 def _label(
-    draw: ImageDraw.ImageDraw,
-    left: tuple[int, int],
-    width: int,
-    size: int,
-    layer: int,
-    mask: np.ndarray,
-    visible: np.ndarray,
-) -> None:
-    """A tile's headline: the layer on the left, and on the right as much of the count as there is room for."""
-    name, count = f"layer {layer}", f"{int(np.sum(mask))}/{len(mask)}"
-    unseen = int(np.sum(mask[1:] & ~visible))  # the letterbox's bars have cells too
-    draw.text(left, name, font=font(size), fill=WHITE, anchor="lm")
-    room = width - text_size(name, size)[0] - GAP
-    for words in ([f"{count}, {unseen} in bars"] if unseen else []) + [count]:
-        if text_size(words, size)[0] <= room:
-            draw.text((left[0] + width, left[1]), words, font=font(size), fill=MUTED, anchor="rm")
-            return
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, layer: int, mask: np.ndarray, visible: np.ndarray
+) -> bool:
+    """A tile's two lines: how many tokens the layer kept, and whether the summary token (CLS) is one of them.
+
+    Returns whether there was room for the latter.
+    """
+    size = int(np.clip(width // 9, 9, 14))
+    count, unseen = int(np.sum(mask)), int(np.sum(mask[1:] & ~visible))  # the letterbox's bars have cells too
+    words = [f"layer {layer} kept {count} of {len(mask)}", f"layer {layer}: {count}/{len(mask)}", f"layer {layer}"]
+    if unseen:
+        words.insert(0, f"{words[0]}, {unseen} in bars")
+    first = next((line for line in words if text_size(line, size)[0] <= width), str(layer))
+    draw.text((corner[0], corner[1] + LABEL // 4), first, font=font(size), fill=WHITE, anchor="lm")
+    kept, radius, small = bool(mask[0]), 4, max(9, size - 2)
+    state = "kept" if kept else "dropped"
+    room = width - 2 * radius - GAP // 2
+    for line in (f"summary token {state}", f"summary {state}"):
+        if text_size(line, small)[0] <= room:
+            break
+    else:
+        return False
+    x, middle = corner[0], corner[1] + 3 * LABEL // 4 - 1
+    dot = (x, middle - radius, x + 2 * radius, middle + radius)
+    draw.ellipse(dot, fill=ACCENT if kept else None, outline=ACCENT if kept else MUTED)
+    place = (x + 2 * radius + GAP // 2, middle)
+    draw.text(place, line, font=font(small), fill=WHITE if kept else MUTED, anchor="lm")
+    return True
 
 
-def _narration(draw: ImageDraw.ImageDraw, lines: Sequence[str], time: float, layout: Layout) -> None:
+def _narration(draw: ImageDraw.ImageDraw, lines: Sequence[str], layout: Layout) -> None:
+    """Below the view, not on it: the last sentences, and the legend."""
     step = text_size("", layout.text)[1]
-    top = GAP + layout.view[1] + GAP
-    left = GAP + text_size("00:00.0", layout.text)[0] + 2 * GAP
-    draw.text((GAP, top + step / 2), clock(time), font=font(layout.text), fill=MUTED, anchor="lm")
-    room = layout.canvas[0] - left - GAP
+    top = GAP + LABEL + layout.view[1] + GAP
+    room = layout.canvas[0] - 2 * GAP
     newest = fit_lines(lines[-1:], layout.text, room, LINES)
     older = fit_lines(lines[:-1], layout.text, room, LINES - len(newest))
     for number, line in enumerate([*older, *newest]):
         ink = WHITE if number >= len(older) else MUTED
-        draw.text((left, top + number * step + step / 2), line, font=font(layout.text, line), fill=ink, anchor="lm")
+        draw.text((GAP, top + number * step + step / 2), line, font=font(layout.text, line), fill=ink, anchor="lm")
+    top += LINES * step + GAP
+    step = text_size("", SMALL)[1]
+    for number, line in enumerate(layout.legend):
+        draw.text((GAP, top + number * step + step / 2), line, font=font(SMALL), fill=MUTED, anchor="lm")
 
 
 def kept_sheet(
@@ -160,9 +190,9 @@ def kept_sheet(
     kept: Sequence[Mapping[int, np.ndarray]],
     grid: tuple[int, int],
     times: Sequence[float],
-    cell: int = 176,
+    cell: int = CELL,
 ) -> np.ndarray:
-    """One picture of many kept sets: frames across with their times on top, routed layers down with their numbers.
+    """One picture of many kept sets: frames across with their times on top, routed layers down, a legend below.
 
     frames: pictures (H, W, 3) uint8, the first gives the shape. kept: for each, routed layer -> (1 + h*w,) bool.
     times: seconds. cell: width of one picture in pixels. The first row is what the camera saw. Returns one (H, W, 3)
@@ -174,10 +204,10 @@ def kept_sheet(
     size, small = 18, 14
     margin = max(text_size(f"layer {max(layers, default=0)}", size)[0], text_size("100 % kept", small)[0]) + 4 * GAP
     step = tall + GAP
-    canvas = Image.new(
-        "RGB", (margin + len(frames) * (cell + GAP) + GAP, 2 * size + step * (1 + len(layers)) + GAP), WHITE
-    )
-    draw = ImageDraw.Draw(canvas)
+    wide, bottom = margin + len(frames) * (cell + GAP) + GAP, 2 * size + step * (1 + len(layers)) + GAP
+    legend = _place_legend(wide) if layers else []
+    canvas = Image.new("RGB", (wide, bottom + (legend[-1][1] + LEGEND_STEP if legend else 0)), WHITE)
+    draw = ImageDraw.Draw(canvas, "RGBA")
     draw.text((margin - 2 * GAP, 2 * size + tall / 2), "frame", font=font(size), fill=INK, anchor="rm")
     for row, layer in enumerate(layers, start=1):
         middle = 2 * size + row * step + tall / 2
@@ -187,7 +217,7 @@ def kept_sheet(
             (margin - 2 * GAP, middle + 4),
             f"{100 * np.mean(shares):.0f} % kept",
             font=font(small),
-            fill=(96, 102, 112),
+            fill=GREY,
             anchor="rt",
         )
     for column, (image, masks, time) in enumerate(zip(frames, kept, times)):
@@ -198,7 +228,49 @@ def kept_sheet(
         for row, layer in enumerate(layers, start=1):
             drawn = draw_kept(picture, masks[layer], grid, box)
             canvas.paste(Image.fromarray(drawn), (x, 2 * size + row * step))
+    for x, y, kind, words in legend:
+        _legend_entry(canvas, draw, (x, bottom + y), kind, words)
     return np.asarray(canvas)
+
+
+SHEET_LEGEND = (
+    ("bright", "bright: kept, goes through the layer"),
+    ("dim", "dimmed: dropped, skips the layer"),
+    ("cls kept", "the summary token, one for the whole frame, was kept"),
+    ("cls dropped", "the summary token was dropped"),
+)
+LEGEND_STEP, SWATCH = 30, 40  # height of a line, width of what stands before the words
+
+
+def _place_legend(width: int) -> list[tuple[int, int, str, str]]:
+    """Where each entry of the sheet's legend goes, (x, y, kind, words), y from the legend's top; broken into lines."""
+    places: list[tuple[int, int, str, str]] = []
+    x, y = 2 * GAP, 0
+    for kind, words in SHEET_LEGEND:
+        for number, line in enumerate(wrap(words, SMALL, width - SWATCH - 4 * GAP)):
+            needed = SWATCH + text_size(line, SMALL)[0] + 3 * GAP
+            if number or (x > 2 * GAP and x + needed > width):
+                x, y = 2 * GAP, y + LEGEND_STEP
+            places.append((x, y, "" if number else kind, line))
+            x += needed
+    return places
+
+
+def _legend_entry(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], kind: str, words: str
+) -> None:
+    """A swatch, as the cells and chips of the sheet look, and what it means."""
+    x, y = corner
+    middle, side = y + LEGEND_STEP // 2, 20
+    if kind in ("bright", "dim"):
+        cell = np.full((side, side, 3), (86, 156, 214), dtype=np.uint8)  # any colour: in it one sees what dimming does
+        place = (x + SWATCH - GAP - side, middle - side // 2)
+        canvas.paste(Image.fromarray(cell if kind == "bright" else dimmed(cell)), place)
+        if kind == "bright":
+            draw.rectangle((*place, place[0] + side - 1, place[1] + side - 1), outline=ACCENT)
+    elif kind:
+        cls_badge(draw, (x, middle - 8), 11, kind == "cls kept")
+    draw.text((x + SWATCH, middle), words, font=font(SMALL), fill=GREY, anchor="lm")
 
 
 class OverlayVideo:
@@ -226,11 +298,17 @@ class OverlayVideo:
 
 
 class VideoSink:
-    """The sink (see stream/sinks.py) that draws every frame: kept tokens, and the last sentences below."""
+    """The sink (see stream/sinks.py) that draws every frame: kept tokens, and the last sentences with their times.
+
+    What is said after the last frame gets one more picture, the last again: an answer at the end is seen, too.
+    """
 
     def __init__(self, path: str | Path, fps: float, grid: tuple[int, int]) -> None:
         self._video = OverlayVideo(path, fps, grid)
+        self._period = 1 / fps
         self._lines: deque[str] = deque(maxlen=LINES)
+        self._last: tuple[np.ndarray, dict[int, np.ndarray], float] | None = None  # newest picture, kept sets, time
+        self._unseen: float | None = None  # time of the newest sentence, until a picture shows it
 
     def __enter__(self) -> VideoSink:
         self._video.__enter__()
@@ -239,10 +317,20 @@ class VideoSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self._last is not None and self._unseen is not None:
+            image, kept, time = self._last
+            self._push(image, kept, max(self._unseen, time + self._period))
         self._video.__exit__(kind, error, trace)
 
     def event(self, event: StreamEvent) -> None:
-        self._lines.append(event.text if event.question is None else f"Q: {event.question}  A: {event.text}")
+        words = event.text if event.question is None else f"Q: {event.question}  A: {event.text}"
+        self._lines.append(f"{clock(event.time)} {words}")
+        self._unseen = event.time
 
     def frame(self, frame: Frame, session: Any) -> None:
-        self._video.push(frame.image, session.kept, list(self._lines), frame.time)
+        self._last = (frame.image, session.kept, frame.time)
+        self._push(*self._last)
+
+    def _push(self, image: np.ndarray, kept: dict[int, np.ndarray], time: float) -> None:
+        self._video.push(image, kept, list(self._lines), time)
+        self._unseen = None

@@ -63,8 +63,8 @@ class Terminal:
     def begin(self, start: float, end: float | None) -> None:
         """The stretch of the source that will be watched, seconds; end None if unknown."""
         self._span = (start, end)
-        length = "" if end is None else f", {clock(end - start)}"
-        self._print(Text(f"{self.source}{length}", style="bold"))
+        span = f", {clock(start)} to {clock(end)}" if end is not None else f", from {clock(start)}" if start else ""
+        self._print(Text(f"{self.source}{span}", style="bold"))
 
     def word(self, piece: str, time: float, question: str | None = None) -> None:
         """Show a sentence that is being said, with its next piece; at `time`, perhaps in reply to `question`."""

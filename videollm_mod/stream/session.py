@@ -95,7 +95,11 @@ class StreamSession:
         raise AssertionError("a reply always ends with its event")
 
     def ask_iter(self, text: str, time: float | None = None) -> Iterator[str | StreamEvent]:
-        """As `ask`, but yields the answer word by word, then its event. `time` (s) is when it was asked, if not now."""
+        """As `ask`, but yields the answer word by word, then its event.
+
+        `time` (s) is when it was asked, if not now. Between two frames that is after the newest: the event's time is
+        then `time`, as no answer comes before its question; its `frame` is still the newest one seen.
+        """
         if not text.strip():
             raise InputError("the question is empty; ask something.")
         self._finish()
@@ -152,7 +156,8 @@ class StreamSession:
         if question is not None:
             self._pending += self.template.user(question)
         self._pending += self.template.reply_prompt()
-        self._reply = _Reply(kind, question, asked, self._time, self._frames - 1, probability, [])
+        time = self._time if asked is None else max(self._time, asked)
+        self._reply = _Reply(kind, question, asked, time, self._frames - 1, probability, [])
 
     def _speak(self) -> Iterator[str | StreamEvent]:
         """Make the current reply, one token at a time."""

@@ -31,7 +31,10 @@ class Sink(Protocol):
 
 
 def event_to_json(event: StreamEvent) -> str:
-    """One event as one line of JSON (no line break), times rounded to milliseconds."""
+    """One event as one line of JSON (no line break), times rounded to milliseconds.
+
+    `time` is when it was said: of an answer never before `asked`, though `frame`, the newest seen, may be older.
+    """
     return json.dumps(
         {
             "time": round(event.time, 3),

@@ -4,50 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from videollm_mod.types import InputError
+from videollm_mod.flags import PLANS, check_keep, check_least
+
+if TYPE_CHECKING:
+    from videollm_mod.train.recipe import Recipe
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
     """Flags of `train`."""
 
-    recipe: Annotated[str, tyro.conf.Positional]  # a recipe of recipes/, such as tiny
-    out: str = "out/train"  # folder of the run: log, checkpoint, result
-    resume: bool = False  # go on with the run in that folder
-    threads: int = 1  # of the training itself; frames are drawn by one more process
-    workers: int = 1  # processes that draw frames
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    """A recipe of the folder recipes/, such as tiny."""
+    out: str = "out/train"
+    """Folder of the run: its log, its checkpoint, the finished model."""
+    resume: bool = False
+    """Go on with the run in that folder."""
+    threads: int = 1
+    """CPU threads of the training itself; the processes that draw frames come on top."""
+    workers: int = 1
+    """Processes that draw frames; 0 draws them in the training process."""
     seed: int = 0
-    plan: str | None = None  # other layers than the recipe's: full, interleaved, early-exit, ...
-    keep: float | None = None  # other keep ratio
-    scorer: str | None = None  # learned, random, uniform
-    gate: str | None = None  # output, update, tanh, straight
+    """Of the fresh weights; the same seed gives the same run."""
+    plan: Annotated[str | None, tyro.conf.arg(help=f"Which layers route: {PLANS}; the recipe's own if not given.")] = (
+        None
+    )
+    keep: float | None = None
+    """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the recipe's own if not given."""
+    scorer: str | None = None
+    """Who is kept: learned, random or uniform; the recipe's own if not given."""
+    gate: str | None = None
+    """What the score does to a kept token: straight, output, update, tanh, identity; the recipe's own if not given."""
 
 
 def train_command(config: TrainConfig) -> dict[str, Any]:
-    """Train, and return what came out."""
+    """Train, and return what came out. Raises InputError for what the user can mend, before anything is written."""
+    recipe = _checked(config)
     import torch
     from rich.console import Console
 
     from videollm_mod.train.loop import train
 
-    if importlib.util.find_spec(f"recipes.{config.recipe}") is None:
-        known = sorted(
-            path.stem for path in Path(str(importlib.import_module("recipes").__path__[0])).glob("[a-z]*.py")
-        )
-        raise InputError(f"there is no recipe '{config.recipe}'; take one of {', '.join(known)}.")
-    recipe = importlib.import_module(f"recipes.{config.recipe}").recipe()
-    changes = {"layers": config.plan, "keep": config.keep, "scorer": config.scorer, "gate": config.gate}
-    plan = dataclasses.replace(recipe.plan, **{key: value for key, value in changes.items() if value is not None})
-    recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed)
     torch.set_num_threads(config.threads)
     console = Console(stderr=True)
     last: dict[str, Any] = {}
@@ -62,8 +68,8 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
     try:
         model = train(recipe, Path(config.out), resume=config.resume, workers=config.workers, show=show)
     except KeyboardInterrupt:
-        again = f"videollm-mod train {config.recipe} --out {config.out} --resume"
-        console.print(f"stopped; `{again}` goes on from the last checkpoint", highlight=False, soft_wrap=True)
+        again = f"stopped; `{_again(config)}` goes on from the last checkpoint"
+        console.print(again, highlight=False, markup=False, soft_wrap=True)
         return {"interrupted": True, "out": config.out, "last_validation": last}
     console.print("calibrating the threshold on validation streams", highlight=False)
     threshold = _calibrate(model, recipe.calibration_streams, config.threads + config.workers)
@@ -74,6 +80,42 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
         "threshold": threshold,
         "last_validation": last,
     }
+
+
+def _checked(config: TrainConfig) -> Recipe:
+    """The recipe with the changes that flags ask for; InputError for a flag that cannot be right."""
+    from videollm_mod.depth.plan import parse_layers
+    from videollm_mod.types import InputError
+
+    check_least(1, threads=config.threads)
+    check_least(0, workers=config.workers, seed=config.seed)
+    if config.seed >= 2**63:
+        raise InputError(f"--seed {config.seed} is too large; give less than {2**63}.")
+    check_keep(config.keep)
+    layers = parse_layers(config.plan)
+    known = sorted(path.stem for path in Path(importlib.import_module("recipes").__path__[0]).glob("[a-z]*.py"))
+    if config.recipe not in known:
+        raise InputError(f"there is no recipe '{config.recipe}'; take one of {', '.join(known)}.")
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give the name of a folder.")
+    if config.resume and not (out / "recipe.json").is_file():
+        raise InputError(f"--resume finds no run in {out}; give the --out of a run, or begin one without --resume.")
+    recipe: Recipe = importlib.import_module(f"recipes.{config.recipe}").recipe()
+    changes: dict[str, Any] = {"layers": layers, "keep": config.keep, "scorer": config.scorer, "gate": config.gate}
+    plan = dataclasses.replace(recipe.plan, **{key: value for key, value in changes.items() if value is not None})
+    plan.ratios(recipe.lm.layers)  # refuses layers that the recipe's decoder does not have
+    return dataclasses.replace(recipe, plan=plan, seed=config.seed)
+
+
+def _again(config: TrainConfig) -> str:
+    """The command that goes on with a stopped run: the flags that make its recipe must come again."""
+    words = ["videollm-mod", "train", config.recipe]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in ("recipe", "resume") and (value != field.default or field.name == "out"):
+            words += [f"--{field.name}", str(value)]
+    return shlex.join([*words, "--resume"])
 
 
 def _calibrate(folder: Path, streams: int, workers: int) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from videollm_mod.dialogue import Segment
-from videollm_mod.train.changes import cell_changes
+from videollm_mod.train.changes import token_changes
 from videollm_mod.train.recipe import Recipe, TowerStage
 from videollm_mod.world import COLOURS, SHAPES, SIZES, WorldConfig, make_stream
 from videollm_mod.world.conversation import segments
@@ -26,7 +26,7 @@ class StreamSample:
 
     frames: Tensor  # (F, S, S, 3) uint8
     segments: list[Segment]
-    changes: Tensor  # (F, h, w) int64: what became of the thing in each cell, see changes.py
+    changes: Tensor  # (F, 1 + h * w) int64: what became of what each vision token shows, see changes.py
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class CellTruth:
     centre: Tensor  # (F, h, w) float: whether a thing's centre lies in the cell
     offset: Tensor  # (F, h, w, 2) float in 0..1: where in the cell
     count: Tensor  # (F,) int64: things in view
+    scene: Tensor  # (F, 3) float: mean colour of the background, RGB in 0..1
 
 
 class StreamSamples(Dataset[StreamSample]):
@@ -66,7 +67,7 @@ def stream_sample(split: str, number: int, world: WorldConfig, recipe: Recipe) -
     """Stream `number` of a split, with its conversation."""
     stream = make_stream(split, number, world)
     frames = torch.from_numpy(stream.frames())
-    return StreamSample(frames, segments(stream, recipe.settings.system), cell_changes(stream, recipe.grid))
+    return StreamSample(frames, segments(stream, recipe.settings.system), token_changes(stream, recipe.grid))
 
 
 class TowerSamples(Dataset[CellTruth]):
@@ -84,11 +85,13 @@ class TowerSamples(Dataset[CellTruth]):
         every = max(1, len(stream.times) // self.stage.frames)
         picked = list(range(0, len(stream.times), every))[: self.stage.frames]
         frames = torch.from_numpy(stream.frames()[picked])
-        return cell_truth(frames, [stream.visible(float(stream.times[i])) for i in picked], self.grid)
+        times = [float(stream.times[i]) for i in picked]
+        palettes = torch.tensor([stream.script.scene(time).palette for time in times])  # (F, colours, RGB)
+        return cell_truth(frames, [stream.visible(time) for time in times], palettes.mean(1) / 255, self.grid)
 
 
-def cell_truth(frames: Tensor, visible: list[Any], grid: tuple[int, int]) -> CellTruth:
-    """Boxes -> labels per cell. visible: for each frame its list of VisibleThing."""
+def cell_truth(frames: Tensor, visible: list[Any], scene: Tensor, grid: tuple[int, int]) -> CellTruth:
+    """Boxes -> labels per cell. visible: for each frame its list of VisibleThing; scene: as in CellTruth."""
     count, (h, w) = len(frames), grid
     cover = torch.zeros(count, h, w, 3)
     most = torch.zeros(count, h, w)  # how much of the cell the labelled thing covers
@@ -117,7 +120,7 @@ def cell_truth(frames: Tensor, visible: list[Any], grid: tuple[int, int]) -> Cel
                 row, column = int(cy * h), int(cx * w)
                 centre[f, row, column] = 1
                 offset[f, row, column] = torch.tensor([cx * w - column, cy * h - row])
-    return CellTruth(frames, cover.clamp(max=1), colour, shape, size, centre, offset, in_view.clamp(max=3))
+    return CellTruth(frames, cover.clamp(max=1), colour, shape, size, centre, offset, in_view.clamp(max=3), scene)
 
 
 def batches(samples: Dataset[Any], size: int, start: int, end: int, workers: int) -> Iterator[list[Any]]:

@@ -1,7 +1,7 @@
 """First stage: the tower learns to name what is where. Without it the decoder learns nothing in the same time.
 
 Linear heads on every cell predict what covers it, the colour, shape and size of the thing there and where its centre
-is; one on the CLS token counts the things. The heads are thrown away.
+is; on the CLS token they count the things and name the background's colour. The heads are thrown away.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ class CellHeads(nn.Module):
         self.parts = [len(ROLES), len(COLOURS), len(SHAPES), len(SIZES), 1, 2]
         self.cell = nn.Linear(width, sum(self.parts))
         self.count = nn.Linear(width, 4)
+        self.scene = nn.Linear(width, 3)
 
     def loss(self, tokens: Tensor, truth: CellTruth) -> tuple[Tensor, dict[str, float]]:
         """tokens: (F, 1 + h * w, width). Returns the loss and, for the log, how often each answer is right.
 
-        "offset" is the mean error of a centre within its cell, in cells.
+        "offset" is the mean error of a centre within its cell, in cells, "scene" that of the background's colour.
         """
         cover, colour, shape, size, centre, offset = self.cell(tokens[:, 1:]).float().split(self.parts, -1)
         total = binary_cross_entropy_with_logits(cover, truth.cover.flatten(1, 2))
@@ -52,6 +53,9 @@ class CellHeads(nn.Module):
         count = self.count(tokens[:, 0]).float()
         total = total + 0.3 * cross_entropy(count, truth.count)
         right["count"] = float((count.argmax(-1) == truth.count).float().mean())
+        shade = (self.scene(tokens[:, 0]).float() - truth.scene).abs().mean()
+        total = total + 2 * shade  # nothing else would make CLS tell one scene from another
+        right["scene"] = float(shade.detach())
         return total, right
 
 

@@ -86,8 +86,11 @@ class Decoder:
         for _, picture in self._decoded:
             yield picture
 
-    def finish(self, complete: bool) -> None:
-        """Put what went wrong into `warnings`, one sentence; `complete`: the source was read to its end."""
+    def finish(self, complete: bool, hung_up: bool) -> None:
+        """Put what went wrong into `warnings`, one sentence.
+
+        complete: the source was read to its end. hung_up: a live one ended before anybody asked it to.
+        """
         seen = (self._clock.last or 0.0) + 1 / self.source_fps
         missing = 0.0
         if complete and self.duration is not None and self.duration_sure and not self.live:
@@ -98,8 +101,11 @@ class Decoder:
         elif self._damaged:
             end = f" and ends at {seen:.1f} of {self.duration:.1f} s" if short else ""
             where = self._damage_at if self._damage_at is not None else seen if short else self._suspected_at
+            faults = (
+                "one faulty packet or picture" if self._damaged == 1 else f"{self._damaged} faulty packets or pictures"
+            )
             self.warnings.append(
-                f"{self.name} is damaged near {where:.1f} s ({self._damaged} faulty packets or pictures)"
+                f"{self.name} is damaged near {where:.1f} s ({faults})"
                 f"{end}: what could be decoded was used, copy the file again if you can"
             )
         elif short:
@@ -107,6 +113,8 @@ class Decoder:
                 f"{self.name} is damaged or cut off: it ends at {seen:.1f} s but promises {self.duration:.1f} s, "
                 "copy the file again if you can"
             )
+        elif hung_up:
+            self.warnings.append(f"{self.name} ended after {seen:.1f} s: whoever sends it has stopped")
         elif self._clock.repaired:
             self.warnings.append(
                 f"{self.name} has {self._clock.repaired} stuck or unordered timestamps: times of events may be off, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from videollm_mod.types import InputError
 from videollm_mod.video.decode import MAX_PIXELS, Picture
 from videollm_mod.video.pixels import over_black
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # promise an image; content decides
 DECODERS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else of what Pillow reads is tried
 
 
@@ -29,13 +30,23 @@ class ImageFolder:
         self._unreadable: list[str] = []
         try:
             files = sorted(path.iterdir(), key=_natural) if path.is_dir() else [path]
-            self._files = [file for file in files if not file.name.startswith(".") and is_image(file)]
+            visible = [file for file in files if not file.name.startswith(".")]
+            self._files = [file for file in visible if is_image(file)]
         except OSError as error:
             raise InputError(f"{name} cannot be read ({error.strerror}): change its permissions") from error
+        images = set(self._files)
+        misnamed = [file for file in visible if file.suffix.lower() in SUFFIXES and file not in images]
+        misnamed = [file for file in misnamed if file.is_file()]
         if not self._files:
-            raise InputError(f"the folder {name} holds no image: put PNG, JPEG, WebP or BMP files into it")
+            but = f" ({misnamed[0].name} is only named like one)" if misnamed else ""
+            raise InputError(f"the folder {name} holds no image{but}: put PNG, JPEG, WebP or BMP files into it")
+        if misnamed:
+            which = _counted(misnamed, "file that is only named like an image", "files that are only named like images")
+            self.warnings.append(f"{name}: {which}: {misnamed[0].name}")
         self.duration: float | None = len(self._files) / fps
         first = next((image for file in self._files if (image := self._read(file)) is not None), None)
+        if first is None and len(self._files) == 1:
+            raise InputError(f"the only image of {name} cannot be read: {self._unreadable[0]}")
         if first is None:
             raise InputError(f"not one of the {len(self._files)} images of {name} can be read: {self._unreadable[0]}")
         self.height, self.width = first.shape[:2]
@@ -49,12 +60,11 @@ class ImageFolder:
             if image is not None:
                 yield Picture(number / self.source_fps, 1 / self.source_fps, partial(np.asarray, image))
 
-    def finish(self, complete: bool) -> None:
+    def finish(self, complete: bool, hung_up: bool) -> None:
         """Put what went wrong into `warnings`, one sentence."""
         if self._unreadable:
-            self.warnings.append(
-                f"{self.name}: {len(self._unreadable)} images were left out, the first: {self._unreadable[0]}"
-            )
+            which = _counted(self._unreadable, "image", "images")
+            self.warnings.append(f"{self.name}: {which}: {self._unreadable[0]}")
 
     def close(self) -> None:
         """Nothing is kept open between images."""
@@ -102,6 +112,11 @@ def read_image(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on broken data
         raise InputError(f"{path} cannot be read as an image ({reason_of(error)}), remove or replace it") from error
+
+
+def _counted(things: Sequence[object], one: str, many: str) -> str:
+    """ "1 image was left out", "3 images were left out, the first"."""
+    return f"1 {one} was left out" if len(things) == 1 else f"{len(things)} {many} were left out, the first"
 
 
 def reason_of(error: Exception) -> str:

@@ -46,7 +46,7 @@ class Reader(Protocol):
     frames_decoded: int
 
     def pictures(self, start: float = 0.0) -> Iterator[Picture]: ...
-    def finish(self, complete: bool) -> None: ...
+    def finish(self, complete: bool, hung_up: bool) -> None: ...
     def close(self) -> None: ...
 
 
@@ -110,7 +110,7 @@ class VideoSource:
             self._reader.close()
 
     def _produce(self) -> Generator[Frame]:  # a generator: close() runs its `finally`
-        complete, index, last, time = False, 0, None, 0.0
+        complete, hung_up, index, last, time = False, False, 0, None, 0.0
         try:
             for time, picture in self._chosen():
                 image = picture.rgb()
@@ -120,11 +120,10 @@ class VideoSource:
                 yield Frame(image, time, index)
                 index += 1
             complete = self._end is None
-            if self.live and (self._end is None or time + 2 / self.fps < self._end):
-                self.warnings.append(f"{self.name} ended after {time:.1f} s: whoever sends it has stopped")
+            hung_up = self.live and (self._end is None or time + 2 / self.fps < self._end)
         finally:
             if complete or index or self._closed:
-                self._reader.finish(complete)
+                self._reader.finish(complete, hung_up)
         if index == 0:
             self._reader.close()
             raise InputError(

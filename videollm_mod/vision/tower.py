@@ -62,10 +62,10 @@ class ConvTowerConfig:
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 16:
-            raise InputError(f"image_size of the conv tower is {self.image_size}; give a multiple of its stride, 16")
+            raise InputError(f"image_size of the conv tower is {self.image_size}; give a multiple of its stride, 16.")
         if self.heads < 1 or self.channels[-1] % self.heads:
             raise InputError(
-                f"heads of the conv tower is {self.heads}; give a divisor of its width {self.channels[-1]}"
+                f"heads of the conv tower is {self.heads}; give a divisor of its width {self.channels[-1]}."
             )
 
 
@@ -171,7 +171,7 @@ class TransformersTower(VisionTower):
         self.kind = _kind(config)
         self.family = _FAMILIES[self.kind]
         if not self.family.cls_is_first and not getattr(config, "vision_use_head", True):  # not in every version
-            raise InputError("the SigLIP tower has vision_use_head false, so no CLS; use one with its pooling head")
+            raise InputError("the SigLIP tower has vision_use_head false, so no CLS; use one with its pooling head.")
         self.model = model
         self.image_size, self.width = int(config.image_size), int(config.hidden_size)
         side = self.image_size // int(config.patch_size)
@@ -191,7 +191,7 @@ class TransformersTower(VisionTower):
         """
         name = str(name)
         if Path(name).is_absolute() and not Path(name).is_dir():
-            raise InputError(f"vision tower folder {name!r} does not exist; give a checkpoint folder or a hub id")
+            raise InputError(f"vision tower folder {name!r} does not exist; give a checkpoint folder or a hub id.")
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # else a table of the text half's weights, which we leave out on purpose
         try:
@@ -204,12 +204,12 @@ class TransformersTower(VisionTower):
             raise
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"vision tower {name!r} cannot be loaded ({reason}); check the name or folder") from error
+            raise InputError(f"vision tower {name!r} cannot be loaded ({reason}); check the name or folder.") from error
         finally:
             logging.set_verbosity(verbosity)
         if info["missing_keys"]:
             raise InputError(
-                f"vision tower {name!r} lacks the weight {sorted(info['missing_keys'])[0]!r}; use a whole one"
+                f"vision tower {name!r} lacks the weight {sorted(info['missing_keys'])[0]!r}; use a whole one."
             )
         return cls(model)
 
@@ -230,23 +230,62 @@ class TransformersTower(VisionTower):
 
 def tower_from_config(config: dict[str, Any]) -> VisionTower:
     """Builds the tower that `to_config` described, with random weights. Raises InputError when it cannot."""
+    if not isinstance(config, dict):
+        raise InputError(f'tower is {config!r}; give an object, such as {{"kind": "conv"}}.')
     settings = dict(config)
     kind = settings.pop("kind", None)
+    if kind == "conv":
+        _check_entries(settings, _CONV_ENTRIES)
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        return ConvTower(ConvTowerConfig(**tuples))
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        raise InputError(f'tower kind is {kind!r}; choose one of "conv", "siglip" or "clip".')
+    _check_entries(settings, _FAMILY_ENTRIES)
+    if "config" not in settings:
+        raise InputError(f"the {kind} tower lacks 'config'; give {_FAMILY_ENTRIES['config'][1]}.")
+    sizes = settings.pop("config")
     try:
-        if kind == "conv":
-            tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-            return ConvTower(ConvTowerConfig(**tuples))
-        if kind in _FAMILIES:
-            return TransformersTower.build(_FAMILIES[kind].config(**settings.pop("config")), **settings)
-    except (TypeError, KeyError) as error:
+        return TransformersTower.build(_FAMILIES[kind].config(**sizes), **settings)
+    except InputError:
+        raise
+    except Exception as error:  # Transformers checks little: a bad size shows as whatever it breaks
         raise InputError(
-            f"the {kind} tower's configuration does not fit ({error}); see VisionTower.to_config"
+            f"tower.config describes no {kind} tower that Transformers can build; compare its sizes with a saved one."
         ) from error
-    raise InputError(f'tower kind is {kind!r}; choose one of "conv", "siglip" or "clip"')
+
+
+def _numbers(value: Any, least: float, kinds: tuple[type, ...] = (int,)) -> bool:
+    """Whether a value is three numbers, none below `least`."""
+    return isinstance(value, list | tuple) and len(value) == 3 and all(type(v) in kinds and v >= least for v in value)
+
+
+_Entries = dict[str, tuple[Callable[[Any], bool], str]]  # entry -> whether a value fits, and what to give instead
+_CONV_ENTRIES: _Entries = {
+    "image_size": (lambda v: type(v) is int, "a multiple of 16, in pixels"),
+    "channels": (lambda v: _numbers(v, 1), "three whole numbers, such as [32, 64, 128]"),
+    "blocks": (lambda v: _numbers(v, 0), "three whole numbers, such as [1, 1, 1]"),
+    "heads": (lambda v: type(v) is int, "a whole number that divides the last of its channels"),
+    "position": (lambda v: type(v) in (int, float) and 0 <= v < float("inf"), "a number of 0 or more"),
+}
+_FAMILY_ENTRIES: _Entries = {
+    "config": (lambda v: isinstance(v, dict), "an object, the configuration of its Transformers model"),
+    "mean": (lambda v: _numbers(v, float("-inf"), (int, float)), "three numbers, one per colour"),
+    "std": (lambda v: _numbers(v, 1e-6, (int, float)), "three numbers above 0, one per colour"),
+}
+
+
+def _check_entries(settings: dict[str, Any], entries: _Entries) -> None:
+    """Raise InputError for an entry of a tower's configuration that is unknown or cannot be."""
+    for name, value in settings.items():
+        if name not in entries:
+            raise InputError(f"tower has an unknown entry '{name}'; it may have {', '.join(entries)}.")
+        fits, mend = entries[name]
+        if not fits(value):
+            raise InputError(f"tower.{name} is {value!r}; give {mend}.")
 
 
 def _kind(config: PretrainedConfig) -> str:
     kind = config.model_type.removesuffix("_vision_model")
     if kind not in _FAMILIES:
-        raise InputError(f"a model of type {config.model_type!r} is no vision tower we know; give SigLIP or CLIP")
+        raise InputError(f"a model of type {config.model_type!r} is no vision tower we know; give SigLIP or CLIP.")
     return kind
