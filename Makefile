@@ -20,9 +20,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # Narrates the bundled clip in real time; leaves an annotated video, subtitles, events and a picture in $(OUT).
 demo: $(VENV)/.installed
 	mkdir -p $(OUT)
-	$(BIN)/videollm-mod watch $(CLIP) --speed realtime --ask "What is in view?@30" \
+	$(BIN)/videollm-mod watch $(CLIP) --speed realtime --ask "What happened last?@52" \
 		--jsonl $(OUT)/events.jsonl --srt $(OUT)/events.srt --video $(OUT)/narrated.mp4
-	$(BIN)/videollm-mod show $(CLIP) --end 10 --picture $(OUT)/kept.png
+	$(BIN)/videollm-mod show $(CLIP) --start 25 --end 37 --picture $(OUT)/kept.png
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2

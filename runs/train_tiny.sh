@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The bundled model from nothing: one training core and one that draws frames, 90 minutes; then where the package finds it.
+# The bundled model from nothing: one training core and one that draws frames, two hours; then where the package finds it.
 # Interrupted, the same line with --resume goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -163,7 +163,7 @@ def test_what_is_wrong_with_the_flags_is_told_without_waiting_for_torch() -> Non
         (["tiny", "--seed", str(2**63)], "is too large"),
         (["tiny", "--keep", "2"], "--keep 2.0 is outside (0, 1]"),
         (["tiny", "--plan", "sideways"], f"--plan 'sideways' is unknown; take {PLANS}."),
-        (["tiny", "--plan", "1,9"], "the plan names layer 9, but the model has layers 0 to 5."),
+        (["tiny", "--plan", "1,9"], "the plan names layer 9, but the model has layers 0 to 4."),
         (["tiny", "--gate", "garden"], "gate 'garden' is unknown; take one of identity"),
         (["tiny", "--out", "taken"], "--out taken is a file; give the name of a folder."),
         (["tiny", "--out", "nowhere", "--resume"], "--resume finds no run in nowhere"),
@@ -182,6 +182,40 @@ def test_train_refuses_in_one_sentence_what_cannot_be_and_writes_nothing(
     printed = capsys.readouterr()
     assert told in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["taken"] and Path("taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("gone.py", None, "there is no recipe file gone.py; check the path."),
+        ("empty.py", "", "empty.py has no function `recipe` that returns a Recipe"),
+        ("wrong.py", "def recipe(): return 1", "wrong.py has no function `recipe` that returns a Recipe"),
+    ],
+)
+def test_a_recipe_file_of_ones_own_that_is_none_is_refused(
+    name: str, text: str | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path(name).write_text(text)
+    assert main(["train", name]) == 2
+    printed = capsys.readouterr()
+    assert told in printed.err and printed.err.count("\n") == 1
+
+
+def test_a_recipe_file_of_ones_own_is_trained(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    here = str(Path(__file__).parent)
+    recipe.write_text(
+        f"import sys\nsys.path.insert(0, {here!r})\nfrom test_train import small_recipe\n"
+        "def recipe(): return small_recipe(calibration_streams=1)\n"
+    )
+    words = ["train", str(recipe), "--workers", "0", "--out", str(tmp_path / "out")]
+    run = subprocess.run([sys.executable, "-m", "videollm_mod", *words], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1])["steps"] == 7
+    assert (tmp_path / "out" / "model" / "calibration.json").exists()
 
 
 def test_train_takes_numbers_of_layers_and_no_worker_at_all(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import dataclasses
 import importlib
 import json
 import os
+import runpy
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +26,7 @@ class TrainConfig:
     """Flags of `train`."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
-    """A recipe of the folder recipes/, such as tiny."""
+    """A recipe of the folder recipes/, such as tiny, or a .py file of your own with a function `recipe`."""
     out: str = "out/train"
     """Folder of the run: its log, its checkpoint, the finished model."""
     resume: bool = False
@@ -93,19 +95,36 @@ def _checked(config: TrainConfig) -> Recipe:
         raise InputError(f"--seed {config.seed} is too large; give less than {2**63}.")
     check_keep(config.keep)
     layers = parse_layers(config.plan)
-    known = sorted(path.stem for path in Path(importlib.import_module("recipes").__path__[0]).glob("[a-z]*.py"))
-    if config.recipe not in known:
-        raise InputError(f"there is no recipe '{config.recipe}'; take one of {', '.join(known)}.")
+    make = _find_recipe(config.recipe)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give the name of a folder.")
     if config.resume and not (out / "recipe.json").is_file():
         raise InputError(f"--resume finds no run in {out}; give the --out of a run, or begin one without --resume.")
-    recipe: Recipe = importlib.import_module(f"recipes.{config.recipe}").recipe()
+    recipe = make()
     changes: dict[str, Any] = {"layers": layers, "keep": config.keep, "scorer": config.scorer, "gate": config.gate}
     plan = dataclasses.replace(recipe.plan, **{key: value for key, value in changes.items() if value is not None})
     plan.ratios(recipe.lm.layers)  # refuses layers that the recipe's decoder does not have
     return dataclasses.replace(recipe, plan=plan, seed=config.seed)
+
+
+def _find_recipe(name: str) -> Callable[[], Recipe]:
+    """The function behind a recipe's name or file."""
+    from videollm_mod.train.recipe import Recipe
+    from videollm_mod.types import InputError
+
+    if not name.endswith(".py"):
+        known = sorted(path.stem for path in Path(importlib.import_module("recipes").__path__[0]).glob("[a-z]*.py"))
+        if name not in known:
+            raise InputError(f"there is no recipe '{name}'; take one of {', '.join(known)}, or a .py file of your own.")
+        make: Callable[[], Recipe] = importlib.import_module(f"recipes.{name}").recipe
+        return make
+    if not Path(name).is_file():
+        raise InputError(f"there is no recipe file {name}; check the path.")
+    scope = runpy.run_path(name)
+    if not callable(scope.get("recipe")) or not isinstance(made := scope["recipe"](), Recipe):
+        raise InputError(f"{name} has no function `recipe` that returns a Recipe; see recipes/tiny.py.")
+    return lambda: made
 
 
 def _again(config: TrainConfig) -> str:
