@@ -1,4 +1,6 @@
-"""The bundled model: watches the synthetic world at 112 px and 1 + 7x7 tokens a frame; two hours on 2 CPU cores.
+"""The next bundled model, not trained in full yet: the synthetic world at 112 px, 1 + 7x7 tokens a frame.
+
+The bundled one took 4200 steps like these, and two hours; docs/LOG.md tells what has changed since.
 
 A token of its own decides when to speak. Five layers, so that the last one is not routed: no label looks at what a last
 layer makes of vision tokens, and an expert there would learn nothing.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The bundled model from nothing: one training core and one that draws frames, two hours; then where the package finds it.
+# The next bundled model from nothing: one training core and one that draws frames, about two hours; then it replaces the
+# bundled one.
 # Interrupted, the same line with --resume goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."

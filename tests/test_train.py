@@ -261,7 +261,7 @@ def test_every_recipe_builds_a_model_whose_routed_layers_can_learn() -> None:
         assert model.plan.keep_last or model.num_layers - 1 not in model.plan.routed(model.num_layers)
 
 
-def test_the_bundled_recipe_is_what_its_model_was_trained_by() -> None:
+def test_the_bundled_model_and_the_recipe_that_follows_it_have_the_same_plan() -> None:
     model = vm.load("tiny")
     assert model.plan == tiny_recipe().plan
     assert model.encoder.tokens_per_frame == 50

@@ -90,6 +90,7 @@ class StreamingVideoLM(nn.Module):
         super().__init__()
         self.encoder, self.connector, self.lm = encoder, connector, lm
         self.settings = settings or StreamSettings()
+        self.trained_plan: DepthPlan | None = None  # of a model that was loaded; `plan` may be another one
         self.template = StreamTemplate(tokenizer, encoder.tokens_per_frame, self.settings.decide)  # type: ignore[arg-type]
         apply_depth(lm, plan if plan is not None else DepthPlan("full"))
 
@@ -219,6 +220,7 @@ class StreamingVideoLM(nn.Module):
             connector = Connector(tower.width, lm.config.hidden_size)
             model = cls(encoder, connector, lm, read_tokenizer(folder), chosen, settings).to(dtype)
         read_weights(folder, model, other_plan=model.plan != trained)
+        model.trained_plan = trained
         return model.eval()
 
 

@@ -157,7 +157,7 @@ def run(
         from videollm_mod.stream.session import StreamSession
 
         model = load(flags.model, plan=plan, keep=flags.keep)
-        for message in unlike_training(model, flags.model, video.fps):
+        for message in unlike_training(model, video.fps):
             warnings.warn(message, stacklevel=1)
         session = StreamSession(model, threshold=flags.threshold, record_kept=record_kept)
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
@@ -253,19 +253,16 @@ def _earliest(*times: float | None) -> float | None:
     return min((time for time in times if time is not None), default=None)
 
 
-def unlike_training(model: StreamingVideoLM, name: str, fps: float) -> list[str]:
-    """What differs from the model's training, one sentence each: the frame rate, the depth plan. `name` as for load."""
-    from videollm_mod.depth import DepthPlan
-    from videollm_mod.model import ASSETS
-    from videollm_mod.pretrained import read_config
-
+def unlike_training(model: StreamingVideoLM, fps: float) -> list[str]:
+    """What differs from the model's training, one sentence each: the frame rate, the depth plan."""
     messages = []
     trained_fps = model.settings.fps
     if abs(fps / trained_fps - 1) > 0.05:  # 1.99 for 2 is not worth a word
         rate = f"{trained_fps:.3g} frame{'s' * (trained_fps != 1)} per second"
         messages.append(f"the model was trained at {rate}; at {fps:.3g} it may misjudge motion")
-    config = read_config(ASSETS / "tiny" if name == "tiny" else Path(name))
-    trained, used, layers = DepthPlan.from_dict(config["plan"]), model.plan, model.num_layers
+    trained, used, layers = model.trained_plan, model.plan, model.num_layers
+    if trained is None:
+        return messages
     experts = set(trained.routed(layers)) if trained.has_experts else set()
     untrained = used.has_experts and not set(used.routed(layers)) <= experts  # loading has warned of them
     if used.ratios(layers) != trained.ratios(layers) and not untrained:

@@ -55,7 +55,7 @@ class Recipe:
     lm: LMSizes = field(default_factory=LMSizes)
     settings: StreamSettings = field(default_factory=StreamSettings)
     tower_stage: TowerStage = field(default_factory=TowerStage)
-    change_weight: float = 0.5  # of the loss on what changed in each cell, an aid; 0 = without
+    change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
     lr: float = 1e-3
     tower_lr: float = 2e-4  # of the tower in the second stage; 0 = frozen
     warmup: int = 100  # steps

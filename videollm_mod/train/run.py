@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from videollm_mod.files import atomic_write
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.types import InputError
 
@@ -33,7 +34,8 @@ class Run:
         if known.exists():
             _refuse_another(folder, asked, resume)
         folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(asked, indent=2) + "\n")
+        with atomic_write(known) as file:
+            file.write(json.dumps(asked, indent=2) + "\n")
         self.state: dict[str, Any] | None = None
         if self._checkpoint.exists():
             self.state = torch.load(self._checkpoint, weights_only=True)
@@ -43,7 +45,8 @@ class Run:
         self._saved = time.monotonic()
         path = folder / "log.jsonl"
         kept = path.read_text().splitlines(keepends=True)[: self._lines] if path.exists() else []
-        path.write_text("".join(kept))
+        with atomic_write(path) as file:
+            file.write("".join(kept))
         self._log = path.open("a", buffering=1)
 
     @property
