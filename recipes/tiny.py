@@ -25,11 +25,13 @@ def recipe() -> Recipe:
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
         settings=StreamSettings(system="Say what happens.", decide="own"),
         tower=ConvTowerConfig(position=0.5),
-        lm=LMSizes(layers=5),
+        lm=LMSizes(layers=5, rope_theta=1000.0),
         lr=1.5e-3,
         phases=(
             Phase(2000, 6, WorldConfig(seconds=8, events_per_minute=18, questions=10)),
-            Phase(1100, 2, WorldConfig(seconds=20, events_per_minute=15, questions=10)),
-            Phase(900, 1, WorldConfig(seconds=60, questions=6)),
+            Phase(1300, 2, WorldConfig(seconds=24, events_per_minute=15, questions=10)),
+            Phase(700, 1, WorldConfig(seconds=60, questions=6)),
+            Phase(40, 1, WorldConfig(seconds=120, questions=12)),
         ),
+        validate_every=1000,
     )

@@ -14,7 +14,7 @@ from torch import nn
 
 from videollm_mod.bench.command import BenchDepth, bench_depth, small
 from videollm_mod.bench.depth import Models, Stream
-from videollm_mod.bench.measure import PeakMemory, rounded, time_in_turn
+from videollm_mod.bench.measure import PeakMemory, Timing, rounded, time_in_turn
 from videollm_mod.depth import DepthPlan
 from videollm_mod.depth.flops import kv_bytes, kv_entries, train_flops
 from videollm_mod.types import InputError
@@ -182,5 +182,10 @@ def test_competitors_are_timed_in_turn() -> None:
     assert timing["fast"].wall_ms < timing["slow"].wall_ms
 
 
+def test_pooled_timings_take_the_median_of_all_repeats() -> None:
+    pooled = Timing.pooled([Timing((1.0, 9.0), (5.0,)), Timing((2.0,), (1.0, 3.0))])
+    assert pooled.wall_ms == 2.0 and pooled.cpu_ms == 3.0
+
+
 def test_numbers_are_rounded_wherever_they_stand() -> None:
-    assert rounded({"a": {"b": 1 / 3}, "c": 2, "d": "x"}) == {"a": {"b": 0.3333}, "c": 2, "d": "x"}
+    assert rounded({"a": {"b": [1 / 3]}, "c": 2, "d": "x"}) == {"a": {"b": [0.3333]}, "c": 2, "d": "x"}

@@ -28,7 +28,7 @@ from videollm_mod.train.loop import build, forward, train, train_step
 from videollm_mod.train.recipe import LMSizes, Phase, Recipe, TowerStage
 from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTowerConfig
-from videollm_mod.world import VisibleThing, WorldConfig, make_stream
+from videollm_mod.world import COLOURS, SHAPES, VisibleThing, WorldConfig, make_stream
 
 
 def small_recipe(**changes: object) -> Recipe:
@@ -202,7 +202,7 @@ def test_every_event_shows_as_a_change_of_its_token() -> None:
     for number in range(40):
         stream = make_stream("validation", number, WorldConfig(seconds=20, events_per_minute=18))
         labels = token_changes(stream, (7, 7))
-        assert labels.shape == (40, 50) and (labels[0] == IGNORE).all()
+        assert labels.shape == (40, 50, 3) and (labels[0] == IGNORE).all()
         for event in stream.events:
             if event.kind in ("enters", "leaves"):  # a thing may move more than a cell in the frame of its event
                 continue
@@ -217,7 +217,7 @@ def test_every_event_shows_as_a_change_of_its_token() -> None:
                     continue
                 token = 1 + int(y * 7) * 7 + int(x * 7)
             for at in frames:
-                label = int(labels[at, token])
+                label = int(labels[at, token, 0])
                 seen.setdefault(event.kind, set()).add("nothing" if label == IGNORE else CHANGES[label])
     moving = {"left", "right", "up", "down"}
     assert seen == {
@@ -230,6 +230,27 @@ def test_every_event_shows_as_a_change_of_its_token() -> None:
         "placed": {"held", "rests"},
         "taken": {"held"},
     }
+
+
+def test_what_is_gone_or_has_turned_is_told_as_it_was_and_nothing_else_is() -> None:
+    told: set[str] = set()
+    for number in range(20):
+        stream = make_stream("validation", number, WorldConfig(seconds=20, events_per_minute=18))
+        labels = token_changes(stream, (7, 7))
+        changes, colours, shapes = labels.unbind(-1)
+        was = (changes == CHANGES.index("gone")) | (changes == CHANGES.index("turned"))
+        assert torch.equal(colours != IGNORE, was) and torch.equal(shapes != IGNORE, was)
+        for event in stream.events:
+            if event.kind not in ("disappears", "turns") or event.thing is None:
+                continue
+            thing, before = stream.script.things[event.thing], float(stream.times[event.frame - 1])
+            seen = before if event.kind == "disappears" else float(stream.times[event.frame])
+            x, y = thing.leg(seen).at(seen)
+            _, colour, shape = labels[event.frame, 1 + int(y * 7) * 7 + int(x * 7)].tolist()
+            look = thing.look(before)
+            assert (COLOURS[colour], SHAPES[shape]) == (look.colour, look.shape)
+            told.add(event.kind)
+    assert told == {"disappears", "turns"}
 
 
 def test_the_change_head_reads_vision_tokens_only_and_only_those_with_a_label() -> None:
@@ -245,7 +266,7 @@ def test_the_change_head_reads_vision_tokens_only_and_only_those_with_a_label() 
     head.loss(hidden, batch.frame_index, labels)[0].backward()
     assert hidden.grad is not None
     touched = hidden.grad.abs().sum(-1) > 0  # (batch, tokens)
-    assert torch.equal(touched[batch.frame_index >= 0], (labels != IGNORE).flatten())
+    assert torch.equal(touched[batch.frame_index >= 0], (labels != IGNORE).any(-1).flatten())
     assert not touched[batch.frame_index < 0].any()
     nothing, _ = head.loss(hidden, batch.frame_index, torch.full_like(labels, IGNORE))
     assert nothing.item() == 0

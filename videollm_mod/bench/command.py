@@ -40,8 +40,11 @@ class BenchDepth:
     """Vision tokens per frame of the streams; one interval token comes on top."""
     frames: tuple[int, ...] = (100, 300, 600)
     """Where in a stream a frame is timed: after that many frames."""
-    stream_steps: int = 15
-    """Timed frames up to each of these points; the median counts."""
+    stream_steps: int = 5
+    """Timed frames up to each of these points, for each filling."""
+    fillings: int = 5
+    """How often the caches are filled anew for each point: where they lie in memory moves a ratio by some hundredths.
+    The median of all timed frames counts."""
     threads: int = min(2, os.cpu_count() or 1)
     """CPU threads of PyTorch."""
     quick: bool = False
@@ -66,7 +69,8 @@ def small(config: BenchDepth) -> BenchDepth:
         train_frames=2,
         train_steps=3,
         frames=(5, 10),
-        stream_steps=3,
+        stream_steps=2,
+        fillings=2,
     )
 
 

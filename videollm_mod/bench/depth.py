@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from videollm_mod.bench.command import BenchDepth
-from videollm_mod.bench.measure import PeakMemory, environment, progress, time_in_turn
+from videollm_mod.bench.measure import PeakMemory, Timing, environment, progress, time_in_turn
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
 from videollm_mod.depth.plan import parse_layers
@@ -31,7 +31,8 @@ def measure(config: BenchDepth) -> dict[str, Any]:
     stream_all = {}
     for tokens in config.tokens:
         ages = ", ".join(map(str, config.frames))
-        progress(f"timing streams of {tokens} tokens per frame, {config.stream_steps} frames of each up to {ages}")
+        each = f"{config.fillings} times {config.stream_steps} frames"
+        progress(f"timing streams of {tokens} tokens per frame, {each} of both models, up to {ages}")
         stream_all[str(tokens)] = measure_stream(config, models, tokens)
     last = str(max(config.frames))
     return {
@@ -167,23 +168,14 @@ def _train_step(model: LlamaForCausalLM, ids: Tensor, index: Tensor) -> None:
 def measure_stream(config: BenchDepth, models: Models, tokens: int) -> dict[str, dict[str, Any]]:
     """Milliseconds per frame of `tokens` vision tokens and an interval token, after 100, 300, ... frames of a stream.
 
-    Decoder only, no logits. Dense and routed both use the growable `RaggedCache` and are timed in turn. The second
-    baseline, the untouched model on Transformers' `DynamicCache`, is timed after them: all three caches of a long
-    stream at once would need more than 12 GB.
+    Decoder only, no logits. Each point is measured with caches filled several times; the medians are of all frames.
     """
     points = {}
     for frames in config.frames:
-        past = max(frames - config.stream_steps - 1, 0)  # one warm-up frame, then the timed ones
-        streams = {
-            "dense": Stream.filled(models.dense, tokens, past, None),
-            "routed": Stream.filled(models.routed, tokens, past, models.plan),
-        }
-        timing = time_in_turn({name: stream.step for name, stream in streams.items()}, config.stream_steps)
-        kv_bytes = {name: stream.cache.kv_bytes for name, stream in streams.items()}
-        streams.clear()
-        untouched = Stream.untouched(models.untouched, tokens, past)
-        dynamic = time_in_turn({"dynamic": untouched.step}, config.stream_steps)["dynamic"]
-        del untouched
+        filled = [time_stream(config, models, tokens, frames) for _ in range(config.fillings)]
+        timing = {name: Timing.pooled(times[name] for times, _ in filled) for name in filled[0][0]}
+        kv_bytes = filled[0][1]  # the same for all
+        ratios = [times["routed"].wall_ms / times["dense"].wall_ms for times, _ in filled]
         step, interval_tokens = flops.Step(1, (tokens,)), frames - 1
         cost = {
             name: flops.step_flops(
@@ -196,22 +188,46 @@ def measure_stream(config: BenchDepth, models: Models, tokens: int) -> dict[str,
         }
         points[str(frames)] = point = {
             "ratio": timing["routed"].wall_ms / timing["dense"].wall_ms,
+            "ratio_of_each_filling": sorted(ratios),
             "ratio_cpu_time": timing["routed"].cpu_ms / timing["dense"].cpu_ms,
-            "ratio_to_dynamic_cache": timing["routed"].wall_ms / dynamic.wall_ms,
+            "ratio_to_dynamic_cache": timing["routed"].wall_ms / timing["dynamic"].wall_ms,
             "flops_bound": cost["routed"] / cost["dense"],
             "kv_bytes": kv_bytes["routed"] / kv_bytes["dense"],
             "dense_ms": timing["dense"].wall_ms,
             "routed_ms": timing["routed"].wall_ms,
-            "dynamic_cache_ms": dynamic.wall_ms,
+            "dynamic_cache_ms": timing["dynamic"].wall_ms,
             "dense_kv_mib": kv_bytes["dense"] / 2**20,
             "routed_kv_mib": kv_bytes["routed"] / 2**20,
         }
+        ratios_seen = f"{min(ratios):.3f} to {max(ratios):.3f}"
         progress(
             f"stream, {tokens} tokens per frame, at {frames} frames: dense {point['dense_ms']:.1f} ms, "
-            f"routed {point['routed_ms']:.1f} ms, ratio {point['ratio']:.3f} (FLOPs {point['flops_bound']:.3f}); "
-            f"Transformers' DynamicCache {point['dynamic_cache_ms']:.1f} ms; KV bytes ratio {point['kv_bytes']:.3f}"
+            f"routed {point['routed_ms']:.1f} ms, ratio {point['ratio']:.3f} ({ratios_seen}; "
+            f"FLOPs {point['flops_bound']:.3f}); Transformers' DynamicCache {point['dynamic_cache_ms']:.1f} ms; "
+            f"KV bytes ratio {point['kv_bytes']:.3f}"
         )
     return points
+
+
+def time_stream(
+    config: BenchDepth, models: Models, tokens: int, frames: int
+) -> tuple[dict[str, Timing], dict[str, int]]:
+    """One filling: how long the last frames take, and the bytes of the caches.
+
+    Dense and routed both use the growable `RaggedCache` and are timed in turn. The second baseline, the untouched model
+    on Transformers' `DynamicCache`, is timed after them: all three caches of a long stream at once would need more than
+    12 GB.
+    """
+    past = max(frames - config.stream_steps - 1, 0)  # one warm-up frame, then the timed ones
+    streams = {
+        "dense": Stream.filled(models.dense, tokens, past, None),
+        "routed": Stream.filled(models.routed, tokens, past, models.plan),
+    }
+    timing = time_in_turn({name: stream.step for name, stream in streams.items()}, config.stream_steps)
+    kv_bytes = {name: stream.cache.kv_bytes for name, stream in streams.items()}
+    streams.clear()
+    untouched = Stream.untouched(models.untouched, tokens, past)
+    return timing | time_in_turn({"dynamic": untouched.step}, config.stream_steps), kv_bytes
 
 
 @dataclass

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,24 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians over the repeats, milliseconds."""
+    """Milliseconds of each repeat, and their medians."""
 
-    wall_ms: float
-    cpu_ms: float  # of all threads of this process: what a busy machine disturbs less
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]  # of all threads of this process: what a busy machine disturbs less
+
+    @property
+    def wall_ms(self) -> float:
+        return statistics.median(self.wall)
+
+    @property
+    def cpu_ms(self) -> float:
+        return statistics.median(self.cpu)
+
+    @staticmethod
+    def pooled(timings: Iterable[Timing]) -> Timing:
+        """All the repeats of several measurements as one."""
+        every = list(timings)
+        return Timing(tuple(ms for t in every for ms in t.wall), tuple(ms for t in every for ms in t.cpu))
 
 
 def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
@@ -39,7 +53,7 @@ def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int, warmup:
                 wall[name].append(1e3 * (time.perf_counter() - start))
                 cpu[name].append(1e3 * (time.process_time() - start_cpu))
         order.reverse()
-    return {name: Timing(statistics.median(wall[name]), statistics.median(cpu[name])) for name in runs}
+    return {name: Timing(tuple(wall[name]), tuple(cpu[name])) for name in runs}
 
 
 class PeakMemory(TorchDispatchMode):
@@ -98,6 +112,8 @@ def rounded(value: Any) -> Any:
     """Nested JSON values with four decimals: a thousandth of a ratio is more than a clock can tell."""
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

@@ -2,8 +2,9 @@
 
 Events are rare, about one frame in ten is narrated; that something moved, and where to, shows in every frame. A linear
 head on the hidden states of vision tokens names the change since the frame before: a cell's of the thing in it, that
-of CLS of the scene. Like the tower's heads it is thrown away. The paper has no such loss: its models learn from
-millions of narrations.
+of CLS of the scene. Where a thing is gone or turned it also names what the thing was, which only the frame before can
+tell. Like the tower's heads it is thrown away. The paper has no such loss: its models learn from millions of
+narrations.
 """
 
 from __future__ import annotations
@@ -20,50 +21,54 @@ from torch.nn.functional import cross_entropy
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import IGNORE
 from videollm_mod.model import StreamingVideoLM
-from videollm_mod.world import WorldStream
+from videollm_mod.world import COLOURS, SHAPES, WorldStream
 from videollm_mod.world.actors import Hand, Thing
 
 CHANGES = ("rests", "left", "right", "up", "down", "new", "gone", "turned", "held")
+PARTS = (len(CHANGES), len(COLOURS), len(SHAPES))  # what the head names: the change, and what a thing was before it
 STILL, MOVED = 0.02, 0.05  # sides per frame: up to here it rests, from there on it moves, between them nothing is said
 
 
 def token_changes(stream: WorldStream, grid: tuple[int, int]) -> Tensor:
     """What became, since the frame before, of the scene (CLS), and of the thing whose centre is or was in each cell.
 
-    Returns (F, 1 + h * w) int64, numbers of CHANGES. A scene "rests" or is "new". IGNORE in cells without a thing, in
-    the first frame, and where a thing moved so little that it cannot be said.
+    Returns (F, 1 + h * w, 3) int64: numbers of CHANGES, and of the COLOURS and SHAPES that things had which are "gone"
+    or have "turned". A scene "rests" or is "new". IGNORE in cells without a thing, in the first frame, and where a
+    thing moved so little that it cannot be said.
     """
     h, w = grid
-    labels = torch.full((len(stream.times), h, w), IGNORE)
-    scenes = torch.full((len(stream.times), 1), IGNORE)
+    cells = torch.full((len(stream.times), h, w, len(PARTS)), IGNORE)
+    scenes = torch.full((len(stream.times), 1, len(PARTS)), IGNORE)
     starts = [scene.start for scene in stream.script.scenes]
     before: dict[int, _Seen] = {}
     in_hand = [_thing_of(hand, stream.script.things) for hand in stream.script.hands]
     for f, time in enumerate(stream.times.tolist()):
         now = {
-            number: _Seen(*thing.leg(time).at(time), thing.look(time).colour)
+            number: _Seen(*thing.leg(time).at(time), thing.look(time).colour, thing.look(time).shape)
             for number, thing in enumerate(stream.script.things)
             if thing.alive(time)
         }
         for number, old in before.items():
             if old.inside and not (number in now and now[number].inside):
-                labels[f, int(old.y * h), int(old.x * w)] = CHANGES.index("gone")
+                cells[f, int(old.y * h), int(old.x * w)] = _label("gone", old)
         held = {number for hand, number in zip(stream.script.hands, in_hand) if hand.start <= time < hand.gone}
         for number, thing in now.items():
             if f > 0 and thing.inside:
-                change = CHANGES.index("held") if number in held else _change(before.get(number), thing)
-                labels[f, int(thing.y * h), int(thing.x * w)] = change
+                old_self = before.get(number)
+                label = _label("held" if number in held else _change(old_self, thing), old_self)
+                cells[f, int(thing.y * h), int(thing.x * w)] = label
         if f > 0:
             cut = any(stream.times[f - 1] < start <= time for start in starts)
-            scenes[f] = CHANGES.index("new" if cut else "rests")
+            scenes[f] = _label("new" if cut else "rests", None)
         before = now
-    return torch.cat([scenes, labels.flatten(1)], 1)
+    return torch.cat([scenes, cells.flatten(1, 2)], 1)
 
 
 class _Seen(NamedTuple):
     x: float
     y: float
     colour: str
+    shape: str
 
     @property
     def inside(self) -> bool:
@@ -80,25 +85,34 @@ def _thing_of(hand: Hand, things: Sequence[Thing]) -> int:
     return min((number for number, thing in enumerate(things) if thing.alive(hand.reached)), key=way)
 
 
-def _change(before: _Seen | None, now: _Seen) -> int:
+def _change(before: _Seen | None, now: _Seen) -> str | None:
     if before is None:
-        return CHANGES.index("new")
+        return "new"
     if before.colour != now.colour:
-        return CHANGES.index("turned")
+        return "turned"
     dx, dy = now.x - before.x, now.y - before.y
     way = math.hypot(dx, dy)
     if way < MOVED:
-        return CHANGES.index("rests") if way <= STILL else IGNORE
+        return "rests" if way <= STILL else None
     across = abs(dx) > abs(dy)
-    return CHANGES.index(("left" if dx < 0 else "right") if across else ("up" if dy < 0 else "down"))
+    return ("left" if dx < 0 else "right") if across else ("up" if dy < 0 else "down")
+
+
+def _label(change: str | None, before: _Seen | None) -> Tensor:
+    """(3,) int64: the change, and what the thing was where that cannot be seen any more."""
+    if change is None:
+        return torch.full((len(PARTS),), IGNORE)
+    if change not in ("gone", "turned") or before is None:
+        return torch.tensor([CHANGES.index(change), IGNORE, IGNORE])
+    return torch.tensor([CHANGES.index(change), COLOURS.index(before.colour), SHAPES.index(before.shape)])
 
 
 class ChangeHead(nn.Module):
-    """Hidden states of vision tokens -> CHANGES, and the loss. It starts at zero: every change equally likely."""
+    """Hidden states of vision tokens -> PARTS, and the loss. It starts at zero: every change equally likely."""
 
     def __init__(self, model: StreamingVideoLM) -> None:
         super().__init__()
-        self.linear = nn.Linear(model.lm.config.hidden_size, len(CHANGES))
+        self.linear = nn.Linear(model.lm.config.hidden_size, sum(PARTS))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -116,16 +130,21 @@ class ChangeHead(nn.Module):
         finally:
             handle.remove()
 
-    def loss(self, hidden: Tensor, frame_index: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """Cross-entropy, and the mean recall over the changes that occur.
+    def loss(self, hidden: Tensor, frame_index: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Sum of the parts' cross-entropies; for the log the mean recall over the values that occur of each part.
 
-        hidden: (batch, tokens, d). frame_index: (batch, tokens). labels: (F, 1 + h * w) of all frames, row by row.
+        hidden: (batch, tokens, d). frame_index: (batch, tokens). labels: (F, 1 + h * w, 3) of all frames, row by row.
         """
-        vision = hidden[frame_index >= 0].view(*labels.shape, -1)  # (F, 1 + h * w, d)
-        known = labels != IGNORE
-        if not known.any():
-            return hidden.new_zeros(()), 1.0
-        logits, labels = self.linear(vision[known]).float(), labels[known]
-        right = logits.argmax(-1) == labels
-        recalls = [float(right[labels == change].float().mean()) for change in labels.unique()]
-        return cross_entropy(logits, labels), sum(recalls) / len(recalls)
+        vision = hidden[frame_index >= 0].view(*labels.shape[:2], -1)  # (F, 1 + h * w, d)
+        total, recall = hidden.new_zeros((), dtype=torch.float32), {}
+        parts = zip(("change", "colour", "shape"), self.linear(vision).split(PARTS, -1), labels.unbind(-1))
+        for name, part, label in parts:
+            known = label != IGNORE
+            if not known.any():
+                continue
+            logits, truth = part[known].float(), label[known]
+            total = total + cross_entropy(logits, truth)
+            right = logits.argmax(-1) == truth
+            recalls = [float(right[truth == value].float().mean()) for value in truth.unique()]
+            recall[name] = sum(recalls) / len(recalls)
+        return total, recall

@@ -26,7 +26,7 @@ class StreamSample:
 
     frames: Tensor  # (F, S, S, 3) uint8
     segments: list[Segment]
-    changes: Tensor  # (F, 1 + h * w) int64: what became of what each vision token shows, see changes.py
+    changes: Tensor  # (F, 1 + h * w, 3) int64: what became of what each vision token shows, see changes.py
 
 
 @dataclass(frozen=True)

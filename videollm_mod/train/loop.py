@@ -41,6 +41,7 @@ def build(recipe: Recipe) -> StreamingVideoLM:
         head_dim=sizes.head_dim,
         intermediate_size=sizes.mlp,
         max_position_embeddings=65536,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -132,7 +133,7 @@ def train_step(
     """One optimiser step on one batch of streams; returns its numbers."""
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), head.listening(model) as hidden:
         output, batch = forward(model, items, train_tower=recipe.tower_lr > 0)
-        changes, changes_right = head.loss(hidden[0], batch.frame_index, torch.cat([item.changes for item in items]))
+        changes, recall = head.loss(hidden[0], batch.frame_index, torch.cat([item.changes for item in items]))
     assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
     optimiser.zero_grad()
     (output.loss + recipe.change_weight * changes).backward()
@@ -145,9 +146,9 @@ def train_step(
         "lm_loss": float(output.lm_loss),
         "stream_loss": float(output.stream_loss),
         "change_loss": float(changes.detach()),
-        "changes_right": changes_right,
         "gradient": float(norm),
         "expert_gradient": sum(experts) / max(len(experts), 1),
+        **{f"{name}_recall": value for name, value in recall.items()},
     }
 
 

@@ -22,6 +22,7 @@ class LMSizes:
     kv_heads: int = 2
     head_dim: int = 32
     mlp: int = 512
+    rope_theta: float = 10_000.0  # the slowest angle turns once in about 2 pi * theta^(1 - 2 / head_dim) tokens
 
 
 @dataclass(frozen=True)
