@@ -206,6 +206,11 @@ def plans(draw: st.DrawFn) -> DepthPlan:
     )
 
 
+def given_scores(ids: Tensor) -> Tensor:
+    """Scores from outside, for the scorer of that name: some number for each token, and often the same."""
+    return (ids * 37 % 23).double()
+
+
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +231,7 @@ def run(model: PreTrainedModel, ids: Tensor, frame_index: Tensor | None, **kwarg
     kept: dict[int, Tensor] = {}
     hook = decoder.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        out = decoder(input_ids=ids, frame_index=frame_index, kept_out=kept, **kwargs)
+        out = decoder(input_ids=ids, frame_index=frame_index, token_scores=given_scores(ids), kept_out=kept, **kwargs)
     finally:
         hook.remove()
     return Pass(seen[0], kept, out.past_key_values)

@@ -36,8 +36,9 @@ def reference(
     plan: DepthPlan,
     real: Sequence[bool] | None = None,
     positions: Sequence[int] | None = None,
+    given: Sequence[float] | None = None,
 ) -> Reference:
-    """embeds (tokens, d); frame_index, `real` (False = padding) and rotary positions: one value per token."""
+    """embeds (tokens, d); frame_index, `real` (False = padding), rotary positions, given scores: a value per token."""
     decoder = model.get_decoder()
     tokens = len(frame_index)
     real = [True] * tokens if real is None else real
@@ -56,7 +57,8 @@ def reference(
             for frame in sorted({f for f in frame_index if f >= 0}):
                 places = [i for i in range(tokens) if frame_index[i] == frame]
                 inputs = [hidden[i] for i in places]
-                through |= {places[j] for j in chosen(layer, inputs, ratio, plan, frame, number)}
+                told = [given[i] for i in places] if given is not None else None
+                through |= {places[j] for j in chosen(layer, inputs, ratio, plan, frame, number, told)}
             kept[number] = through
             entries.append(len(through))
         before = list(hidden)
@@ -90,7 +92,15 @@ def layer_ratios(plan: DepthPlan, layers: int) -> list[Fraction | None]:
     return [by_layer.get(i) for i in range(layers)]
 
 
-def chosen(layer: Any, inputs: list[Tensor], ratio: Fraction, plan: DepthPlan, frame: int, number: int) -> list[int]:
+def chosen(
+    layer: Any,
+    inputs: list[Tensor],
+    ratio: Fraction,
+    plan: DepthPlan,
+    frame: int,
+    number: int,
+    given: list[float] | None,
+) -> list[int]:
     """Places within a frame, of the tokens that go through."""
     n = len(inputs)
     k = math.ceil(ratio * n)
@@ -98,6 +108,9 @@ def chosen(layer: Any, inputs: list[Tensor], ratio: Fraction, plan: DepthPlan, f
         return []
     if plan.scorer == "learned":
         scores = [score(layer, x) for x in inputs]
+    elif plan.scorer == "given":
+        assert given is not None
+        scores = given
     elif plan.scorer == "random":
         scores = random_scores(torch.tensor([frame]), n, number, plan.seed)[0].tolist()
     else:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from depth_cases import BACKBONES, PLANS, Conversation, left_padded, routed, run, stream, talk
+from depth_cases import BACKBONES, PLANS, Conversation, given_scores, left_padded, routed, run, stream, talk
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from videollm_mod.depth import DepthPlan
 
 Models = Callable[..., PreTrainedModel]
 TALK = talk("2t 10 1t 5 1 10 2t")
@@ -50,6 +52,21 @@ def test_greedy_generation_equals_a_loop_that_computes_everything_anew(
     model, ids = models(backbone, torch.float64), TALK.ids()
     with routed(model, PLANS[name]):
         assert generate(model, ids, TALK.index)[0].tolist() == naive(model, ids, TALK)
+
+
+def test_scores_from_outside_reach_the_prompt_and_never_what_is_generated(models: Models) -> None:
+    model, ids = models("llama", torch.float64), TALK.ids()
+    said = set()
+    with routed(model, DepthPlan("all", 0.2, scorer="given")), torch.no_grad():
+        for scores in (given_scores(ids), -given_scores(ids)):
+            new = generate(model, ids, TALK.index, token_scores=scores)[0].tolist()
+            whole = torch.cat([ids, torch.tensor([new[:-1]])], dim=1)
+            index = torch.nn.functional.pad(TALK.index, (0, NEW - 1), value=-1)
+            padded = torch.nn.functional.pad(scores, (0, NEW - 1))
+            logits = model(whole, frame_index=index, token_scores=padded, use_cache=False).logits
+            assert logits[0, -NEW:].argmax(-1).tolist() == new
+            said.add(tuple(new))
+    assert len(said) == 2  # the choice shows
 
 
 @backbones

@@ -18,6 +18,7 @@ from depth_cases import (
     TOLERANCE,
     Conversation,
     far,
+    given_scores,
     right_padded,
     routed,
     run,
@@ -52,7 +53,7 @@ def test_the_brute_force_reference_agrees(models: Models, backbone: str, name: s
     for plan in variants(PLANS[name])[::3]:  # each scorer and each gate; all pairs are in test_depth_layouts.py
         with routed(model, plan), torch.no_grad():
             fast = run(model, ids, talked.index)
-            slow = reference(model, embeds, talked.frame_index, plan)
+            slow = reference(model, embeds, talked.frame_index, plan, given=given_scores(ids)[0].tolist())
         assert {i: set(kept[0].nonzero()[:, 0].tolist()) for i, kept in fast.kept.items()} == slow.kept, plan
         assert far(fast.hidden[0], slow.hidden) < 1e-10, plan
         assert [rows[0] for rows in fast.cache.stored] == slow.entries, plan

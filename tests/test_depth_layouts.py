@@ -16,6 +16,7 @@ from depth_cases import (
     conversations,
     cuts,
     far,
+    given_scores,
     left_padded,
     plans,
     right_padded,
@@ -47,7 +48,8 @@ def test_the_brute_force_reference_agrees(
     model, ids = models(backbone, torch.float64), talked.ids(seed)
     with routed(model, plan, seed), torch.no_grad():
         fast = run(model, ids, talked.index)
-        naive = reference(model, model.get_input_embeddings()(ids)[0], talked.frame_index, plan)
+        embeds, scores = model.get_input_embeddings()(ids)[0], given_scores(ids)[0].tolist()
+        naive = reference(model, embeds, talked.frame_index, plan, given=scores)
     assert {i: set(kept[0].nonzero()[:, 0].tolist()) for i, kept in fast.kept.items()} == naive.kept
     assert far(fast.hidden[0], naive.hidden) < 1e-10
     assert [rows[0] for rows in fast.cache.stored] == naive.entries
@@ -211,6 +213,7 @@ def test_with_a_sliding_window_rows_side_by_side_equal_the_reference_of_the_padd
                 plan,
                 real[row].tolist(),
                 whole["position_ids"][row].tolist(),
+                given_scores(whole["ids"][row]).tolist(),
             )
             assert far(hidden[row, real[row]], naive.hidden[real[row]]) < 1e-10
 

@@ -129,7 +129,7 @@ def test_an_unknown_entry_in_a_stored_plan_is_an_error() -> None:
 
 def test_names_are_those_of_the_design() -> None:
     assert set(LAYERS) == {"full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip"}
-    assert set(SCORERS) == {"learned", "random", "uniform"}
+    assert set(SCORERS) == {"learned", "random", "uniform", "given"}  # the last is for oracles
     assert set(GATES) == {"identity", "output", "update", "tanh", "straight"}
 
 

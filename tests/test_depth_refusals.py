@@ -133,3 +133,13 @@ def test_a_row_that_keeps_nothing_gives_no_nan_gradient(models: Callable[..., Pr
 def test_input_ids_or_embeddings_are_needed(llama: PreTrainedModel) -> None:
     with routed(llama, PLAN), pytest.raises(InputError, match="needs input_ids or inputs_embeds"):
         llama.model()
+
+
+def test_the_scorer_given_needs_a_score_for_every_token_of_a_step_with_frames(llama: PreTrainedModel) -> None:
+    with routed(llama, DepthPlan("all", 0.4, scorer="given")), torch.no_grad():
+        llama(torch.full_like(IDS, 1))  # nothing to choose from
+        for scores in (None, torch.ones(1, IDS.shape[1] - 1)):
+            with pytest.raises(InputError, match=r"token_scores is (missing|of shape .*); the plan's scorer 'given'"):
+                llama(IDS, frame_index=FRAMES, token_scores=scores)
+    with routed(llama, DepthPlan("early-exit", scorer="given")), torch.no_grad():
+        llama(IDS, frame_index=FRAMES)  # nothing is chosen

@@ -10,12 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from depth_cases import BACKBONES, DTYPES, PLANS, far, right_padded, routed, run, same_kept, talk, tiny_model
+from depth_cases import (
+    BACKBONES,
+    DTYPES,
+    PLANS,
+    far,
+    given_scores,
+    right_padded,
+    routed,
+    run,
+    same_kept,
+    talk,
+    tiny_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from videollm_mod.depth import DepthPlan, apply_depth, get_plan
+from videollm_mod.depth import SCORERS, DepthPlan, apply_depth, get_plan
 
 Models = Callable[..., PreTrainedModel]
 TALK = talk("2t 10 1t 5 1 10 3t")
@@ -30,7 +42,7 @@ routing_plans = pytest.mark.parametrize("name", [n for n in PLANS if n not in ("
 
 def loss_of(model: PreTrainedModel, **kwargs: Any) -> Tensor:
     ids = TALK.ids()
-    return model(ids, frame_index=TALK.index, labels=ids, **kwargs).loss
+    return model(ids, frame_index=TALK.index, token_scores=given_scores(ids), labels=ids, **kwargs).loss
 
 
 def expert_gradients(model: PreTrainedModel) -> list[Tensor | None]:
@@ -44,7 +56,7 @@ def test_law_5_the_expert_of_every_routed_layer_gets_a_gradient_and_is_moved_by_
     models: Models, backbone: str, dtype: torch.dtype, name: str
 ) -> None:
     model = models(backbone, dtype)
-    for scorer in ("learned", "random", "uniform"):
+    for scorer in SCORERS:
         for gate in GATED:
             with routed(model, replace(PLANS[name], scorer=scorer, gate=gate), strength=GENTLE):
                 experts = {n: p for n, p in model.named_parameters() if "depth_expert" in n}

@@ -9,13 +9,13 @@ from evaluate_cases import SYSTEM, random_model, short_stream
 
 from videollm_mod.dialogue import Assistant, Segment, Stream, System, User
 from videollm_mod.evaluate.self_conditioned import self_conditioned
-from videollm_mod.evaluate.streams import features_of
+from videollm_mod.evaluate.streams import features_of, scores_of
 from videollm_mod.evaluate.teacher_forced import TeacherForced, Turn, teacher_forced
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, FrameTokens
 from videollm_mod.world.conversation import segments
 
-CASES = [("last", "learned"), ("own", "learned"), ("last", "random")]
+CASES = [("last", "learned"), ("own", "learned"), ("last", "random"), ("own", "given")]
 
 
 def test_a_conversation_holds_every_frame_event_and_question_of_its_stream_at_its_place() -> None:
@@ -40,7 +40,9 @@ def test_a_conversation_holds_every_frame_event_and_question_of_its_stream_at_it
         assert asked == [(q.frame, q.question, q.answer) for q in stream.questions]
 
 
-def session_in_true_context(model: object, conversation: list[Segment], features: torch.Tensor) -> list[float]:
+def session_in_true_context(
+    model: object, conversation: list[Segment], features: torch.Tensor, scores: torch.Tensor | None
+) -> list[float]:
     """Probability of silence at each frame of a live session into whose mouth the true replies are put."""
     session = StreamSession(model, threshold=0)  # type: ignore[arg-type]
     silence: list[float] = []
@@ -48,7 +50,8 @@ def session_in_true_context(model: object, conversation: list[Segment], features
         if isinstance(segment, Stream):
             for _ in range(segment.frames):
                 index = len(silence)
-                session.push_tokens(FrameTokens(features[index], session.grid, index / 2, index))
+                own = None if scores is None else scores[index]
+                session.push_tokens(FrameTokens(features[index], session.grid, index / 2, index, own))
                 silence.append(session.silence)
             continue
         if session._stream_open:
@@ -65,9 +68,9 @@ def session_in_true_context(model: object, conversation: list[Segment], features
 def test_probabilities_in_one_pass_are_those_of_a_session_in_the_true_context(decide: str, scorer: str) -> None:
     model, stream = random_model(decide, scorer), short_stream()
     assert stream.events and stream.questions
-    features, conversation = features_of(model, stream), segments(stream, SYSTEM)
-    one_pass = teacher_forced(model, conversation, features).silence
-    live = session_in_true_context(model, conversation, features)
+    features, conversation, scores = features_of(model, stream), segments(stream, SYSTEM), scores_of(model, stream)
+    one_pass = teacher_forced(model, conversation, features, scores=scores).silence
+    live = session_in_true_context(model, conversation, features, scores)
     assert np.ptp(one_pass) > 1e-4  # else any two would agree
     np.testing.assert_allclose(one_pass, live, atol=1e-6)
 
@@ -77,9 +80,9 @@ def test_after_a_missed_narration_the_next_frames_are_shown_as_if_nothing_had_be
     decide: str, scorer: str
 ) -> None:
     model, stream = random_model(decide, scorer), short_stream(seconds=20)
-    features, conversation = features_of(model, stream), segments(stream, SYSTEM)
-    missed = teacher_forced(model, conversation, features, threshold=0)  # it never speaks
-    spoken = teacher_forced(model, conversation, features, threshold=1)  # it always does
+    features, conversation, scores = features_of(model, stream), segments(stream, SYSTEM), scores_of(model, stream)
+    missed = teacher_forced(model, conversation, features, scores=scores, threshold=0)  # it never speaks
+    spoken = teacher_forced(model, conversation, features, scores=scores, threshold=1)  # it always does
     np.testing.assert_array_equal(missed.silence, spoken.silence)
     looked = 0
     for number, turn in enumerate(missed.turns):
@@ -97,7 +100,9 @@ def test_after_a_missed_narration_the_next_frames_are_shown_as_if_nothing_had_be
         if count:
             looked += 1
             unsaid = [*until_said(conversation, last), Stream(count)]
-            expected = teacher_forced(model, unsaid, features[: last + 1 + count]).silence[last + 1 :]
+            until = slice(last + 1 + count)
+            shown = None if scores is None else scores[until]
+            expected = teacher_forced(model, unsaid, features[until], scores=shown).silence[last + 1 :]
             np.testing.assert_allclose(turn.later, expected, atol=1e-6)
             assert not np.allclose(turn.later, missed.silence[last + 1 : last + 1 + count], atol=1e-6)
     assert looked >= 2

@@ -14,7 +14,7 @@ from videollm_mod.show.clock import clock
 from videollm_mod.show.command import SPARE, SheetSink
 from videollm_mod.show.draw import ACCENT, cell_map, draw_kept, draw_outlines
 from videollm_mod.show.overlay import GAP, LABEL, VideoSink, draw_overlay, fit, kept_sheet, plan_layout
-from videollm_mod.show.text import caption, fit_lines, text_size, wrap
+from videollm_mod.show.text import fit_lines, text_size, wrap
 from videollm_mod.types import Frame, InputError, StreamEvent
 from videollm_mod.video import letterbox, letterbox_box
 
@@ -41,7 +41,6 @@ def test_every_drawing_has_the_size_of_its_picture_and_leaves_it_alone(size: tup
     for drawn in (
         draw_kept(image, kept, GRID, whole(image)),
         draw_outlines(image, kept, GRID, whole(image)),
-        caption(image, ["A small red square enters from the left."], time=3.25),
     ):
         assert drawn.shape == image.shape and drawn.dtype == np.uint8
         assert (drawn != image).any()
@@ -138,14 +137,6 @@ def test_when_narration_does_not_fit_the_newest_words_stay(lines: list[str], roo
     if len(everything) > room > 0:
         assert fitted[0].startswith("…") and fitted[1:] == everything[len(everything) - room + 1 :]
     assert all(text_size(line, 16)[0] <= 200 for line in fitted if len(line) > 1)
-
-
-@given(st.sampled_from([0, 96, 255]))
-def test_a_caption_is_readable_on_any_background(level: int) -> None:
-    drawn = caption(np.full((180, 320, 3), level, dtype=np.uint8), ["Something happens."]).mean(-1)
-    band = drawn[-20:-4]
-    assert band.max() > 240, "white letters"
-    assert np.median(band) < 100, "on dark ground"
 
 
 @given(st.floats(0, 1e6))

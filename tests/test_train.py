@@ -253,6 +253,26 @@ def test_what_is_gone_or_has_turned_is_told_as_it_was_and_nothing_else_is() -> N
     assert told == {"disappears", "turns"}
 
 
+def test_an_oracle_shows_a_training_step_what_matters() -> None:
+    losses = []
+    for plan in (DepthPlan("all", 0.3, scorer="given"), DepthPlan("all", 0.3, scorer="uniform")):
+        recipe = small_recipe(plan=plan, bf16=False)
+        items = [StreamSamples(recipe)[n] for n in range(2)]
+        assert all((item.scores is not None) == (plan.scorer == "given") for item in items)
+        kept: dict[int, torch.Tensor] = {}
+        model = build(recipe).eval()
+        with torch.no_grad():
+            output, batch = forward(model, items, kept_out=kept)
+        losses.append(output.loss)
+        if plan.scorer == "given":
+            vision = batch.frame_index >= 0
+            scores = torch.cat([item.scores for item in items if item.scores is not None])  # (F, 1 + 3x3)
+            chosen = kept[0][vision].view_as(scores)
+            best = scores.sort(dim=1, descending=True, stable=True).indices[:, :3]
+            assert torch.equal(chosen, torch.zeros_like(chosen).scatter(1, best, True))
+    assert losses[0] != losses[1]
+
+
 def test_the_change_head_reads_vision_tokens_only_and_only_those_with_a_label() -> None:
     recipe = small_recipe()
     model, items = build(recipe), [StreamSamples(recipe)[0], StreamSamples(recipe)[1]]

@@ -18,6 +18,7 @@ from videollm_mod.world import (
     WorldStream,
     all_sentences,
     make_stream,
+    matter,
     split_words,
     vocabulary,
 )
@@ -257,3 +258,35 @@ def test_an_unknown_split_and_a_negative_number_are_refused() -> None:
         make_stream("dev", 0)
     with pytest.raises(InputError, match="-1 is negative"):
         make_stream("train", -1)
+
+
+@MANY
+@given(STREAMS, st.integers(1, 9), st.integers(1, 9))
+def test_what_matters_is_where_things_and_hands_are_or_were_a_frame_ago(
+    stream: WorldStream, rows: int, columns: int
+) -> None:
+    scores = matter(stream, (rows, columns))
+    assert scores.shape == (len(stream.times), 1 + rows * columns) and (scores[:, 0] == 1.5).all()
+    before: set[tuple[int, int]] = set()
+    for frame, time in enumerate(stream.times.tolist()):
+        cells = scores[frame, 1:].reshape(rows, columns)
+        matters = [seen for seen in stream.visible(time) if seen.role != "clutter"]
+        centres = {
+            (int(seen.centre[1] * rows), int(seen.centre[0] * columns))
+            for seen in matters
+            if 0 <= min(seen.centre) and max(seen.centre) < 1
+        }
+        assert {(int(y), int(x)) for y, x in zip(*(cells == 2).nonzero())} == centres | before
+        before_it = before
+        before = centres
+        for row in range(rows):
+            for column in range(columns):
+                touched = any(
+                    seen.box[0] < (column + 1) / columns
+                    and seen.box[2] > column / columns
+                    and seen.box[1] < (row + 1) / rows
+                    and seen.box[3] > row / rows
+                    for seen in matters
+                )
+                assert (cells[row, column] > 0) == (touched or (row, column) in centres | before_it)
+                assert cells[row, column] == 2 or cells[row, column] <= 1 + 1e-6

@@ -126,6 +126,7 @@ class StreamingVideoLM(nn.Module):
         frame_index: Tensor,
         features: Tensor | None = None,
         *,
+        frame_scores: Tensor | None = None,
         labels: Tensor | None = None,
         decision: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -137,6 +138,7 @@ class StreamingVideoLM(nn.Module):
     ) -> Output:
         """One step or one pass over (batch, tokens) ids; `features` are the encoder's tokens of its frames.
 
+        `frame_scores` (frames, tokens per frame), as `features`: who is kept, for a plan with the scorer `given`.
         With `labels` (already shifted: labels[i] is what position i predicts) logits are computed at labelled positions
         only, and the loss is divided by `label_count`, or by the number of labels in this batch if that is None.
         """
@@ -145,6 +147,7 @@ class StreamingVideoLM(nn.Module):
         out = self.lm(
             inputs_embeds=self.embed(input_ids, frame_index, features),
             frame_index=frame_index,
+            token_scores=None if frame_scores is None else _at_vision(frame_index, frame_scores),
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -222,6 +225,12 @@ class StreamingVideoLM(nn.Module):
         read_weights(folder, model, other_plan=model.plan != trained)
         model.trained_plan = trained
         return model.eval()
+
+
+def _at_vision(frame_index: Tensor, frame_scores: Tensor) -> Tensor:
+    """(frames, tokens per frame) -> (batch, tokens), 0 at text."""
+    zeros = torch.zeros(frame_index.shape, dtype=frame_scores.dtype)
+    return zeros.masked_scatter(frame_index.cpu() >= 0, frame_scores.cpu())
 
 
 def _plan_from(values: dict[str, Any]) -> DepthPlan:

@@ -36,6 +36,7 @@ class FrameTokens:
     grid: tuple[int, int]  # (h, w)
     time: float
     index: int
+    scores: torch.Tensor | None = None  # (1 + h * w,), for a plan with the scorer `given`
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,11 @@ def random_scores(number: Tensor, tokens: int, layer: int, seed: int) -> Tensor:
 def choose(group: FrameGroup, k: int, scores: Tensor | None, plan: DepthPlan, layer: int) -> Tensor:
     """The k places kept in each frame of a group: (frames, k) int64, ascending.
 
-    scores: (batch * tokens,) of the LayerExpert, needed by the `learned` scorer only. The k highest win; ties go to the
-    lower index (hence the stable sort: topk leaves ties open).
+    scores: (batch * tokens,), needed by the scorers `learned` and `given` only. The k highest win; ties go to the lower
+    index (hence the stable sort: topk leaves ties open).
     """
     frames, tokens = group.tokens.shape
-    if plan.scorer == "learned":
+    if plan.scorer in ("learned", "given"):
         assert scores is not None
         rank = scores[group.tokens]  # (frames, tokens)
     elif plan.scorer == "random":

@@ -72,7 +72,7 @@ class DepthLayer(nn.Module):
         batch, tokens, width = hidden.shape
         plan, shape = self.depth_plan, layout.shape(ratio)
         counts = list(shape.counts)
-        scores = None
+        scores = layout.given
         if plan.scorer == "learned" and 0 < ratio < 1 and layout.groups:
             with torch.no_grad():  # a choice has no gradient; the gate below scores the kept tokens again, with one
                 scores = self.depth_expert(hidden).flatten()  # (batch * tokens,)
@@ -176,9 +176,11 @@ class DepthDecoder(nn.Module):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         frame_index: Tensor | None = None,
+        token_scores: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """`frame_index` (batch, tokens) int64: -1 = text, else the number of the token's frame; None = all text.
+        `token_scores` (batch, tokens): who is kept, the highest of each frame, where the plan's scorer is `given`.
 
         With a cache the numbers of later steps must be higher: a frame's kept set depends on all of its tokens, so no
         step may split a frame. A step that fails leaves the cache as it was.
@@ -207,6 +209,7 @@ class DepthDecoder(nn.Module):
                 f"{inputs.shape[1]} of this step."
             )
         layout = FrameLayout.of(frame_index, attention_mask, inputs.device)
+        layout.given = self._given(token_scores, layout)
         if cache is not None:
             cache.refuse_split_frames(layout)
         try:
@@ -243,6 +246,17 @@ class DepthDecoder(nn.Module):
             return given
         return RaggedCache(len(self.layers)) if use_cache else None
 
+    def _given(self, token_scores: Tensor | None, layout: FrameLayout) -> Tensor | None:
+        """The scores from outside, flat; None where nothing asks for them."""
+        asked = any(layer.depth_ratio is not None and 0 < layer.depth_ratio < 1 for layer in self.layers)
+        if self.depth_plan.scorer != "given" or not layout.groups or not asked:
+            return None
+        shape = (layout.batch, layout.tokens)
+        if token_scores is None or token_scores.shape != shape:
+            have = "missing" if token_scores is None else f"of shape {tuple(token_scores.shape)}"
+            raise InputError(f"token_scores is {have}; the plan's scorer 'given' needs one number per token, {shape}.")
+        return token_scores.to(layout.device).flatten()
+
     def _refuse_what_cannot_work(self) -> None:
         implementation = self.config._attn_implementation
         if implementation in ("eager", "sdpa"):
@@ -262,18 +276,22 @@ class DepthCausalLM(nn.Module):
         self,
         input_ids: Tensor,
         frame_index: Tensor | None = None,
+        token_scores: Tensor | None = None,
         inputs_embeds: Tensor | None = None,  # named, because `generate` refuses embeddings where the name is missing
         **kwargs: Any,
     ) -> Any:
-        """`frame_index` (batch, prompt) belongs to the whole sequence from its start; what is generated is text."""
+        """`frame_index` and `token_scores` (batch, prompt) belong to the whole sequence from its start; what is
+        generated is text."""
         inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)  # type: ignore[misc]
-        if frame_index is not None:
+        for name, values, of_text in (("frame_index", frame_index, -1), ("token_scores", token_scores, 0)):
+            if values is None:
+                continue
             cache = inputs.get("past_key_values")
             start = cache.get_seq_length() if cache is not None else 0
             now = inputs.get("inputs_embeds") if inputs.get("inputs_embeds") is not None else inputs["input_ids"]
             end = start + now.shape[1]
-            longer = nn.functional.pad(frame_index, (0, max(end - frame_index.shape[1], 0)), value=-1)
-            inputs["frame_index"] = longer[:, start:end]
+            longer = nn.functional.pad(values, (0, max(end - values.shape[1], 0)), value=of_text)
+            inputs[name] = longer[:, start:end]
         return inputs
 
 

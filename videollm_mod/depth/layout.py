@@ -60,6 +60,7 @@ class FrameLayout:
     groups: list[FrameGroup]
     vision: Tensor  # (batch * tokens,) bool
     spans: tuple[tuple[FrameSpan, ...], ...]  # per row: where its frames stand
+    given: Tensor | None = None  # (batch * tokens,) scores from outside, for the scorer `given`
     _shapes: dict[float, KeptShape] = field(default_factory=dict)
 
     @classmethod

@@ -16,7 +16,7 @@ from videollm_mod.flags import PLANS
 from videollm_mod.types import InputError
 
 LAYERS = ("full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip")
-SCORERS = ("learned", "random", "uniform")
+SCORERS = ("learned", "random", "uniform", "given")
 GATES = ("identity", "output", "update", "tanh", "straight")
 
 
@@ -35,7 +35,7 @@ class DepthPlan:
     keep        share of each frame's vision tokens that a routed layer keeps, in (0, 1]; or one share per routed layer.
                 The baselines that keep none ignore it.
     scorer      who is kept: `learned` (the LayerExpert's score), `random` (a hash of frame, token and layer: the same
-                set when streamed and in one pass), `uniform` (evenly spaced).
+                set when streamed and in one pass), `uniform` (evenly spaced), `given` (by the caller: `token_scores`).
     gate        what the expert's score s does to a kept vision token, x -> y being the decoder layer, f = y - x:
                 `output` sigma(s) y · `update` x + sigma(s) f · `tanh` x + (1 + 0.2 tanh(s)) f · `straight` y, with the
                 gradient of sigma(s) f · `identity` y, and no gradient for the expert. Text is never scaled.

@@ -23,10 +23,16 @@ class SelfConditioned:
 
 
 def self_conditioned(
-    model: StreamingVideoLM, stream: WorldStream, features: Tensor, *, threshold: float | None = None
+    model: StreamingVideoLM,
+    stream: WorldStream,
+    features: Tensor,
+    *,
+    scores: Tensor | None = None,
+    threshold: float | None = None,
 ) -> SelfConditioned:
     """Watch a stream of F frames with `features` (F, 1 + h * w, width).
 
+    scores: (F, 1 + h * w), for a plan with the scorer `given`.
     threshold: of the probability of silence, the model's own if None. A question at frame q is put after the frame, and
     after what the model says about it.
     """
@@ -36,7 +42,8 @@ def self_conditioned(
     answers: list[str] = []
     silence = np.empty(len(stream.times))
     for index, time in enumerate(stream.times.tolist()):
-        narrations += session.push_tokens(FrameTokens(features[index], session.grid, time, index))
+        own_scores = None if scores is None else scores[index]
+        narrations += session.push_tokens(FrameTokens(features[index], session.grid, time, index, own_scores))
         silence[index] = session.silence
         while len(answers) < len(questions) and questions[len(answers)].frame == index:
             answers.append(session.ask(questions[len(answers)].question).text)

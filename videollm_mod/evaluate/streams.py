@@ -23,7 +23,7 @@ from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, t
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
 from videollm_mod.video import letterbox
-from videollm_mod.world import WorldStream
+from videollm_mod.world import WorldStream, matter
 from videollm_mod.world.conversation import segments
 
 Job = TypeVar("Job")
@@ -44,22 +44,29 @@ def features_of(model: StreamingVideoLM, stream: WorldStream) -> Tensor:
     return encode_frames(model, letterbox(stream.frames(), model.encoder.tower.image_size))
 
 
+def scores_of(model: StreamingVideoLM, stream: WorldStream) -> Tensor | None:
+    """What an oracle keeps, (F, 1 + h * w), for a plan whose scorer is `given`; else None."""
+    return torch.from_numpy(matter(stream, model.encoder.grid)) if model.plan.scorer == "given" else None
+
+
 def watch_both(model: StreamingVideoLM, stream: WorldStream) -> Watched:
     """Both protocols, at the model's own threshold."""
-    features = features_of(model, stream)
-    truth = teacher_forced(model, segments(stream, model.settings.system), features)
-    return Watched(stream, truth, self_conditioned(model, stream, features))
+    features, scores = features_of(model, stream), scores_of(model, stream)
+    truth = teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
+    return Watched(stream, truth, self_conditioned(model, stream, features, scores=scores))
 
 
 def watch_truth(model: StreamingVideoLM, stream: WorldStream) -> TeacherForced:
     """The teacher-forced protocol alone."""
-    return teacher_forced(model, segments(stream, model.settings.system), features_of(model, stream))
+    features, scores = features_of(model, stream), scores_of(model, stream)
+    return teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
 
 
 def watch_own(model: StreamingVideoLM, job: tuple[WorldStream, float]) -> SelfConditioned:
     """The self-conditioned protocol alone, for a stream and a threshold."""
     stream, threshold = job
-    return self_conditioned(model, stream, features_of(model, stream), threshold=threshold)
+    features, scores = features_of(model, stream), scores_of(model, stream)
+    return self_conditioned(model, stream, features, scores=scores, threshold=threshold)
 
 
 def run_jobs(

@@ -79,10 +79,16 @@ def encode_frames(model: StreamingVideoLM, images: Tensor, batch: int = 64) -> T
 
 @torch.inference_mode()
 def teacher_forced(
-    model: StreamingVideoLM, conversation: Sequence[Segment], features: Tensor, *, threshold: float | None = None
+    model: StreamingVideoLM,
+    conversation: Sequence[Segment],
+    features: Tensor,
+    *,
+    scores: Tensor | None = None,
+    threshold: float | None = None,
 ) -> TeacherForced:
     """Judge a conversation of F frames, all learned, with `features` (F, 1 + h * w, width).
 
+    scores: (F, 1 + h * w), for a plan with the scorer `given`.
     threshold: it speaks when the probability of silence falls below this, as a StreamSession does; the model's own if
     None. It decides only which narrations count as missed, and so are looked for in later frames.
     One conversation per pass: it fills the cores by itself, and unpadded it needs no mask.
@@ -92,7 +98,7 @@ def teacher_forced(
     cache = RaggedCache(model.num_layers)
     text = (example.labels != IGNORE) & ~example.decision
     where = (text | example.decision).nonzero().squeeze(1)  # (P,) positions whose predictions count
-    logits = _run(model, cache, example.input_ids, example.frame_index, features, where)  # (P, vocabulary)
+    logits = _run(model, cache, example.input_ids, example.frame_index, features, scores, where)  # (P, vocabulary)
     place = torch.full_like(example.labels, -1).index_copy_(0, where, torch.arange(len(where)))  # position -> row
     silence = _silence(model, logits[place[example.decision]])  # (F,)
     turns = []
@@ -106,7 +112,7 @@ def teacher_forced(
         probabilities = tuple(silence[frames].tolist())
         later = None
         if narrates and min(probabilities) >= threshold:
-            later = _later(model, cache, example, features, number, int(frames[-1]))
+            later = _later(model, cache, example, features, scores, number, int(frames[-1]))
         turns.append(
             Turn(
                 narrates=narrates,
@@ -121,7 +127,13 @@ def teacher_forced(
 
 
 def _later(
-    model: StreamingVideoLM, cache: RaggedCache, example: Example, features: Tensor, turn: int, last: int
+    model: StreamingVideoLM,
+    cache: RaggedCache,
+    example: Example,
+    features: Tensor,
+    scores: Tensor | None,
+    turn: int,
+    last: int,
 ) -> tuple[float, ...]:
     """Show the frames after `last` in place of the turn's reply: probability of silence at each.
 
@@ -142,13 +154,21 @@ def _later(
         ids += chunk
         numbers += [frame if is_vision else -1 for is_vision in vision]
         decides.append(len(ids) - 1)
-    shown = features[last + 1 : last + 1 + count]
-    logits = _run(model, cache, torch.tensor(ids), torch.tensor(numbers), shown, torch.tensor(decides))
+    shown = slice(last + 1, last + 1 + count)
+    own_scores = None if scores is None else scores[shown]
+    chunk_ids, index, where = torch.tensor(ids), torch.tensor(numbers), torch.tensor(decides)
+    logits = _run(model, cache, chunk_ids, index, features[shown], own_scores, where)
     return tuple(_silence(model, logits).tolist())
 
 
 def _run(
-    model: StreamingVideoLM, cache: RaggedCache, ids: Tensor, numbers: Tensor, features: Tensor, where: Tensor
+    model: StreamingVideoLM,
+    cache: RaggedCache,
+    ids: Tensor,
+    numbers: Tensor,
+    features: Tensor,
+    scores: Tensor | None,
+    where: Tensor,
 ) -> Tensor:
     """Logits (P, vocabulary) float32 of the positions `where` (P,) of a chunk of T tokens."""
     device = model.device
@@ -156,6 +176,7 @@ def _run(
         ids[None].to(device),
         numbers[None],
         features,
+        frame_scores=scores,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=where.to(device),

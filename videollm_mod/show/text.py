@@ -1,4 +1,4 @@
-"""Words on pictures: the bundled font, wrapping, narration burned in.
+"""Words on pictures: the bundled font, wrapping, labels.
 
 The font is the one inside Pillow, which holds little more than ASCII; a line with other letters is set in the DejaVu
 Sans inside matplotlib (Latin, Greek, Cyrillic, ..). No font is shipped or searched for. Neither has Chinese, Japanese
@@ -11,10 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from videollm_mod.show.clock import clock
+from PIL import ImageDraw, ImageFont
 
 WHITE = (255, 255, 255)
 INK = (14, 16, 20)  # near-black for bands and text on light badges
@@ -93,28 +90,3 @@ def badge(
     draw.rounded_rectangle((x, y, x + width + 2 * pad, y + height + pad // 2), radius=max(2, size // 3), fill=fill)
     middle = y + (height + pad // 2) / 2 + 1
     draw.text((x + pad, middle), text, font=font(size, text), fill=ink, anchor="lm")
-
-
-def caption(image: np.ndarray, lines: Sequence[str], time: float | None = None) -> np.ndarray:
-    """Burn narration into the bottom of a picture and the time into its top right corner.
-
-    image: (H, W, 3) uint8. lines: sentences, oldest first; they wrap, and when they do not fit into the lower 60 % the
-    newest stay. time: seconds, None for no time code. Returns a new (H, W, 3) uint8 picture of the same size.
-    """
-    height, width = image.shape[:2]
-    size = int(np.clip(round(min(height / 20, width / 24)), 10, 40))
-    pad = max(2, size // 2)
-    step = text_size("", size)[1]
-    shown = fit_lines(lines, size, width - 2 * pad, max(1, int(0.6 * height) // step)) if lines else []
-    picture = Image.fromarray(image).convert("RGB")
-    draw = ImageDraw.Draw(picture, "RGBA")
-    if shown:
-        top = height - len(shown) * step - pad
-        draw.rectangle((0, top - pad // 2, width, height), fill=(*INK, 176))
-        for number, line in enumerate(shown):
-            place = (width / 2, top + pad // 4 + number * step + step / 2)
-            stroke = max(1, size // 14)
-            draw.text(place, line, font=font(size, line), fill=WHITE, anchor="mm", stroke_width=stroke, stroke_fill=INK)
-    if time is not None:
-        badge(draw, (width - pad, pad), clock(time), size, anchor="right")
-    return np.asarray(picture)

@@ -140,7 +140,8 @@ class StreamSession:
         text = self._take_pending()
         numbers = [-1] * len(text) + [self._frames if vision else -1 for vision in mask]
         kept: dict[int, torch.Tensor] | None = {} if self._record_kept else None
-        logits = self._run([*text, *ids], numbers, frame.tokens[None], kept)
+        scores = None if frame.scores is None else frame.scores[None]
+        logits = self._run([*text, *ids], numbers, frame.tokens[None], scores, kept)
         if kept is not None:
             where = torch.tensor(numbers) >= 0
             self.kept = {layer: row[0].cpu()[where].numpy() for layer, row in kept.items()}
@@ -211,6 +212,7 @@ class StreamSession:
         ids: list[int],
         numbers: list[int],
         features: torch.Tensor | None = None,
+        scores: torch.Tensor | None = None,
         kept: dict[int, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One step of the model; returns the logits of its last position, (vocabulary,)."""
@@ -220,6 +222,7 @@ class StreamSession:
             torch.tensor([ids], device=device),
             torch.tensor([numbers]),  # read on the CPU, where it is
             features,
+            frame_scores=scores,
             past_key_values=self._cache,
             use_cache=True,
             kept_out=kept,

@@ -43,7 +43,8 @@ class TrainConfig:
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the recipe's own if not given."""
     scorer: str | None = None
-    """Who is kept: learned, random or uniform; the recipe's own if not given."""
+    """Who is kept: learned, random, uniform, or given (an oracle: what the world says matters); the recipe's own if
+    nothing is said."""
     gate: str | None = None
     """What the score does to a kept token: straight, output, update, tanh, identity; the recipe's own if not given."""
 

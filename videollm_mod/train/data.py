@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from videollm_mod.dialogue import Segment
 from videollm_mod.train.changes import token_changes
 from videollm_mod.train.recipe import Recipe, TowerStage
-from videollm_mod.world import COLOURS, SHAPES, SIZES, WorldConfig, make_stream
+from videollm_mod.world import COLOURS, SHAPES, SIZES, WorldConfig, make_stream, matter
 from videollm_mod.world.conversation import segments
 
 ROLES = ("thing", "hand", "clutter")
@@ -26,6 +26,7 @@ class StreamSample:
 
     frames: Tensor  # (F, S, S, 3) uint8
     segments: list[Segment]
+    scores: Tensor | None  # (F, 1 + h * w) float: what an oracle keeps, for a plan whose scorer is `given`
     changes: Tensor  # (F, 1 + h * w, 3) int64: what became of what each vision token shows, see changes.py
 
 
@@ -67,7 +68,12 @@ def stream_sample(split: str, number: int, world: WorldConfig, recipe: Recipe) -
     """Stream `number` of a split, with its conversation."""
     stream = make_stream(split, number, world)
     frames = torch.from_numpy(stream.frames())
-    return StreamSample(frames, segments(stream, recipe.settings.system), token_changes(stream, recipe.grid))
+    return StreamSample(
+        frames=frames,
+        segments=segments(stream, recipe.settings.system),
+        scores=torch.from_numpy(matter(stream, recipe.grid)) if recipe.plan.scorer == "given" else None,
+        changes=token_changes(stream, recipe.grid),
+    )
 
 
 class TowerSamples(Dataset[CellTruth]):

@@ -152,14 +152,30 @@ def train_step(
     }
 
 
-def forward(model: StreamingVideoLM, items: list[StreamSample], *, train_tower: bool = False) -> tuple[Output, Batch]:
-    """One pass over a batch of streams with their labels."""
+def forward(
+    model: StreamingVideoLM,
+    items: list[StreamSample],
+    *,
+    train_tower: bool = False,
+    kept_out: dict[int, Tensor] | None = None,
+) -> tuple[Output, Batch]:
+    """One pass over a batch of streams with their labels; `kept_out` as for the model."""
     batch = collate([model.template.encode(item.segments) for item in items])
     with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
         features = model.encoder(torch.cat([item.frames for item in items]))
     # No attention mask: padding stands on the right, where causal attention never looks, and it has no labels. A mask
     # would give the same numbers at twice the cost.
-    return model(batch.input_ids, batch.frame_index, features, labels=batch.labels, decision=batch.decision), batch
+    scores = [item.scores for item in items if item.scores is not None]
+    output = model(
+        batch.input_ids,
+        batch.frame_index,
+        features,
+        frame_scores=torch.cat(scores) if scores else None,
+        labels=batch.labels,
+        decision=batch.decision,
+        kept_out=kept_out,
+    )
+    return output, batch
 
 
 @torch.no_grad()

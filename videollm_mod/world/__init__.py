@@ -2,6 +2,7 @@
 
 from videollm_mod.world.actors import VisibleThing
 from videollm_mod.world.config import COLOURS, HELD_OUT, SHAPES, SIZES, SPLITS, Look, WorldConfig
+from videollm_mod.world.matter import matter
 from videollm_mod.world.questions import WorldQuestion
 from videollm_mod.world.stage import WorldEvent
 from videollm_mod.world.stream import WorldStream, make_stream, write_stream
@@ -21,6 +22,7 @@ __all__ = [
     "WorldStream",
     "all_sentences",
     "make_stream",
+    "matter",
     "split_words",
     "vocabulary",
     "write_stream",
