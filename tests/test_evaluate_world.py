@@ -19,10 +19,12 @@ from videollm_mod.evaluate.calibrate import calibrate, climb
 from videollm_mod.evaluate.metrics import Said
 from videollm_mod.evaluate.mistakes import mistakes_in, worst
 from videollm_mod.evaluate.report import NAMES
-from videollm_mod.evaluate.streams import run_jobs, watch_both, watch_truth
+from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both, watch_truth
 from videollm_mod.evaluate.summary import intervals, metrics_of, summarise, tally
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
+from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
+from videollm_mod.world import WorldStream
 
 STREAMS = [short_stream(number, seconds=30) for number in range(4)]
 PROMISED = (
@@ -183,6 +185,48 @@ def test_the_command_gives_every_promised_number_and_a_page_with_all_its_picture
         assert Image.open(report / picture).height == 32
     assert page.count("<svg") == page.count("<h3>") == 2
     assert "http" not in page  # nothing from elsewhere
+
+
+def test_an_evaluation_goes_on_from_its_journal_and_ends_with_the_same_numbers(
+    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = EvalWorldConfig(model=model_folder, streams=3, heldout=1, seconds=10, workers=1)
+    journal = tmp_path / "journal.jsonl"
+    part = evaluate_world(dataclasses.replace(whole, streams=2, heldout=0, journal=journal))
+    assert len(journal.read_text().splitlines()) == 1 + 2
+    with journal.open("a") as file:
+        file.write('{"stream": "test-0000')  # killed while it wrote
+    watched: list[str] = []
+
+    def watch(model: StreamingVideoLM, stream: WorldStream) -> Watched:
+        watched.append(stream.name)
+        return watch_both(model, stream)
+
+    monkeypatch.setattr("videollm_mod.evaluate.journal.watch_both", watch)
+    went_on = evaluate_world(dataclasses.replace(whole, journal=journal))
+    assert watched == ["test-000002", "heldout-000000"]
+    again = evaluate_world(dataclasses.replace(whole, journal=journal))
+    assert len(watched) == 2 and again["frames_per_second"] == 0
+    at_once = evaluate_world(whole)
+    for key in set(at_once) - {"wall_seconds", "frames_per_second"}:
+        assert went_on[key] == at_once[key] == again[key], key
+    assert part["streams"] == 2
+
+
+def test_a_journal_of_something_else_is_refused_and_stays_as_it_is(model_folder: str, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    config = EvalWorldConfig(model=model_folder, streams=1, heldout=0, seconds=4, workers=1, journal=journal)
+    evaluate_world(config)
+    before = journal.read_text()
+    for change, what in (({"threshold": 0.5}, "settings"), ({"plan": "full"}, "plan"), ({"seconds": 5.0}, "world")):
+        with pytest.raises(InputError, match=f"of another '{what}'"):
+            evaluate_world(dataclasses.replace(config, **change))
+    assert journal.read_text() == before
+    for text in ("a shopping list\n", '["a"]\n', "no line end", '{"about": {}, oh\n'):
+        journal.write_text(text)
+        with pytest.raises(InputError, match="is no journal of an evaluation"):
+            evaluate_world(config)
+        assert journal.read_text() == text
 
 
 def test_a_plan_and_a_threshold_from_the_command_line_are_those_that_run(model_folder: str) -> None:

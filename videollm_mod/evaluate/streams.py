@@ -76,9 +76,11 @@ def run_jobs(
     *,
     workers: int = 1,
     title: str = "streams",
+    done: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """`[work(model, job) for job in jobs]`, over processes if `workers` > 1, with a progress bar on stderr.
 
+    `done` gets every result as soon as it is there, in whatever order.
     Processes are spawned: `work` must be a function of a module, and a script that calls this needs the usual
     `if __name__ == "__main__":`. A model on a GPU stays in this process, whatever `workers` says.
 
@@ -96,6 +98,7 @@ def run_jobs(
             model.eval()
             for job in jobs:
                 results.append(work(model, job))
+                done(results[-1])
                 progress.advance(task)
             model.train(training)
             return results
@@ -109,10 +112,10 @@ def run_jobs(
                 futures: list[Future[Any]] = [pool.submit(_work, work, job) for job in jobs]
                 waiting = set(futures)
                 while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()  # the first failure ends it all
-                    progress.advance(task, len(done))
+                    ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        done(future.result())  # the first failure ends it all
+                    progress.advance(task, len(ready))
                 return [future.result() for future in futures]
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -41,6 +41,8 @@ class EvalWorldConfig:
     """Write a report into this folder: index.html with the ten worst streams, and their pictures."""
     json: Path | None = None
     """Write the result here too."""
+    journal: Path | None = None
+    """Keep each stream's result in this file as soon as it is there; the same command then goes on from it."""
     workers: int | None = None
     """Processes, one thread each; one per CPU core if not given."""
     threshold: float | None = None
@@ -58,8 +60,8 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from rich.console import Console
 
     from videollm_mod.depth.plan import parse_layers
+    from videollm_mod.evaluate.journal import watch_streams
     from videollm_mod.evaluate.report import write_report
-    from videollm_mod.evaluate.streams import run_jobs, watch_both
     from videollm_mod.evaluate.summary import summarise
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
@@ -71,12 +73,13 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]
     besides = [] if config.split == "heldout" else [make_stream("heldout", n, world) for n in range(config.heldout)]
     began = time.monotonic()
-    watched = run_jobs(model, watch_both, streams + besides, workers=workers, title=f"world, {config.split}")
+    title = f"world, {config.split}"
+    watched, new = watch_streams(model, streams + besides, config.journal, workers=workers, title=title)
     wall = time.monotonic() - began
     ours, others = watched[: len(streams)], watched[len(streams) :]
     main = summarise(ours, threshold)
     heldout = main if config.split == "heldout" else summarise(others, threshold) if others else None
-    frames = sum(len(item.own.silence) for item in watched)
+    frames = new * world.frame_count
     few = [_streams(count) for count in (len(ours), len(others)) if 0 < count < FEW_STREAMS]
     result = {
         **main,
@@ -90,7 +93,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "plan": model.plan.to_dict(),
         "workers": workers,
         "wall_seconds": round(wall, 2),
-        "frames_per_second": round(frames / wall, 2),
+        "frames_per_second": round(frames / wall, 2),  # of what was not in the journal
         "warnings": [f"intervals from {' and '.join(few)} say little; give {FEW_STREAMS} or more."] if few else [],
     }
     if config.report is not None:
@@ -141,8 +144,9 @@ def _check(config: EvalWorldConfig) -> int:
     check_probability(threshold=config.threshold)
     check_keep(config.keep)
     parse_layers(config.plan)
-    if config.json is not None:
-        check_writable(config.json)
+    for path in (config.json, config.journal):
+        if path is not None:
+            check_writable(path)
     if config.report is not None:
         try:
             config.report.mkdir(parents=True, exist_ok=True)

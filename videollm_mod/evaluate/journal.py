@@ -1,0 +1,123 @@
+"""What was measured on each stream, kept in a file the moment it is there: a stopped evaluation goes on from it.
+
+The first line says what is measured (model, plan, threshold, world); each line after it is one stream. A line that was
+cut off by a kill is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from videollm_mod.evaluate.self_conditioned import SelfConditioned
+from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both
+from videollm_mod.evaluate.teacher_forced import TeacherForced, Turn
+from videollm_mod.model import StreamingVideoLM
+from videollm_mod.types import InputError, StreamEvent
+from videollm_mod.world import WorldStream
+
+FORMAT = 1
+
+
+def watch_streams(
+    model: StreamingVideoLM, streams: Sequence[WorldStream], journal: Path | None, *, workers: int, title: str
+) -> tuple[list[Watched], int]:
+    """Every stream watched, in order, and how many of them anew: what the journal knows is taken from it."""
+    if journal is None or not streams:
+        return run_jobs(model, watch_both, streams, workers=workers, title=title), len(streams)
+    with Journal(journal, subject(model, streams)) as kept:
+        new = [stream for stream in streams if stream.name not in kept.done]
+        found = run_jobs(model, watch_both, new, workers=workers, title=title, done=kept.add)
+        by_name = {watched.stream.name: watched for watched in found}
+        return [by_name.get(stream.name) or kept.get(stream) for stream in streams], len(new)
+
+
+def subject(model: StreamingVideoLM, streams: Sequence[WorldStream]) -> dict[str, Any]:
+    """What a journal's numbers are of: they may be mixed only if this is the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    values = {
+        "format": FORMAT,
+        "weights": digest.hexdigest()[:16],
+        "plan": model.plan.to_dict(),
+        "settings": asdict(model.settings),
+        "world": asdict(streams[0].config),
+    }
+    return dict(json.loads(json.dumps(values)))  # as a file gives it back
+
+
+class Journal:
+    """An open journal. `done` holds the streams it knows, by name.
+
+    Raises InputError when the file is no journal, or one of another subject.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.done: dict[str, dict[str, Any]] = {}
+        lines = _whole_lines(path)
+        if lines:
+            before = lines[0]["about"]
+            other = sorted(key for key in {*before, *about} if before.get(key) != about.get(key))
+            if other:
+                raise InputError(f"the journal {path} is of another '{other[0]}'; give another file.")
+            self.done = {line["stream"]: line for line in lines[1:]}
+        kept = [{"about": about}, *self.done.values()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+
+    def add(self, watched: Watched) -> None:
+        """Store a stream's result; it is on the disk when this returns."""
+        self._file.write(json.dumps({"stream": watched.stream.name, **_plain(watched)}) + "\n")
+        os.fsync(self._file.fileno())
+
+    def get(self, stream: WorldStream) -> Watched:
+        """What is known of a stream."""
+        return _watched(stream, self.done[stream.name])
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines that are complete; none if there is no such file."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    try:
+        if text and not text.startswith('{"about": {'):
+            raise ValueError
+        return [json.loads(line) for line in text.splitlines()[: text.count("\n")]]
+    except ValueError as error:
+        raise InputError(f"{path} is no journal of an evaluation; give another file.") from error
+
+
+def _plain(watched: Watched) -> dict[str, Any]:
+    truth, own = watched.truth, watched.own
+    return {
+        "silence": truth.silence.tolist(),
+        "turns": [asdict(turn) for turn in truth.turns],
+        "own_silence": own.silence.tolist(),
+        "narrations": [asdict(event) for event in own.narrations],
+        "answers": list(own.answers),
+    }
+
+
+def _watched(stream: WorldStream, line: dict[str, Any]) -> Watched:
+    turns: list[dict[str, Any]] = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in turn.items()}
+        for turn in line["turns"]
+    ]
+    narrations = tuple(StreamEvent(**event) for event in line["narrations"])
+    own = SelfConditioned(narrations, tuple(line["answers"]), np.array(line["own_silence"]))
+    return Watched(stream, TeacherForced(np.array(line["silence"]), tuple(Turn(**turn) for turn in turns)), own)
