@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("videollm_mod.show.command:show", "Draw the tokens that each routed layer keeps, as video and picture."),
     "train": ("videollm_mod.train.command:train_command", "Train a model from a recipe, such as `tiny`."),
     "eval world": ("videollm_mod.evaluate.world:evaluate_world", "Measure a model on the synthetic world."),
+    "eval leaderboard": (
+        "videollm_mod.evaluate.leaderboard:leaderboard",
+        "Models beside silence, chance and frame differences.",
+    ),
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
@@ -116,7 +120,7 @@ def _usage(words: Sequence[str]) -> int:
     group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
     listed = {name: about for name, (_, about) in COMMANDS.items() if name.startswith(f"{group} " if group else "")}
     lines = ["usage: videollm-mod COMMAND [FLAGS]", ""]
-    lines += [f"  {name:<14}{about}" for name, about in listed.items()]
+    lines += [f"  {name:<18}{about}" for name, about in listed.items()]
     lines += ["", "videollm-mod COMMAND --help lists the flags of a command."]
     asked = bool({"-h", "--help"} & set(words)) and (bool(group) or words[0].startswith("-"))
     if not asked and words:

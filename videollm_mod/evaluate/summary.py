@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from videollm_mod.evaluate.metrics import (
     Said,
     false_alarms,
@@ -20,7 +22,9 @@ from videollm_mod.evaluate.metrics import (
     quiet_seconds,
     share,
 )
+from videollm_mod.evaluate.self_conditioned import SelfConditioned
 from videollm_mod.evaluate.streams import Watched
+from videollm_mod.evaluate.teacher_forced import TeacherForced
 from videollm_mod.world import WorldStream
 
 RESAMPLES = 1000
@@ -155,6 +159,18 @@ def summarise(watched: Sequence[Watched], threshold: float) -> dict[str, Any]:
         "events": sum(t.true for t in tallies),
         "questions": sum(t.questions for t in tallies),
     }
+
+
+FORCED = ("f1_teacher_forced", "lm_ppl", "time_diff", "fluency", "lm_correctness")
+
+
+def summarise_own(told: Sequence[tuple[WorldStream, SelfConditioned]]) -> dict[str, Any]:
+    """As `summarise`, for what was said without a teacher-forced pass: a baseline, or a model in a hurry."""
+    empty = [Watched(stream, TeacherForced(np.ones(len(stream.times)), ()), own) for stream, own in told]
+    summary = summarise(empty, threshold=0.0)
+    for name in FORCED:
+        del summary[name], summary["intervals"][name]
+    return summary
 
 
 def _by_kind(watched: Sequence[Watched]) -> dict[str, dict[str, float]]:
