@@ -130,8 +130,11 @@ class ChangeHead(nn.Module):
         finally:
             handle.remove()
 
-    def loss(self, hidden: Tensor, frame_index: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Sum of the parts' cross-entropies; for the log the mean recall over the values that occur of each part.
+    def loss(
+        self, hidden: Tensor, frame_index: Tensor, labels: Tensor, before_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy on the change + before_weight x those on the colour and shape before it; and for the log the
+        mean recall over the values that occur of each.
 
         hidden: (batch, tokens, d). frame_index: (batch, tokens). labels: (F, 1 + h * w, 3) of all frames, row by row.
         """
@@ -143,7 +146,7 @@ class ChangeHead(nn.Module):
             if not known.any():
                 continue
             logits, truth = part[known].float(), label[known]
-            total = total + cross_entropy(logits, truth)
+            total = total + (1.0 if name == "change" else before_weight) * cross_entropy(logits, truth)
             right = logits.argmax(-1) == truth
             recalls = [float(right[truth == value].float().mean()) for value in truth.unique()]
             recall[name] = sum(recalls) / len(recalls)

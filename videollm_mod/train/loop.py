@@ -106,7 +106,7 @@ def _train_streams(model: StreamingVideoLM, run: Run, workers: int, interrupts: 
                 with interrupts.shielded():
                     for group, rate in zip(optimiser.param_groups, _rates(recipe, step)):
                         group["lr"] = rate
-                    numbers = train_step(model, head, optimiser, items, recipe)
+                    numbers = train_step(model, head, optimiser, items, recipe, phase.before_weight)
                     step += 1
                     for name, value in numbers.items():
                         means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
@@ -129,11 +129,13 @@ def train_step(
     optimiser: torch.optim.Optimizer,
     items: list[StreamSample],
     recipe: Recipe,
+    before_weight: float = 1.0,
 ) -> dict[str, float]:
     """One optimiser step on one batch of streams; returns its numbers."""
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), head.listening(model) as hidden:
         output, batch = forward(model, items, train_tower=recipe.tower_lr > 0)
-        changes, recall = head.loss(hidden[0], batch.frame_index, torch.cat([item.changes for item in items]))
+        labels = torch.cat([item.changes for item in items])
+        changes, recall = head.loss(hidden[0], batch.frame_index, labels, before_weight)
     assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
     optimiser.zero_grad()
     (output.loss + recipe.change_weight * changes).backward()

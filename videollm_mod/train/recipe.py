@@ -42,6 +42,7 @@ class Phase:
     steps: int
     streams: int  # per step
     world: WorldConfig
+    before_weight: float = 0.1  # beside the loss on what changed, of that on what a thing was before: see changes.py
 
 
 @dataclass(frozen=True)
