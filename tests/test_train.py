@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import videollm_mod as vm
 from recipes.tiny import recipe as tiny_recipe
@@ -23,8 +24,7 @@ from videollm_mod.depth import DepthPlan
 from videollm_mod.dialogue import IGNORE
 from videollm_mod.train.changes import CHANGES, ChangeHead, token_changes
 from videollm_mod.train.data import StreamSamples, cell_truth
-from videollm_mod.train.loop import _optimiser as optimiser_of
-from videollm_mod.train.loop import build, forward, train, train_step
+from videollm_mod.train.loop import StreamStage, build, forward, train
 from videollm_mod.train.recipe import LMSizes, Phase, Recipe, TowerStage
 from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTowerConfig
@@ -68,22 +68,27 @@ RUN = textwrap.dedent(
 )
 
 
-def stop_a_run(folder: Path, at: tuple[str, int], by: signal.Signals) -> dict[str, Any]:
-    """Start the small recipe in a process of its own, and send it a signal once its checkpoint is that far."""
+def newest_step(folder: Path, stage: str) -> int:
+    """Steps done in the newest checkpoint of a stage; -1 without any."""
+    names = [path.name for path in (folder / "checkpoint").glob(f"{stage}-*")]
+    return max((int(name.split("-")[1]) for name in names), default=-1)
+
+
+def stop_a_run(folder: Path, at: tuple[str, int], by: signal.Signals) -> int:
+    """Start the small recipe in a process of its own, and send it a signal once its checkpoint is that far.
+
+    Returns the step of its newest checkpoint of that stage.
+    """
     here = Path(__file__).parent
     run = subprocess.Popen(
         [sys.executable, "-c", RUN, str(folder), str(here), str(here.parent)], stderr=subprocess.PIPE, text=True
     )
-    checkpoint, deadline = folder / "checkpoint" / "state.pt", time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < deadline:
-        if checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True)
-            if state["stage"] == at[0] and state["step"] >= at[1]:
-                break
+    deadline = time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < deadline and newest_step(folder, at[0]) < at[1]:
         time.sleep(0.002)
     run.send_signal(by)
     run.communicate()
-    return dict(torch.load(checkpoint, weights_only=True))
+    return newest_step(folder, at[0])
 
 
 @pytest.mark.parametrize("stage", ["stream", "tower"])
@@ -93,13 +98,13 @@ def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights_validation_and_
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(small_recipe(), whole, workers=0)
-    stopped = stop_a_run(broken, (stage, 2), by)
-    assert stopped["stage"] == stage and stopped["step"] >= 2
+    assert 2 <= stop_a_run(broken, (stage, 2), by) < {"tower": 12, "stream": 7}[stage]
     train(small_recipe(), broken, workers=0, resume=True)
-    ours, theirs = (torch.load(folder / "checkpoint" / "state.pt", weights_only=True) for folder in (whole, broken))
-    assert ours["step"] == theirs["step"] == 7
-    for name, tensor in ours["model"].items():
-        assert torch.equal(tensor, theirs["model"][name]), name
+    assert newest_step(whole, "stream") == newest_step(broken, "stream") == 7
+    ours, theirs = (load_file(folder / "checkpoint" / "stream-7" / "model.safetensors") for folder in (whole, broken))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
     assert stream_lines(whole) == stream_lines(broken), "no line is lost, and none is there twice"
 
 
@@ -113,8 +118,7 @@ def test_ctrl_c_loses_no_step(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         train(small_recipe(checkpoint_every=1e9), tmp_path, workers=1, show=interrupt)
-    state = torch.load(tmp_path / "checkpoint" / "state.pt", weights_only=True)
-    assert seen[-1] == ("validation", 3) and (state["stage"], state["step"]) == ("stream", 3)
+    assert seen[-1] == ("validation", 3) and newest_step(tmp_path, "stream") == 3
 
 
 def test_drawing_in_another_process_changes_no_sample(tmp_path: Path) -> None:
@@ -160,13 +164,17 @@ def test_no_step_of_a_run_sees_a_stream_twice() -> None:
 
 
 def test_learning_lowers_the_loss_on_a_batch_it_sees_again() -> None:
-    recipe = small_recipe(warmup=1, bf16=False)
-    model, samples = build(recipe).train(), StreamSamples(recipe)
-    head = ChangeHead(model)
-    items, optimiser = [samples[0], samples[1]], optimiser_of(model, head, recipe)
+    stage = StreamStage(build(small_recipe(warmup=1, bf16=False)).train(), small_recipe())
+    items, optimiser = [stage.samples()[0], stage.samples()[1]], stage.optimiser()
     for group in optimiser.param_groups:
         group["lr"] = 1e-2
-    steps = [train_step(model, head, optimiser, items, recipe) for _ in range(25)]
+    steps = []
+    for _ in range(25):
+        optimiser.zero_grad()
+        loss, numbers = stage(items, 0)
+        loss.backward()
+        optimiser.step()
+        steps.append(numbers)
     assert steps[-1]["loss"] < 0.3 * steps[0]["loss"]
     assert steps[-1]["change_loss"] < 0.3 * steps[0]["change_loss"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -59,6 +60,8 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
 
     torch.set_num_threads(config.threads)
     console = Console(stderr=True)
+    if config.resume and not any((Path(config.out) / "checkpoint").glob("*-*")):
+        console.print(f"{config.out} has no checkpoint yet; the run begins anew", highlight=False, markup=False)
     last: dict[str, Any] = {}
 
     def show(line: dict[str, Any]) -> None:
@@ -79,6 +82,8 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
     return {
         "model": str(model),
         "bytes": os.path.getsize(model / "model.safetensors"),
+        "best": str(Path(config.out) / "best"),
+        "curves": str(Path(config.out) / "curves.png"),
         "steps": recipe.steps,
         "threshold": threshold,
         "last_validation": last,
@@ -90,6 +95,8 @@ def _checked(config: TrainConfig) -> Recipe:
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.types import InputError
 
+    if importlib.util.find_spec("accelerate") is None:
+        raise InputError("training needs accelerate, which is not installed; run pip install 'videollm-mod[train]'.")
     check_least(1, threads=config.threads)
     check_least(0, workers=config.workers, seed=config.seed)
     if config.seed >= 2**63:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from videollm_mod.dialogue import Segment
 from videollm_mod.train.changes import token_changes
@@ -43,6 +42,11 @@ class CellTruth:
     offset: Tensor  # (F, h, w, 2) float in 0..1: where in the cell
     count: Tensor  # (F,) int64: things in view
     scene: Tensor  # (F, 3) float: mean colour of the background, RGB in 0..1
+
+    @classmethod
+    def joined(cls, parts: list[CellTruth], device: torch.device) -> CellTruth:
+        """All frames of several, one after another."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]).to(device) for f in fields(cls)))
 
 
 class StreamSamples(Dataset[StreamSample]):
@@ -129,21 +133,12 @@ def cell_truth(frames: Tensor, visible: list[Any], scene: Tensor, grid: tuple[in
     return CellTruth(frames, cover.clamp(max=1), colour, shape, size, centre, offset, in_view.clamp(max=3), scene)
 
 
-def batches(samples: Dataset[Any], size: int, start: int, end: int, workers: int) -> Iterator[list[Any]]:
-    """Samples start..end-1 in order, `size` at a time; drawn ahead by `workers` processes (0 = in this one)."""
-
-    order = [list(range(first, min(first + size, end))) for first in range(start, end, size)]
-    yield from DataLoader(
-        samples,
-        batch_sampler=order,
-        collate_fn=list,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_prepare,
-        multiprocessing_context="fork" if workers else None,  # a spawned one would import everything again
-    )
+def steps_of(steps: int, size: int, first: int = 0) -> list[list[int]]:
+    """The numbers of the samples of each step: `size` at a time, in order, from `first` on."""
+    return [list(range(start, start + size)) for start in range(first, first + steps * size, size)]
 
 
-def _prepare(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
+    """What a process that draws samples does first."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains: it ends its workers

@@ -1,4 +1,4 @@
-"""The run: tower stage, then streams; logs, validation, checkpoints that a killed run resumes from exactly.
+"""The run: tower stage, then streams, and what validation measures.
 
 On a CPU with the same number of threads, a resumed run continues the very same curve: samples are numbered, not drawn.
 """
@@ -6,23 +6,24 @@ On a CPU with the same number of threads, a resumed run continues the very same 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from videollm_mod.dialogue import IGNORE, Batch, collate, word_tokenizer
 from videollm_mod.model import Output, StreamingVideoLM
-from videollm_mod.pace import Interrupts, catch_interrupts
+from videollm_mod.pace import catch_interrupts
 from videollm_mod.train.changes import ChangeHead
-from videollm_mod.train.data import StreamSample, StreamSamples, batches, stream_sample
+from videollm_mod.train.data import StreamSample, StreamSamples, steps_of, stream_sample
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.train.run import Log, Run
-from videollm_mod.train.tower import train_tower
-from videollm_mod.types import InputError
+from videollm_mod.train.stage import Stage, train_stage
+from videollm_mod.train.tower import TowerStage
 from videollm_mod.vision import Connector, ConvTower, FrameEncoder
 from videollm_mod.world import all_sentences
 
@@ -69,89 +70,93 @@ def train(
     run = Run(recipe, folder, resume=resume, show=show)
     model = build(recipe)
     with catch_interrupts() as interrupts:
-        if run.state is None or run.state["stage"] == "tower":
-            train_tower(model.encoder, run, workers, interrupts)
-        _train_streams(model, run, workers, interrupts)
+        train_stage(TowerStage(model.encoder, recipe), run, workers, interrupts)
+        train_stage(StreamStage(model, recipe), run, workers, interrupts)
     model.eval().save_pretrained(folder / "model", dtype=torch.float16)
     run.close()
     return folder / "model"
 
 
-def _train_streams(model: StreamingVideoLM, run: Run, workers: int, interrupts: Interrupts) -> None:
-    """The second stage: train `model` in place."""
-    recipe, head = run.recipe, ChangeHead(model)
-    optimiser = _optimiser(model, head, recipe)
-    step = 0
-    means: dict[str, float] = {}  # running means of the numbers of a step, for the log
-    if run.state is not None and run.state["stage"] == "stream":
-        model.load_state_dict(run.state["model"])
-        head.load_state_dict(run.state["head"])
-        optimiser.load_state_dict(run.state["optimiser"])
-        step, means = run.state["step"], run.state["means"]
-    model.encoder.requires_grad_(recipe.tower_lr > 0)
-    model.train()
+class StreamStage(Stage):
+    """The second stage: trains a model in place, on whole streams."""
 
-    def save() -> None:
-        parts: dict[str, Any] = {"model": model, "head": head, "optimiser": optimiser}
-        run.save("stream", step, means=means, **{name: part.state_dict() for name, part in parts.items()})
+    name = "stream"
+    log_every = 20
 
-    if step == 0:  # the tower's own checkpoints end here
-        save()
-    samples = StreamSamples(recipe)
-    try:
-        while step < recipe.steps:
-            phase, within, first = recipe.phase_of(step)
-            start, end = first + within * phase.streams, first + phase.steps * phase.streams
-            for items in batches(samples, phase.streams, start, end, workers):
-                with interrupts.shielded():
-                    for group, rate in zip(optimiser.param_groups, _rates(recipe, step)):
-                        group["lr"] = rate
-                    numbers = train_step(model, head, optimiser, items, recipe, phase.before_weight)
-                    step += 1
-                    for name, value in numbers.items():
-                        means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
-                    _refuse_nonsense(numbers["loss"], step, items, run.folder)
-                    if step % 20 == 0 or step == recipe.steps:
-                        run.log("stream", step, **{name: round(value, 4) for name, value in means.items()})
-                    if step % recipe.validate_every == 0 or step == recipe.steps:
-                        run.log("validation", step, **validate(model, recipe))
-                    if run.due or step == recipe.steps:
-                        save()
-    except KeyboardInterrupt:
-        if not interrupts.shield:  # else a second Ctrl-C came in the middle of a step
-            save()
-        raise
+    def __init__(self, model: StreamingVideoLM, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.head, self.recipe = model, ChangeHead(model), recipe
+        self.order = []
+        first = 0
+        for phase in recipe.phases:
+            self.order += steps_of(phase.steps, phase.streams, first)
+            first += phase.steps * phase.streams
+        model.encoder.requires_grad_(recipe.tower_lr > 0)
 
+    def samples(self) -> StreamSamples:
+        return StreamSamples(self.recipe)
 
-def train_step(
-    model: StreamingVideoLM,
-    head: ChangeHead,
-    optimiser: torch.optim.Optimizer,
-    items: list[StreamSample],
-    recipe: Recipe,
-    before_weight: float = 1.0,
-) -> dict[str, float]:
-    """One optimiser step on one batch of streams; returns its numbers."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), head.listening(model) as hidden:
-        output, batch = forward(model, items, train_tower=recipe.tower_lr > 0)
-        labels = torch.cat([item.changes for item in items])
-        changes, recall = head.loss(hidden[0], batch.frame_index, labels, before_weight)
-    assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
-    optimiser.zero_grad()
-    (output.loss + recipe.change_weight * changes).backward()
-    weights = [p.grad for name, p in model.named_parameters() if "depth_expert.weight" in name]
-    experts = [float(grad.norm()) for grad in weights if grad is not None]
-    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], recipe.clip)
-    optimiser.step()
-    return {
-        "loss": float(output.loss.detach()),
-        "lm_loss": float(output.lm_loss),
-        "stream_loss": float(output.stream_loss),
-        "change_loss": float(changes.detach()),
-        "gradient": float(norm),
-        "expert_gradient": sum(experts) / max(len(experts), 1),
-        **{f"{name}_recall": value for name, value in recall.items()},
-    }
+    def forward(self, items: list[StreamSample], step: int) -> tuple[Tensor, dict[str, float]]:
+        with self.head.listening(self.model) as hidden:
+            output, batch = forward(self.model, items, train_tower=self.recipe.tower_lr > 0)
+        assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
+        labels = torch.cat([item.changes for item in items]).to(hidden[0].device)
+        before_weight = self.recipe.phase_of(step).before_weight
+        changes, recall = self.head.loss(hidden[0], batch.frame_index, labels, before_weight)
+        return output.loss + self.recipe.change_weight * changes, {
+            "loss": float(output.loss.detach()),
+            "lm_loss": float(output.lm_loss),
+            "stream_loss": float(output.stream_loss),
+            "change_loss": float(changes.detach()),
+            **{f"{name}_recall": value for name, value in recall.items()},
+        }
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        def decays(tensor: Tensor) -> bool:
+            return tensor.dim() > 1
+
+        rest = [p for name, p in self.named_parameters() if not name.startswith("model.encoder.")]
+        recipe = self.recipe
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in rest if decays(p)], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in rest if not decays(p)], "weight_decay": 0.0},
+        ]
+        if recipe.tower_lr > 0:
+            tower = list(self.model.encoder.parameters())
+            groups.append({"params": tower, "weight_decay": recipe.weight_decay, "lr": recipe.tower_lr})
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
+
+    def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
+        """Linear warm-up, then a cosine to `final_lr`."""
+        recipe = self.recipe
+
+        def share(step: int) -> float:
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / recipe.steps)))
+            return (recipe.final_lr + (1 - recipe.final_lr) * cosine) * min(1.0, (step + 1) / max(recipe.warmup, 1))
+
+        return LambdaLR(optimiser, share)
+
+    def clipped(self) -> Iterable[nn.Parameter]:
+        return self.model.parameters()  # the head's come and go with rare changes, and would shrink all others
+
+    def gradients(self) -> dict[str, float]:
+        """The mean norm of the experts' gradients: a router that is not trained is the field's known fault."""
+        experts = [p.grad for name, p in self.named_parameters() if "depth_expert.weight" in name]
+        norms = [float(grad.norm()) for grad in experts if grad is not None]
+        return {"expert_gradient": sum(norms) / max(len(norms), 1)}
+
+    def summary(self, means: dict[str, float], step: int, numbers: dict[str, float]) -> dict[str, float]:
+        """Means over about 20 steps."""
+        for name, value in numbers.items():
+            means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
+        return means
+
+    def validate(self, step: int) -> dict[str, float] | None:
+        due = step % self.recipe.validate_every == 0 or step == self.recipe.steps
+        return validate(self.model, self.recipe) if due else None
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, dtype=torch.float16)
 
 
 def forward(
@@ -164,17 +169,17 @@ def forward(
     """One pass over a batch of streams with their labels; `kept_out` as for the model."""
     batch = collate([model.template.encode(item.segments) for item in items])
     with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
-        features = model.encoder(torch.cat([item.frames for item in items]))
+        features = model.encoder(torch.cat([item.frames for item in items]).to(model.device))
     # No attention mask: padding stands on the right, where causal attention never looks, and it has no labels. A mask
     # would give the same numbers at twice the cost.
     scores = [item.scores for item in items if item.scores is not None]
     output = model(
-        batch.input_ids,
-        batch.frame_index,
+        batch.input_ids.to(model.device),
+        batch.frame_index,  # read on the CPU, where it is
         features,
         frame_scores=torch.cat(scores) if scores else None,
-        labels=batch.labels,
-        decision=batch.decision,
+        labels=batch.labels.to(model.device),
+        decision=batch.decision.to(model.device),
         kept_out=kept_out,
     )
     return output, batch
@@ -193,6 +198,7 @@ def validate(model: StreamingVideoLM, recipe: Recipe) -> dict[str, float]:
     model.train()
     streams = recipe.validation_streams
     return {
+        "loss": round((sums["lm_loss"] + model.settings.stream_weight * sums["stream_loss"]) / streams, 4),
         "lm_loss": round(sums["lm_loss"] / streams, 4),
         "stream_loss": round(sums["stream_loss"] / streams, 4),
         "speak_recall": round(sums["heard"] / max(sums["due"], 1), 4),
@@ -219,34 +225,3 @@ def _score(model: StreamingVideoLM, output: Output, batch: Batch) -> dict[str, f
         "turns": float(len(turns)),
         "right": float(len(turns - wrong)),
     }
-
-
-def _optimiser(model: StreamingVideoLM, head: ChangeHead, recipe: Recipe) -> torch.optim.Optimizer:
-    def decays(tensor: Tensor) -> bool:
-        return tensor.dim() > 1
-
-    rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")] + list(head.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if decays(p)], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in rest if not decays(p)], "weight_decay": 0.0},
-    ]
-    if recipe.tower_lr > 0:
-        groups.append({"params": list(model.encoder.parameters()), "weight_decay": recipe.weight_decay})
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
-
-
-def _rates(recipe: Recipe, step: int) -> tuple[float, float, float]:
-    """Learning rate of each parameter group: linear warm-up, then a cosine to `final_lr`."""
-    progress = min(1.0, step / recipe.steps)
-    share = recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-    share *= min(1.0, (step + 1) / max(recipe.warmup, 1))
-    return recipe.lr * share, recipe.lr * share, recipe.tower_lr * share
-
-
-def _refuse_nonsense(loss: float, step: int, items: list[StreamSample], folder: Path) -> None:
-    """Raise InputError for a loss that is not finite, and leave the batch behind to look at."""
-    if math.isfinite(loss):
-        return
-    bad = folder / "bad_batch.safetensors"
-    save_file({f"frames.{i}": item.frames.contiguous() for i, item in enumerate(items)}, bad)
-    raise InputError(f"the loss is {loss} at step {step}; lower lr, or look at the batch in {bad}.")

@@ -76,14 +76,12 @@ class Recipe:
         """Of the second stage, all phases."""
         return sum(phase.steps for phase in self.phases)
 
-    def phase_of(self, step: int) -> tuple[Phase, int, int]:
-        """The phase of a step, the step's number within it, and the number of the first stream of the phase."""
-        first = 0
+    def phase_of(self, step: int) -> Phase:
+        """The phase of a step of the second stage."""
         for phase in self.phases:
             if step < phase.steps:
-                return phase, step, first
+                return phase
             step -= phase.steps
-            first += phase.steps * phase.streams
         raise IndexError(step)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,28 +1,46 @@
-"""A run's folder: recipe.json, log.jsonl (one object a line), checkpoint/state.pt, model/ (the result).
+"""A run's folder: recipe.json, log.jsonl (one object a line), curves.png, checkpoint/, best/ and model/ (the results).
 
-A checkpoint appears under its name only when it is complete, and remembers how long the log was: a run that goes on
-from it drops what was logged after it, and logs the very same lines again.
+best/ is the model at its best validation, model/ the one at the end.
+
+checkpoint/ holds the newest checkpoint of each stage, STAGE-STEP. It appears under its name only when it is complete,
+and remembers how long the log was: a run that goes on from it drops what was logged after it, and logs the very same
+lines again.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from videollm_mod.files import atomic_write
+from videollm_mod.train.curves import draw_curves
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.types import InputError
 
 Log = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    folder: Path
+    stage: str
+    step: int  # of the stage: so many are done
+    seconds: float  # of work since the run began
+    lines: int  # of the log
+    means: dict[str, float]  # running means of the log's numbers
+
+
 class Run:
-    """An open run: `state` is what `save` wrote last, None at the beginning. `show` gets every line as it is logged.
+    """An open run. `show` gets every line as it is logged.
 
     Raises InputError when the folder holds a run and `resume` is off, or holds one of another recipe.
     """
@@ -36,46 +54,79 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(known) as file:
             file.write(json.dumps(asked, indent=2) + "\n")
-        self.state: dict[str, Any] | None = None
-        if self._checkpoint.exists():
-            self.state = torch.load(self._checkpoint, weights_only=True)
-        self._lines: int = self.state["lines"] if self.state else 0
-        spent: float = self.state["seconds"] if self.state else 0.0
-        self._began = time.monotonic() - spent
+        newest = max(self._checkpoints(), key=lambda kept: kept.seconds, default=None)
+        self._lines = newest.lines if newest else 0
+        self._began = time.monotonic() - (newest.seconds if newest else 0.0)
         self._saved = time.monotonic()
         path = folder / "log.jsonl"
         kept = path.read_text().splitlines(keepends=True)[: self._lines] if path.exists() else []
         with atomic_write(path) as file:
             file.write("".join(kept))
+        rows = [json.loads(line) for line in kept]
+        self.best_loss: float = min((row["loss"] for row in rows if row["stage"] == "validation"), default=math.inf)
         self._log = path.open("a", buffering=1)
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint" / "state.pt"
 
     def log(self, stage: str, step: int, **numbers: float) -> None:
         """One line, stamped with the seconds of work so far."""
         line = {"stage": stage, "step": step, "seconds": round(time.monotonic() - self._began, 1), **numbers}
         self._log.write(json.dumps(line) + "\n")
         self._lines += 1
+        if stage == "validation":
+            self.best_loss = min(self.best_loss, numbers["loss"])
         self._show(line)
+
+    def draw(self) -> None:
+        """curves.png: the log as a picture."""
+        draw_curves(self.folder / "log.jsonl", self.folder / "curves.png")
+
+    def close(self) -> None:
+        self.draw()
+        self._log.close()
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A folder to fill; when the block ends it takes the place of the folder of that name."""
+        writing, final = self.folder / f"{name}.writing", self.folder / name
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        yield writing
+        shutil.rmtree(final, ignore_errors=True)
+        writing.rename(final)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     @property
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
         return time.monotonic() - self._saved > self.recipe.checkpoint_every
 
-    def save(self, stage: str, step: int, **parts: Any) -> None:
-        """Write a checkpoint: a stage, how many of its steps are done, and state dicts and plain values by name."""
-        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        seconds = time.monotonic() - self._began
-        state = {"stage": stage, "step": step, "seconds": seconds, "lines": self._lines, **parts}
-        torch.save(state, self._checkpoint.with_suffix(".writing"))
-        self._checkpoint.with_suffix(".writing").replace(self._checkpoint)
+    def checkpoint(self, stage: str) -> Checkpoint | None:
+        """The newest of a stage."""
+        own = [kept for kept in self._checkpoints() if kept.stage == stage]
+        return max(own, key=lambda kept: kept.step, default=None)
+
+    @contextmanager
+    def saving(self, stage: str, step: int, means: dict[str, float]) -> Iterator[Path]:
+        """A folder to fill; when the block ends it is the stage's checkpoint, and older ones are gone."""
+        home = self.folder / "checkpoint"
+        writing, final = home / "writing", home / f"{stage}-{step}"
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        yield writing
+        about = Checkpoint(final, stage, step, time.monotonic() - self._began, self._lines, means)
+        values = {name: value for name, value in asdict(about).items() if name != "folder"}
+        (writing / "run.json").write_text(json.dumps(values))
+        writing.rename(final)
+        for older in self._checkpoints():
+            if older.stage == stage and older.step != step:
+                shutil.rmtree(older.folder)
         self._saved = time.monotonic()
 
-    def close(self) -> None:
-        self._log.close()
+    def _checkpoints(self) -> list[Checkpoint]:
+        found = []
+        for about in sorted((self.folder / "checkpoint").glob("*-*/run.json")):
+            found.append(Checkpoint(about.parent, **json.loads(about.read_text())))
+        return found
 
 
 def _refuse_another(folder: Path, asked: dict[str, Any], resume: bool) -> None:

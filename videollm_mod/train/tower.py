@@ -6,15 +6,14 @@ is; on the CLS token they count the things and name the background's colour. The
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from videollm_mod.pace import Interrupts
-from videollm_mod.train.data import ROLES, CellTruth, TowerSamples, batches
-from videollm_mod.train.run import Run
+from videollm_mod.train.data import ROLES, CellTruth, TowerSamples, steps_of
+from videollm_mod.train.recipe import Recipe
+from videollm_mod.train.stage import Stage
 from videollm_mod.vision import FrameEncoder
 from videollm_mod.world import COLOURS, SHAPES, SIZES
 
@@ -59,43 +58,35 @@ class CellHeads(nn.Module):
         return total, right
 
 
-def train_tower(encoder: FrameEncoder, run: Run, workers: int, interrupts: Interrupts) -> None:
-    """Train `encoder` in place on single frames of the first phase's world; goes on from a checkpoint of this stage."""
-    recipe, stage = run.recipe, run.recipe.tower_stage
-    heads = CellHeads(encoder.width)
-    parameters = [*encoder.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.lr, total_steps=stage.steps, pct_start=0.05)
-    samples = TowerSamples(stage, recipe.phases[0].world, recipe.grid, recipe.seed)
-    parts: dict[str, Any] = {"encoder": encoder, "heads": heads, "optimiser": optimiser, "schedule": schedule}
-    step, mean_loss = 0, 0.0
-    if run.state is not None:
-        for name, part in parts.items():
-            part.load_state_dict(run.state[name])
-        step, mean_loss = run.state["step"], run.state["mean_loss"]
+class TowerStage(Stage):
+    """Trains an encoder in place, on single frames of the first phase's world."""
 
-    def save() -> None:
-        run.save("tower", step, mean_loss=mean_loss, **{name: part.state_dict() for name, part in parts.items()})
+    name = "tower"
+    log_every = 50
 
-    try:
-        for items in batches(samples, stage.streams, step * stage.streams, len(samples), workers):
-            with interrupts.shielded():
-                truth = CellTruth(*(torch.cat([getattr(i, f) for i in items]) for f in CellTruth.__dataclass_fields__))
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-                    tokens = encoder(truth.frames)
-                    loss, right = heads.loss(tokens, truth)
-                optimiser.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, recipe.clip)
-                optimiser.step()
-                schedule.step()
-                step += 1
-                mean_loss += (float(loss.detach()) - mean_loss) / min(step, 50)
-                if step % 50 == 0 or step == stage.steps:
-                    run.log("tower", step, loss=round(mean_loss, 4), **{k: round(v, 4) for k, v in right.items()})
-                if run.due:
-                    save()
-    except KeyboardInterrupt:
-        if not interrupts.shield:  # else a second Ctrl-C came in the middle of a step
-            save()
-        raise
+    def __init__(self, encoder: FrameEncoder, recipe: Recipe) -> None:
+        super().__init__()
+        self.encoder, self.heads = encoder, CellHeads(encoder.width)
+        self.recipe, self.settings = recipe, recipe.tower_stage
+        self.order = steps_of(self.settings.steps, self.settings.streams)
+
+    def samples(self) -> TowerSamples:
+        return TowerSamples(self.settings, self.recipe.phases[0].world, self.recipe.grid, self.recipe.seed)
+
+    def forward(self, items: list[CellTruth], step: int) -> tuple[Tensor, dict[str, float]]:
+        truth = CellTruth.joined(items, next(self.parameters()).device)
+        loss, right = self.heads.loss(self.encoder(truth.frames), truth)
+        return loss, {"loss": float(loss.detach()), **right}
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        parameters = [*self.encoder.parameters(), *self.heads.parameters()]
+        return torch.optim.AdamW(parameters, lr=self.settings.lr, weight_decay=self.recipe.weight_decay)
+
+    def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
+        return OneCycleLR(optimiser, self.settings.lr, total_steps=self.settings.steps, pct_start=0.05)
+
+    def summary(self, means: dict[str, float], step: int, numbers: dict[str, float]) -> dict[str, float]:
+        """The mean loss of the last 50 steps or so; what is right is shown of the newest one."""
+        mean = means.get("loss", 0.0)
+        means["loss"] = mean + (numbers["loss"] - mean) / min(step, 50)
+        return {**numbers, "loss": means["loss"]}
