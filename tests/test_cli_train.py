@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -65,6 +66,15 @@ def test_a_recipe_file_of_ones_own_that_is_none_is_refused(
     assert main(["train", name]) == 2
     printed = capsys.readouterr()
     assert told in printed.err and printed.err.count("\n") == 1
+
+
+def test_without_accelerate_training_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "accelerate" else found(name))
+    assert main(["train", "tiny"]) == 2
+    assert "needs accelerate, which is not installed; run pip install 'videollm-mod[train]'." in capsys.readouterr().err
 
 
 def test_a_recipe_file_of_ones_own_is_trained(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import videollm_mod as vm
@@ -24,8 +25,9 @@ from videollm_mod.depth import DepthPlan
 from videollm_mod.dialogue import IGNORE
 from videollm_mod.train.changes import CHANGES, ChangeHead, token_changes
 from videollm_mod.train.data import StreamSamples, cell_truth
-from videollm_mod.train.loop import StreamStage, build, forward, train
+from videollm_mod.train.loop import StreamStage, build, forward, train, validate
 from videollm_mod.train.recipe import LMSizes, Phase, Recipe, TowerStage
+from videollm_mod.train.run import Run
 from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTowerConfig
 from videollm_mod.world import COLOURS, SHAPES, VisibleThing, WorldConfig, make_stream
@@ -119,6 +121,30 @@ def test_ctrl_c_loses_no_step(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(small_recipe(checkpoint_every=1e9), tmp_path, workers=1, show=interrupt)
     assert seen[-1] == ("validation", 3) and newest_step(tmp_path, "stream") == 3
+
+
+def test_the_best_model_is_kept_beside_the_last_and_the_curves_are_drawn(tmp_path: Path) -> None:
+    last = train(small_recipe(), tmp_path, workers=0)
+    losses = {row["step"]: row["loss"] for row in stream_lines(tmp_path) if row["stage"] == "validation"}
+    assert sorted(losses) == [3, 6, 7]
+    stage = StreamStage(vm.load(tmp_path / "best"), small_recipe())
+    assert validate(stage.model, stage.recipe)["loss"] == pytest.approx(min(losses.values()), abs=2e-3)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1400, 800)
+    assert last.name == "model" and not list(tmp_path.glob("*.writing"))
+
+
+def test_a_resumed_run_forgets_no_best_model(tmp_path: Path) -> None:
+    """The first validation is made to look the best there can be; no later one may take its place."""
+    train(small_recipe(), tmp_path, workers=0)
+    log = tmp_path / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    next(line for line in lines if line["stage"] == "validation")["loss"] = 0.0
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = Run(small_recipe(), tmp_path, resume=True)
+    assert run.best_loss == 0.0
+    run.log("validation", 8, loss=1.0)
+    assert run.best_loss == 0.0
 
 
 def test_drawing_in_another_process_changes_no_sample(tmp_path: Path) -> None:
