@@ -6,6 +6,7 @@ On a CPU with the same number of threads, a resumed run continues the very same 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def train(
     Ctrl-C ends the step that runs, saves and raises KeyboardInterrupt; `resume` goes on from there. Raises InputError
     when the folder holds a run and `resume` is off, or holds one of another recipe.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # every process would write the same log and checkpoints
+        raise InputError("training runs in one process as yet; start it without torchrun or accelerate launch.")
     run = Run(recipe, folder, resume=resume, show=show)
     model = build(recipe)
     with catch_interrupts() as interrupts:
