@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Dense against routed: training step, activation peak, KV bytes, streaming. About five minutes on two quiet cores;
+# Dense against routed: training step, activation peak, KV bytes, streaming. About eight minutes on two quiet cores;
 # writes docs/results/bench_depth.json, which the README quotes. Laptop-sized: runs/bench_depth.sh --quick --out /dev/null
 set -euo pipefail
 cd "$(dirname "$0")/.."

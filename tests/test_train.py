@@ -345,7 +345,13 @@ def test_every_recipe_builds_a_model_whose_routed_layers_can_learn() -> None:
         assert model.plan.keep_last or model.num_layers - 1 not in model.plan.routed(model.num_layers)
 
 
-def test_the_bundled_model_and_the_recipe_that_follows_it_have_the_same_plan() -> None:
-    model = vm.load("tiny")
-    assert model.plan == tiny_recipe().plan
+def test_the_bundled_model_is_the_recipes() -> None:
+    model, recipe = vm.load("tiny"), tiny_recipe()
+    assert model.plan == recipe.plan
+    fresh = build(recipe)
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in fresh.state_dict().items()
+    }
+    for setting in ("rope_parameters", "num_attention_heads", "vocab_size"):
+        assert getattr(model.lm.config, setting) == getattr(fresh.lm.config, setting)
     assert model.encoder.tokens_per_frame == 50

@@ -168,12 +168,17 @@ def _train_step(model: LlamaForCausalLM, ids: Tensor, index: Tensor) -> None:
 def measure_stream(config: BenchDepth, models: Models, tokens: int) -> dict[str, dict[str, Any]]:
     """Milliseconds per frame of `tokens` vision tokens and an interval token, after 100, 300, ... frames of a stream.
 
-    Decoder only, no logits. Each point is measured with caches filled several times; the medians are of all frames.
+    Decoder only, no logits. Each point is measured with caches filled several times; the medians are of all frames. The
+    second baseline, the untouched model on Transformers' `DynamicCache`, is timed once, after them: it is slow, and all
+    three caches of a long stream at once would need more than 12 GB.
     """
     points = {}
     for frames in config.frames:
         filled = [time_stream(config, models, tokens, frames) for _ in range(config.fillings)]
-        timing = {name: Timing.pooled(times[name] for times, _ in filled) for name in filled[0][0]}
+        timing = {name: Timing.pooled(times[name] for times, _ in filled) for name in ("dense", "routed")}
+        untouched = Stream.untouched(models.untouched, tokens, max(frames - config.stream_steps - 1, 0))
+        timing |= time_in_turn({"dynamic": untouched.step}, config.stream_steps)
+        del untouched
         kv_bytes = filled[0][1]  # the same for all
         ratios = [times["routed"].wall_ms / times["dense"].wall_ms for times, _ in filled]
         step, interval_tokens = flops.Step(1, (tokens,)), frames - 1
@@ -214,9 +219,7 @@ def time_stream(
 ) -> tuple[dict[str, Timing], dict[str, int]]:
     """One filling: how long the last frames take, and the bytes of the caches.
 
-    Dense and routed both use the growable `RaggedCache` and are timed in turn. The second baseline, the untouched model
-    on Transformers' `DynamicCache`, is timed after them: all three caches of a long stream at once would need more than
-    12 GB.
+    Dense and routed both use the growable `RaggedCache` and are timed in turn.
     """
     past = max(frames - config.stream_steps - 1, 0)  # one warm-up frame, then the timed ones
     streams = {
@@ -224,10 +227,7 @@ def time_stream(
         "routed": Stream.filled(models.routed, tokens, past, models.plan),
     }
     timing = time_in_turn({name: stream.step for name, stream in streams.items()}, config.stream_steps)
-    kv_bytes = {name: stream.cache.kv_bytes for name, stream in streams.items()}
-    streams.clear()
-    untouched = Stream.untouched(models.untouched, tokens, past)
-    return timing | time_in_turn({"dynamic": untouched.step}, config.stream_steps), kv_bytes
+    return timing, {name: stream.cache.kv_bytes for name, stream in streams.items()}
 
 
 @dataclass

@@ -25,6 +25,7 @@ from videollm_mod.train.recipe import Recipe
 from videollm_mod.train.run import Log, Run
 from videollm_mod.train.stage import Stage, train_stage
 from videollm_mod.train.tower import TowerStage
+from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, ConvTower, FrameEncoder
 from videollm_mod.world import all_sentences
 
