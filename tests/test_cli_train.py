@@ -82,7 +82,8 @@ def test_a_recipe_file_of_ones_own_is_trained(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
     recipe.write_text(
         f"import sys\nsys.path.insert(0, {here!r})\nfrom test_train import small_recipe\n"
-        "def recipe(): return small_recipe(calibration_streams=1)\n"
+        "from videollm_mod.model import StreamSettings\n"
+        "def recipe(): return small_recipe(calibration_streams=1, settings=StreamSettings(max_reply_tokens=1))\n"
     )
     words = ["train", str(recipe), "--workers", "0", "--out", str(tmp_path / "out")]
     run = subprocess.run([sys.executable, "-m", "videollm_mod", *words], capture_output=True, text=True, cwd=ROOT)

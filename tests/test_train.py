@@ -93,13 +93,20 @@ def stop_a_run(folder: Path, at: tuple[str, int], by: signal.Signals) -> int:
     return newest_step(folder, at[0])
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run of the small recipe."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(small_recipe(), folder, workers=0)
+    return folder
+
+
 @pytest.mark.parametrize("stage", ["stream", "tower"])
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights_validation_and_log(
-    tmp_path: Path, stage: str, by: signal.Signals
+    tmp_path: Path, whole: Path, stage: str, by: signal.Signals
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(small_recipe(), whole, workers=0)
+    broken = tmp_path / "broken"
     assert 2 <= stop_a_run(broken, (stage, 2), by) < {"tower": 12, "stream": 7}[stage]
     train(small_recipe(), broken, workers=0, resume=True)
     assert newest_step(whole, "stream") == newest_step(broken, "stream") == 7
