@@ -20,6 +20,7 @@ import torch
 from videollm_mod.evaluate.self_conditioned import SelfConditioned
 from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both
 from videollm_mod.evaluate.teacher_forced import TeacherForced, Turn
+from videollm_mod.files import atomic_write
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError, StreamEvent
 from videollm_mod.world import WorldStream
@@ -72,7 +73,8 @@ class Journal:
                 raise InputError(f"the journal {path} is of another '{other[0]}'; give another file.")
             self.done = {line["stream"]: line for line in lines[1:]}
         kept = [{"about": about}, *self.done.values()]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with atomic_write(path) as file:  # a kill here must not cost what is known
+            file.write("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
     def add(self, watched: Watched) -> None:

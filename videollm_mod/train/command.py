@@ -96,7 +96,9 @@ def _checked(config: TrainConfig) -> Recipe:
     from videollm_mod.types import InputError
 
     if importlib.util.find_spec("accelerate") is None:
-        raise InputError("training needs accelerate, which is not installed; run pip install 'videollm-mod[train]'.")
+        from videollm_mod.doctor import install_command
+
+        raise InputError(f"training needs accelerate, which is not installed; run {install_command(extra='train')}.")
     check_least(1, threads=config.threads)
     check_least(0, workers=config.workers, seed=config.seed)
     if config.seed >= 2**63:
