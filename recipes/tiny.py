@@ -18,7 +18,8 @@ def recipe() -> Recipe:
 
     Many questions: they teach what is where at 12 tokens each, beside 51 for a frame.
     """
-    short = WorldConfig(seconds=8, events_per_minute=18, questions=10)
+    rare = (("cut", 2.0), ("appears", 1.5))  # often taken for each other, and few
+    short = WorldConfig(seconds=8, events_per_minute=18, questions=10, favoured=rare)
     return Recipe(
         name="tiny",
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
@@ -27,11 +28,10 @@ def recipe() -> Recipe:
         lm=LMSizes(layers=5, rope_theta=1000.0),
         lr=1.5e-3,
         phases=(
-            Phase(810, 6, short, before_weight=1.0),
-            Phase(1190, 6, short),
-            Phase(1300, 2, WorldConfig(seconds=24, events_per_minute=15, questions=10)),
-            Phase(700, 1, WorldConfig(seconds=60, questions=6)),
-            Phase(40, 1, WorldConfig(seconds=120, questions=12)),
+            Phase(2000, 6, short),
+            Phase(1700, 2, WorldConfig(seconds=24, events_per_minute=15, questions=10, favoured=rare)),
+            Phase(700, 1, WorldConfig(seconds=60, questions=6, favoured=rare)),
+            Phase(40, 1, WorldConfig(seconds=120, questions=12, favoured=rare)),
         ),
         validate_every=1000,
     )

@@ -26,7 +26,8 @@ from videollm_mod.world.config import SIDES
 from videollm_mod.world.questions import CLEAR
 from videollm_mod.world.script import SPACING
 from videollm_mod.world.stage import MIN_STEP
-from videollm_mod.world.words import EVENT_KINDS, describe
+from videollm_mod.world.config import EVENT_KINDS
+from videollm_mod.world.words import describe
 
 NUMBERS = st.integers(0, 100_000)
 STREAMS = st.builds(make_stream, st.sampled_from(SPLITS), NUMBERS)
@@ -258,6 +259,22 @@ def test_an_unknown_split_and_a_negative_number_are_refused() -> None:
         make_stream("dev", 0)
     with pytest.raises(InputError, match="-1 is negative"):
         make_stream("train", -1)
+
+
+def test_a_favoured_kind_happens_more_often_and_a_kind_of_factor_0_never() -> None:
+    def kinds(config: WorldConfig) -> list[str]:
+        return [event.kind for number in range(60) for event in make_stream("train", number, config).events]
+
+    usual, favoured = kinds(WorldConfig()), kinds(WorldConfig(favoured=(("cut", 4.0), ("turns", 0.0))))
+    assert favoured.count("cut") / len(favoured) > 2 * usual.count("cut") / len(usual) > 0
+    assert "turns" in usual and "turns" not in favoured
+
+
+def test_an_unknown_kind_cannot_be_favoured() -> None:
+    with pytest.raises(InputError, match="event 'falls' does not exist; choose of enters, leaves"):
+        WorldConfig(favoured=(("falls", 2.0),))
+    with pytest.raises(InputError, match="factor of 'cut' -1.0 is out of range"):
+        WorldConfig(favoured=(("cut", -1.0),))
 
 
 @MANY

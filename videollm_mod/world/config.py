@@ -15,6 +15,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = ("small", "large")
 TEXTURES = ("stripes", "checks", "dots")
 SIDES = ("left", "right", "top", "bottom")
+EVENT_KINDS = ("enters", "leaves", "appears", "disappears", "placed", "taken", "turns", "starts", "stops", "cut")
 SPLITS = ("train", "validation", "test", "heldout")
 
 # (colour, shape) pairs that exist in the split "heldout" only. Each colour and each shape is still seen in at least
@@ -57,6 +58,7 @@ class WorldConfig:
     size: int = 112  # side of the square picture in pixels, even
     questions: float = 2.0  # mean number of questions per 30 s
     events_per_minute: float = 11.0  # mean number of narrations per minute
+    favoured: tuple[tuple[str, float], ...] = ()  # (kind of event, how many times as often as usual it is tried)
     max_things: int = 3  # things in view at once, at most
     clutter: int = 3  # grey drifting clutter per scene: 0 to this many, evenly
     textured: float = 0.4  # probability that a thing is striped, checked or dotted (never a thin small one)
@@ -74,6 +76,10 @@ class WorldConfig:
             raise InputError(f"World size {self.size} is odd; H.264 needs an even one, such as {self.size + 1}.")
         _check("questions", self.questions, 0.0, 30.0)
         _check("events_per_minute", self.events_per_minute, 0.5, 18.0)
+        for kind, factor in self.favoured:
+            if kind not in EVENT_KINDS:
+                raise InputError(f"World event {kind!r} does not exist; choose of {', '.join(EVENT_KINDS)}.")
+            _check(f"factor of {kind!r}", factor, 0.0, 100.0)
         _check("max_things", self.max_things, 1, 3)
         _check("clutter", self.clutter, 0, 20)
         _check("textured", self.textured, 0.0, 1.0)

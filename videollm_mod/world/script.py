@@ -31,7 +31,7 @@ ATTEMPTS = 6
 SPACING = 1.5  # seconds between consecutive events, at least
 REST = 0.6  # seconds between the end of an action and the beginning of the next, at least
 USUAL_ACTION = 1.1  # seconds from when an action may begin to its event, quiet apart, as measured; for the wanted rate
-WEIGHTS = {  # how often each kind is tried first
+WEIGHTS = {  # how often each kind is tried first; WorldConfig.favoured multiplies them
     "enters": 2.0,
     "placed": 1.4,
     "appears": 1.0,
@@ -97,9 +97,9 @@ def write_script(split: str, number: int, config: WorldConfig) -> Script:
 
 def _next_action(stage: Stage, start: float) -> Action | None:
     """An action of a random kind among those that are possible."""
-    kinds = list(WEIGHTS)
+    kinds, factors = list(WEIGHTS), dict(stage.config.favoured)
     while kinds:
-        kind = stage.rng.choices(kinds, [WEIGHTS[k] for k in kinds])[0]
+        kind = stage.rng.choices(kinds, [WEIGHTS[k] * factors.get(k, 1.0) for k in kinds])[0]
         for attempt in range(ATTEMPTS):  # later and later, until no sampled frame shows an event in part
             action = PLANS[kind](stage, start + attempt * 0.21)
             if action is None:

@@ -25,7 +25,7 @@ class WorldEvent:
 
     time: float  # when it is unambiguously visible, seconds
     frame: int  # the first sampled frame at or after `time`
-    kind: str  # one of words.EVENT_KINDS
+    kind: str  # one of config.EVENT_KINDS
     text: str  # the narration
     look: Look | None = None  # the thing, as the sentence names it; None for a cut
     side: str | None = None  # for enters and leaves

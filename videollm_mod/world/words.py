@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from videollm_mod.world.config import COLOURS, SHAPES, SIDES, SIZES, Look
 
-EVENT_KINDS = ("enters", "leaves", "appears", "disappears", "placed", "taken", "turns", "starts", "stops", "cut")
 QUESTION_KINDS = ("view", "count", "last", "where")
 
 ASK_VIEW = "What is in view?"
