@@ -96,11 +96,14 @@ def test_without_a_known_command_the_list_goes_to_stderr_with_exit_code_2(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["eval"], "videollm-mod: eval needs one of: world, leaderboard."),
+        (["eval"], "videollm-mod: eval needs one of: world, leaderboard, clips."),
         (["bench"], "videollm-mod: bench needs one of: depth."),
         (["bench", "--quick"], "videollm-mod: bench needs one of: depth."),
-        (["eval", ""], "videollm-mod: there is no command 'eval '; eval needs one of: world, leaderboard."),
-        (["eval", "moon"], "videollm-mod: there is no command 'eval moon'; eval needs one of: world, leaderboard."),
+        (["eval", ""], "videollm-mod: there is no command 'eval '; eval needs one of: world, leaderboard, clips."),
+        (
+            ["eval", "moon"],
+            "videollm-mod: there is no command 'eval moon'; eval needs one of: world, leaderboard, clips.",
+        ),
         (["whatch", "clip.mp4"], "videollm-mod: there is no command 'whatch'; did you mean 'watch'?"),
         (["xyz"], "videollm-mod: there is no command 'xyz'; take one of those below."),
     ],

@@ -135,6 +135,8 @@ def test_quiet_is_what_lies_further_than_the_tolerance_from_every_event() -> Non
     assert quiet_seconds([Said(10, A), Said(10.5, A)], 30) == 28.5  # their surroundings overlap
     assert quiet_seconds([Said(0.2, A), Said(29.8, A)], 30) == pytest.approx(28.6)  # and do not reach beyond the ends
     assert quiet_seconds([Said(30.4, A)], 30) == pytest.approx(29.9)
+    assert quiet_seconds([Said(10, A), Said(20, A)], 30, start=9.8) == pytest.approx(18.5)  # from 10.5 on
+    assert quiet_seconds([Said(10, A)], 30, start=40) == 0
 
 
 def test_precision_recall_and_f1_are_defined_for_silence_too() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from videollm_mod.types import InputError
 from videollm_mod.world import (
     COLOURS,
+    DIFFICULTIES,
     HELD_OUT,
     SHAPES,
     SIZES,
@@ -17,6 +18,7 @@ from videollm_mod.world import (
     WorldConfig,
     WorldStream,
     all_sentences,
+    difficulty,
     make_stream,
     matter,
     split_words,
@@ -29,7 +31,8 @@ from videollm_mod.world.stage import MIN_STEP
 from videollm_mod.world.words import describe
 
 NUMBERS = st.integers(0, 100_000)
-STREAMS = st.builds(make_stream, st.sampled_from(SPLITS), NUMBERS)
+WORLDS = st.sampled_from(list(DIFFICULTIES)).map(difficulty)
+STREAMS = st.builds(make_stream, st.sampled_from(SPLITS), NUMBERS, WORLDS)
 MANY = settings(max_examples=60, deadline=None)
 STEP = 1e-3  # seconds: "just before" and "just after"
 
@@ -267,6 +270,27 @@ def test_a_favoured_kind_happens_more_often_and_a_kind_of_factor_0_never() -> No
     usual, favoured = kinds(WorldConfig()), kinds(WorldConfig(favoured=(("cut", 4.0), ("turns", 0.0))))
     assert favoured.count("cut") / len(favoured) > 2 * usual.count("cut") / len(usual) > 0
     assert "turns" in usual and "turns" not in favoured
+
+
+def test_things_are_smaller_and_faster_and_more_is_in_their_way_the_harder_the_world() -> None:
+    def measure(name: str) -> tuple[float, float, float]:
+        streams = [make_stream("train", number, difficulty(name)) for number in range(40)]
+        things = [thing for stream in streams for thing in stream.script.things]
+        spins = [abs(leg.spin) * leg.radius for thing in things for leg in thing.legs if leg.drifts]
+        clutter = [len(scene.clutter) for stream in streams for scene in stream.script.scenes]
+        means = [sum(values) / len(values) for values in ([thing.extent for thing in things], spins, clutter)]
+        return means[0], means[1], means[2]
+
+    easy, medium, hard = (measure(name) for name in ("easy", "medium", "hard"))
+    assert easy[0] > 1.1 * medium[0] > 1.3 * hard[0]
+    assert hard[1] > 1.2 * medium[1]
+    assert easy[2] < medium[2] < hard[2]
+
+
+def test_an_unknown_difficulty_is_named() -> None:
+    with pytest.raises(InputError, match="difficulty 'extreme' does not exist; choose of easy, medium, hard"):
+        difficulty("extreme")
+    assert difficulty("medium", seconds=60) == WorldConfig(seconds=60)
 
 
 def test_an_unknown_kind_cannot_be_favoured() -> None:

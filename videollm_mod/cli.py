@@ -24,11 +24,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("videollm_mod.watch:watch", "Narrate a video file, folder, address or camera as it plays."),
     "show": ("videollm_mod.show.command:show", "Draw the tokens that each routed layer keeps, as video and picture."),
     "train": ("videollm_mod.train.command:train_command", "Train a model from a recipe, such as `tiny`."),
+    "tables": ("videollm_mod.tables.command:fill_tables", "Fill the paper's tables at a small scale, cell by cell."),
     "eval world": ("videollm_mod.evaluate.world:evaluate_world", "Measure a model on the synthetic world."),
     "eval leaderboard": (
         "videollm_mod.evaluate.leaderboard:leaderboard",
         "Models beside silence, chance and frame differences.",
     ),
+    "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PLANS = "full, all, all-deep, interleaved, interleaved-deep, early-exit, layer-skip, or numbers like 1,3,5"
@@ -13,6 +15,31 @@ def check_least(least: int, **flags: float | None) -> None:
     for name, value in flags.items():
         if value is not None and not value >= least:  # also refuses NaN
             raise _refused(name, value, f"is too small; give {least} or more")
+
+
+def parse_values(flag: str, words: Sequence[str], known: Mapping[str, Any]) -> dict[str, bool | int | float]:
+    """{"lr": 0.0005} from ["lr=0.0005"]: each of the type that `known` has under its name, if that is a plain one.
+
+    Raises InputError for another name, another type, and what is negative or not finite.
+    """
+    from videollm_mod.types import InputError
+
+    plain = {name: type(value) for name, value in known.items() if isinstance(value, bool | int | float)}
+    found: dict[str, bool | int | float] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name not in plain or not equals:
+            names = ", ".join(sorted(plain))
+            raise InputError(f"{flag} '{word}' sets nothing; give NAME=VALUE, with one of {names}.")
+        try:
+            value = {"true": True, "false": False}[text.lower()] if plain[name] is bool else plain[name](text)
+        except (ValueError, KeyError) as error:
+            wanted = {bool: "true or false", int: "a whole number", float: "a number"}[plain[name]]
+            raise InputError(f"{flag} {name}={text} is not {wanted}; correct it.") from error
+        if not 0 <= value < math.inf:
+            raise InputError(f"{flag} {name}={text} is out of range; give a number from 0 on.")
+        found[name] = value
+    return found
 
 
 def check_keep(keep: float | None) -> None:

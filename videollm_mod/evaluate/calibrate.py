@@ -14,7 +14,7 @@ from videollm_mod.evaluate.streams import run_jobs, watch_own, watch_truth
 from videollm_mod.evaluate.summary import compare
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
-from videollm_mod.world import WorldStream
+from videollm_mod.world import Narrated
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
@@ -29,7 +29,7 @@ class Tried:
 
 
 def calibrate(
-    model: StreamingVideoLM, streams: Sequence[WorldStream], *, grid: Sequence[float] = GRID, workers: int = 1
+    model: StreamingVideoLM, streams: Sequence[Narrated], *, grid: Sequence[float] = GRID, workers: int = 1
 ) -> tuple[float, list[Tried]]:
     """The best threshold of an ascending grid, and what was measured at each of them. The model is not changed.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from videollm_mod.flags import check_least
 
@@ -23,6 +26,10 @@ class LeaderboardConfig:
     """The streams: unseen ones like those of training, or with combinations of colour and shape that it never shows."""
     streams: int = 200
     """How many streams of the split, from number 0 on."""
+    difficulty: Literal["easy", "medium", "hard"] = "medium"
+    """How small, fast and hidden things are: `world/config.py` says which dials each turns."""
+    dials: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Other dials of the world, such as clutter=12 events_per_minute=0.5; `world/config.py` lists them."""
     seconds: float = 30.0
     """Length of each stream, seconds, from 1 to 3600."""
     workers: int | None = None
@@ -39,20 +46,21 @@ def leaderboard(config: LeaderboardConfig) -> dict[str, Any]:
     from videollm_mod.evaluate.baselines import BASELINES
     from videollm_mod.evaluate.streams import run_jobs, watch_own
     from videollm_mod.evaluate.summary import summarise_own
+    from videollm_mod.evaluate.world import world_of
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
-    from videollm_mod.world import WorldConfig, make_stream
+    from videollm_mod.world import make_stream
 
     console = Console(stderr=True)
     models = {name: load(name) for name in config.models}
     rows: dict[str, dict[str, Any]] = {}
-    world = WorldConfig(seconds=config.seconds)
+    world = world_of(config.difficulty, config.dials, seconds=config.seconds)
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]
     for name, baseline in BASELINES.items():
         console.print(f"{name}: {len(streams)} streams", highlight=False)
         rows[name] = summarise_own([(stream, baseline(stream)) for stream in streams])
     for name, model in models.items():
-        seen = WorldConfig(seconds=config.seconds, fps=model.settings.fps, size=model.encoder.tower.image_size)
+        seen = dataclasses.replace(world, fps=model.settings.fps, size=model.encoder.tower.image_size)
         own = [make_stream(config.split, number, seen) for number in range(config.streams)]
         jobs = [(stream, model.settings.threshold) for stream in own]
         workers = config.workers or os.cpu_count() or 1
@@ -60,6 +68,8 @@ def leaderboard(config: LeaderboardConfig) -> dict[str, Any]:
     result = {
         "rows": rows,
         "split": config.split,
+        "difficulty": config.difficulty,
+        "dials": list(config.dials),
         "description": f"world streams {streams[0].name} to {streams[-1].name}, {world.seconds:g} s",
     }
     if config.json is not None:
@@ -87,11 +97,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _check(config: LeaderboardConfig) -> None:
+    from videollm_mod.evaluate.world import world_of
     from videollm_mod.files import check_writable
     from videollm_mod.types import InputError
 
     check_least(1, streams=config.streams, workers=config.workers)
     if not 1 <= config.seconds <= 3600:  # what WorldConfig takes; also refuses NaN
         raise InputError(f"--seconds {config.seconds:g} is out of range; give a number from 1 to 3600.")
+    world_of(config.difficulty, config.dials)
     if config.json is not None:
         check_writable(config.json)

@@ -78,8 +78,10 @@ class Said(NamedTuple):
     text: str
 
 
-def match(said: Sequence[Said], true: Sequence[Said], *, by_text: bool = True) -> list[tuple[int, int]]:
-    """One-to-one pairs (index in said, index in true) that are at most TOLERANCE apart, as many as possible.
+def match(
+    said: Sequence[Said], true: Sequence[Said], *, by_text: bool = True, tolerance: float = TOLERANCE
+) -> list[tuple[int, int]]:
+    """One-to-one pairs (index in said, index in true) that are at most `tolerance` seconds apart, as many as possible.
 
     by_text: the sentences must be exactly the same. Both lists ascend by time; in doubt the earlier ones are paired.
     """
@@ -91,7 +93,7 @@ def match(said: Sequence[Said], true: Sequence[Said], *, by_text: bool = True) -
         # On a line with one tolerance for all, pairing the earliest that can be paired gives a maximum matching.
         while ours and theirs:
             apart = said[ours[0]].time - true[theirs[0]].time
-            if abs(apart) <= TOLERANCE + _ROUNDING:
+            if abs(apart) <= tolerance + _ROUNDING:
                 pairs.append((ours.pop(0), theirs.pop(0)))
             elif apart < 0:
                 ours.pop(0)
@@ -100,15 +102,15 @@ def match(said: Sequence[Said], true: Sequence[Said], *, by_text: bool = True) -
     return sorted(pairs)
 
 
-def false_alarms(said: Sequence[Said], true: Sequence[Said]) -> list[int]:
-    """Indices in `said` of what was said with no true sentence of any kind within TOLERANCE."""
-    near = TOLERANCE + _ROUNDING
+def false_alarms(said: Sequence[Said], true: Sequence[Said], *, tolerance: float = TOLERANCE) -> list[int]:
+    """Indices in `said` of what was said with no true sentence of any kind within `tolerance`."""
+    near = tolerance + _ROUNDING
     return [i for i, item in enumerate(said) if all(abs(item.time - other.time) > near for other in true)]
 
 
-def quiet_seconds(true: Sequence[Said], seconds: float) -> float:
-    """How long a stream of that length is further than TOLERANCE from any true sentence."""
-    quiet, end = 0.0, 0.0
+def quiet_seconds(true: Sequence[Said], seconds: float, start: float = 0.0) -> float:
+    """How long, from `start` on, a stream of that length is further than TOLERANCE from any true sentence."""
+    quiet, end = 0.0, start
     for time in sorted(item.time for item in true):
         quiet += max(min(time - TOLERANCE, seconds) - end, 0.0)
         end = max(end, time + TOLERANCE)

@@ -29,6 +29,7 @@ NAMES = {
     "timing_f1": "Timing F1 (any sentence)",
     "content_accuracy": "Right sentence, of those in time",
     "false_alarms_per_minute": "False alarms per minute of quiet",
+    "late_false_alarms_per_minute": "The same after 100 frames",
     "question_accuracy": "Questions answered exactly right",
     "f1_teacher_forced": "Event F1, true context (to the frame)",
     "lm_ppl": "LM-PPL",

@@ -10,7 +10,7 @@ from torch import Tensor
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import FrameTokens, StreamEvent
-from videollm_mod.world import WorldStream
+from videollm_mod.world import Narrated
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SelfConditioned:
 
 def self_conditioned(
     model: StreamingVideoLM,
-    stream: WorldStream,
+    stream: Narrated,
     features: Tensor,
     *,
     scores: Tensor | None = None,

@@ -23,7 +23,7 @@ from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, t
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
 from videollm_mod.video import letterbox
-from videollm_mod.world import WorldStream, matter
+from videollm_mod.world import Narrated, WorldStream, matter
 from videollm_mod.world.conversation import segments
 
 Job = TypeVar("Job")
@@ -34,35 +34,39 @@ Result = TypeVar("Result")
 class Watched:
     """A stream, judged in its true context, and what a session said of it."""
 
-    stream: WorldStream
+    stream: Narrated
     truth: TeacherForced
     own: SelfConditioned
 
 
-def features_of(model: StreamingVideoLM, stream: WorldStream) -> Tensor:
+def features_of(model: StreamingVideoLM, stream: Narrated) -> Tensor:
     """Tower vectors of all frames of a stream, (F, 1 + h * w, width)."""
     return encode_frames(model, letterbox(stream.frames(), model.encoder.tower.image_size))
 
 
-def scores_of(model: StreamingVideoLM, stream: WorldStream) -> Tensor | None:
+def scores_of(model: StreamingVideoLM, stream: Narrated) -> Tensor | None:
     """What an oracle keeps, (F, 1 + h * w), for a plan whose scorer is `given`; else None."""
-    return torch.from_numpy(matter(stream, model.encoder.grid)) if model.plan.scorer == "given" else None
+    if model.plan.scorer != "given":
+        return None
+    if not isinstance(stream, WorldStream):
+        raise InputError(f"nobody knows what matters in {stream.name}; take another scorer than 'given'.")
+    return torch.from_numpy(matter(stream, model.encoder.grid))
 
 
-def watch_both(model: StreamingVideoLM, stream: WorldStream) -> Watched:
+def watch_both(model: StreamingVideoLM, stream: Narrated) -> Watched:
     """Both protocols, at the model's own threshold."""
     features, scores = features_of(model, stream), scores_of(model, stream)
     truth = teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
     return Watched(stream, truth, self_conditioned(model, stream, features, scores=scores))
 
 
-def watch_truth(model: StreamingVideoLM, stream: WorldStream) -> TeacherForced:
+def watch_truth(model: StreamingVideoLM, stream: Narrated) -> TeacherForced:
     """The teacher-forced protocol alone."""
     features, scores = features_of(model, stream), scores_of(model, stream)
     return teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
 
 
-def watch_own(model: StreamingVideoLM, job: tuple[WorldStream, float]) -> SelfConditioned:
+def watch_own(model: StreamingVideoLM, job: tuple[Narrated, float]) -> SelfConditioned:
     """The self-conditioned protocol alone, for a stream and a threshold."""
     stream, threshold = job
     features, scores = features_of(model, stream), scores_of(model, stream)

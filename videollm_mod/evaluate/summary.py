@@ -25,9 +25,10 @@ from videollm_mod.evaluate.metrics import (
 from videollm_mod.evaluate.self_conditioned import SelfConditioned
 from videollm_mod.evaluate.streams import Watched
 from videollm_mod.evaluate.teacher_forced import TeacherForced
-from videollm_mod.world import WorldStream
+from videollm_mod.world import Narrated
 
 RESAMPLES = 1000
+LATE = 100  # frames, after which the public code of VideoLLM-online babbles
 DIGITS = 4
 
 
@@ -53,6 +54,8 @@ class Tally:
     in_time: int
     alarms: int
     quiet_minutes: float
+    late_alarms: int  # after LATE frames
+    late_quiet_minutes: float
     questions: int
     answered: int
     forced: tuple[int, int, int]  # teacher-forced: right, spoken, true; see TeacherForced.counts
@@ -62,12 +65,12 @@ class Tally:
     lm_correctness: float | None
 
 
-def true_narration(stream: WorldStream) -> tuple[Said, ...]:
+def true_narration(stream: Narrated) -> tuple[Said, ...]:
     """The stream's true sentences at the times at which they become visible (not of the frame that shows them)."""
     return tuple(Said(event.time, event.text) for event in stream.events)
 
 
-def compare(said: Sequence[Said], answers: Sequence[str], stream: WorldStream) -> Spoken:
+def compare(said: Sequence[Said], answers: Sequence[str], stream: Narrated) -> Spoken:
     """Hold what was said against a stream's truth. `answers` are those to its questions, in order."""
     true = true_narration(stream)
     return Spoken(
@@ -89,6 +92,7 @@ def spoken(watched: Watched) -> Spoken:
 def tally(watched: Watched, threshold: float) -> Tally:
     """One stream's numbers."""
     stream, result = watched.stream, spoken(watched)
+    late = LATE / stream.config.fps
     scores = [turn.scores(threshold, stream.config.fps) for turn in watched.truth.narrations]
     return Tally(
         said=len(result.said),
@@ -97,6 +101,8 @@ def tally(watched: Watched, threshold: float) -> Tally:
         in_time=len(result.in_time),
         alarms=len(result.alarms),
         quiet_minutes=quiet_seconds(result.true, stream.config.seconds) / 60,
+        late_alarms=sum(result.said[i].time >= late for i in result.alarms),
+        late_quiet_minutes=quiet_seconds(result.true, stream.config.seconds, late) / 60,
         questions=len(result.answered),
         answered=sum(result.answered),
         forced=watched.truth.counts(threshold),
@@ -112,6 +118,7 @@ def metrics_of(tallies: Sequence[Tally]) -> dict[str, float | None]:
     said, true = sum(t.said for t in tallies), sum(t.true for t in tallies)
     right, in_time = sum(t.right for t in tallies), sum(t.in_time for t in tallies)
     quiet, questions = sum(t.quiet_minutes for t in tallies), sum(t.questions for t in tallies)
+    late = sum(t.late_quiet_minutes for t in tallies)
     precision, recall, f1 = precision_recall_f1(right, said, true)
     return {
         "f1": f1,
@@ -120,6 +127,7 @@ def metrics_of(tallies: Sequence[Tally]) -> dict[str, float | None]:
         "timing_f1": precision_recall_f1(in_time, said, true)[2],
         "content_accuracy": right / in_time if in_time else None,
         "false_alarms_per_minute": sum(t.alarms for t in tallies) / quiet if quiet else None,
+        "late_false_alarms_per_minute": sum(t.late_alarms for t in tallies) / late if late else None,
         "question_accuracy": sum(t.answered for t in tallies) / questions if questions else None,
         "f1_teacher_forced": precision_recall_f1(*(sum(t.forced[i] for t in tallies) for i in range(3)))[2],
         "lm_ppl": mean(t.lm_ppl for t in tallies),
@@ -164,7 +172,7 @@ def summarise(watched: Sequence[Watched], threshold: float) -> dict[str, Any]:
 FORCED = ("f1_teacher_forced", "lm_ppl", "time_diff", "fluency", "lm_correctness")
 
 
-def summarise_own(told: Sequence[tuple[WorldStream, SelfConditioned]]) -> dict[str, Any]:
+def summarise_own(told: Sequence[tuple[Narrated, SelfConditioned]]) -> dict[str, Any]:
     """As `summarise`, for what was said without a teacher-forced pass: a baseline, or a model in a hurry."""
     empty = [Watched(stream, TeacherForced(np.ones(len(stream.times)), ()), own) for stream, own in told]
     summary = summarise(empty, threshold=0.0)

@@ -7,16 +7,21 @@ Flags and outputs are checked before the model is loaded; heavy modules are impo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
+from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values
+
+if TYPE_CHECKING:
+    from videollm_mod.world import WorldConfig
 
 FEW_STREAMS = 10  # with fewer, an interval over streams is hardly one
 SHOWN = "f1 timing_f1 f1_teacher_forced false_alarms_per_minute question_accuracy".split()  # on the terminal
@@ -35,6 +40,10 @@ class EvalWorldConfig:
     """How many streams of the split, from number 0 on."""
     heldout: int = 20
     """How many streams with held-out combinations besides; 0 for none."""
+    difficulty: Literal["easy", "medium", "hard"] = "medium"
+    """How small, fast and hidden things are: `world/config.py` says which dials each turns."""
+    dials: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Other dials of the world, such as clutter=12 events_per_minute=0.5; `world/config.py` lists them."""
     seconds: float = 30.0
     """Length of each stream, seconds, from 1 to 3600."""
     report: Path | None = None
@@ -65,11 +74,12 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from videollm_mod.evaluate.summary import summarise
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
-    from videollm_mod.world import WorldConfig, make_stream
+    from videollm_mod.world import make_stream
 
     model = load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold)
     threshold = model.settings.threshold
-    world = WorldConfig(seconds=config.seconds, fps=model.settings.fps, size=model.encoder.tower.image_size)
+    size = model.encoder.tower.image_size
+    world = world_of(config.difficulty, config.dials, seconds=config.seconds, fps=model.settings.fps, size=size)
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]
     besides = [] if config.split == "heldout" else [make_stream("heldout", n, world) for n in range(config.heldout)]
     began = time.monotonic()
@@ -86,8 +96,10 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "f1_heldout": heldout["f1"] if heldout else None,
         "heldout": heldout,
         "split": config.split,
-        "description": f"world streams {streams[0].name} to {streams[-1].name}, {world.seconds:g} s at {world.fps:g} "
-        f"frames per second, {world.size} px",
+        "difficulty": config.difficulty,
+        "dials": list(config.dials),
+        "description": f"world streams {streams[0].name} to {streams[-1].name}, {config.difficulty}, "
+        f"{world.seconds:g} s at {world.fps:g} frames per second, {world.size} px",
         "model": config.model,
         "threshold": threshold,
         "plan": model.plan.to_dict(),
@@ -105,6 +117,15 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     console = Console(stderr=True)
     console.print(table(result), highlight=False, markup=False, soft_wrap=True)
     return result
+
+
+def world_of(name: str, dials: Sequence[str], **more: float) -> WorldConfig:
+    """The world of flags: a difficulty, its dials as NAME=VALUE, and what has flags of its own."""
+    from videollm_mod.world import WorldConfig, difficulty
+
+    own = ("seconds", "fps", "size")
+    known = {field: value for field, value in dataclasses.asdict(WorldConfig()).items() if field not in own}
+    return difficulty(name, **parse_values("--dials", dials, known), **more)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -144,6 +165,7 @@ def _check(config: EvalWorldConfig) -> int:
     check_probability(threshold=config.threshold)
     check_keep(config.keep)
     parse_layers(config.plan)
+    world_of(config.difficulty, config.dials)
     for path in (config.json, config.journal):
         if path is not None:
             check_writable(path)

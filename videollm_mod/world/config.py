@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from videollm_mod.types import InputError
 
@@ -60,6 +61,8 @@ class WorldConfig:
     events_per_minute: float = 11.0  # mean number of narrations per minute
     favoured: tuple[tuple[str, float], ...] = ()  # (kind of event, how many times as often as usual it is tried)
     max_things: int = 3  # things in view at once, at most
+    scale: float = 1.0  # of things: small ones are 0.135 to 0.16 sides wide, large ones 0.27 to 0.32
+    motion: float = 1.0  # how many times as fast as usual things, hands and clutter move
     clutter: int = 3  # grey drifting clutter per scene: 0 to this many, evenly
     textured: float = 0.4  # probability that a thing is striped, checked or dotted (never a thin small one)
     jitter: float = 0.008  # camera shake, largest displacement as a fraction of the side
@@ -81,6 +84,8 @@ class WorldConfig:
                 raise InputError(f"World event {kind!r} does not exist; choose of {', '.join(EVENT_KINDS)}.")
             _check(f"factor of {kind!r}", factor, 0.0, 100.0)
         _check("max_things", self.max_things, 1, 3)
+        _check("scale", self.scale, 0.4, 1.2)
+        _check("motion", self.motion, 0.9, 1.6)  # slower, what drifts could not be told from what rests
         _check("clutter", self.clutter, 0, 20)
         _check("textured", self.textured, 0.0, 1.0)
         # The rules of what is "wholly inside" and "clearly displaced" allow for a camera that shakes no more than this.
@@ -100,6 +105,32 @@ class WorldConfig:
     def frame_at(self, time: float) -> int:
         """The first sampled frame at or after `time` (it may lie beyond the last one)."""
         return math.ceil(time * self.fps - 1e-9)
+
+
+DIFFICULTIES: dict[str, dict[str, Any]] = {
+    "easy": {
+        "scale": 1.2,
+        "clutter": 1,
+        "textured": 0.2,
+        "jitter": 0.004,
+        "light": 0.06,
+        "noise": 2.0,
+        "crf": (18, 22),
+    },
+    "medium": {},  # the dials' defaults
+    "hard": {"scale": 0.75, "clutter": 8, "textured": 0.6, "motion": 1.3, "light": 0.2, "noise": 8.0, "crf": (24, 32)},
+}
+
+
+def difficulty(name: str, **dials: Any) -> WorldConfig:
+    """The world in one of three difficulties, "easy", "medium" or "hard"; `dials` change more of it.
+
+    Raises:
+        InputError: no such difficulty, or a dial out of its range.
+    """
+    if name not in DIFFICULTIES:
+        raise InputError(f"World difficulty {name!r} does not exist; choose of {', '.join(DIFFICULTIES)}.")
+    return WorldConfig(**{**DIFFICULTIES[name], **dials})
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

@@ -9,10 +9,10 @@ if it has one. Every frame is in exactly one Stream, in order.
 from __future__ import annotations
 
 from videollm_mod.dialogue import Assistant, Segment, Stream, System, User
-from videollm_mod.world.stream import WorldStream
+from videollm_mod.world.narrated import Narrated
 
 
-def segments(stream: WorldStream, system: str) -> list[Segment]:
+def segments(stream: Narrated, system: str) -> list[Segment]:
     """The stream's true conversation, for `StreamTemplate.encode`; `system` is what the model is told first."""
     spoken: dict[int, list[Segment]] = {}  # frame -> what is said after it
     for event in stream.events:

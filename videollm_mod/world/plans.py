@@ -67,7 +67,7 @@ def enters(stage: Stage, start: float) -> Action | None:
         if not stage.free(_corridor(place, half, side), start):
             continue
         way = _outward(place, half, side)
-        speed = max(stage.rng.uniform(0.28, 0.45), way / 2.5)
+        speed = max(stage.rng.uniform(0.28, 0.45) * stage.config.motion, way / 2.5)
         outside = (place[0] + dx * way, place[1] + dy * way)
         arrival, inside = start + way / speed, start + (thing.extent + 2 * EDGE) / speed
         legs = (_straight(start, outside, side, -speed), replace(goal, start=arrival))
@@ -85,14 +85,14 @@ def leaves(stage: Stage, start: float) -> Action | None:
     thing, leg = stage.things[index], stage.things[index].leg(start)
     look, half = thing.look(start), thing.extent / 2
     for side in stage.rng.sample(SIDES, len(SIDES)):
-        begin, events, speed = start, [], stage.rng.uniform(0.28, 0.45)
+        begin, events, speed = start, [], stage.rng.uniform(0.28, 0.45) * stage.config.motion
         if leg.drifts:  # wait for the moment when the circle points to the side
             now, sign = leg.phase + leg.spin * (start - leg.start), math.copysign(1, leg.spin)
             begin += ((_phase(leg.spin, TO_SIDE[side]) - now) * sign % math.tau) / abs(leg.spin)
         place = leg.at(begin)
         way = _outward(place, half, side)
         if not leg.drifts:
-            speed = min(stage.rng.uniform(0.16, 0.3), (way - SEEN_MOVE) / EXIT_GAP)
+            speed = min(stage.rng.uniform(0.16, 0.3) * stage.config.motion, (way - SEEN_MOVE) / EXIT_GAP)
             seen = SEEN_MOVE / speed
             events.append(stage.event("starts", begin + seen, index, look, seen - SHAKE / speed))
         if speed < 0.13 or not stage.free(_corridor(place, half, side), start, but=index):
@@ -133,7 +133,7 @@ def disappears(stage: Stage, start: float) -> Action | None:
 
 def _hand(stage: Stage, start: float, place: tuple[float, float], half: float, index: int | None) -> Hand | None:
     """A hand that comes from a side from which place and way are free for hand and thing."""
-    width, speed = stage.rng.uniform(0.1, 0.12), stage.rng.uniform(0.7, 1.0)
+    width, speed = stage.rng.uniform(0.1, 0.12), stage.rng.uniform(0.7, 1.0) * stage.config.motion
     reach = max(half, width / 2)
     for side in stage.rng.sample(SIDES, len(SIDES)):
         if stage.free(_corridor(place, reach, side), start, but=index):

@@ -121,7 +121,7 @@ class Stage:
         if look.size == "small" and look.shape not in ("circle", "square"):
             texture = None  # the pattern would eat up the outline of a thin shape of 15 pixels
         tint = (self.rng.randint(-8, 8), self.rng.randint(-8, 8), self.rng.randint(-8, 8))
-        extent = self.rng.uniform(*EXTENTS[look.size])
+        extent = self.rng.uniform(*EXTENTS[look.size]) * self.config.scale
         return Thing(look.shape, look.size, extent, texture, tint, ((time, look.colour),), (), born=time)
 
     # ----------------------------------------------------------------------------------------- where
@@ -148,7 +148,7 @@ class Stage:
     ) -> Leg | None:
         """A free circle to drift on, through a given place if one is given, or None."""
         radius, phase = self.rng.uniform(*RADII[thing.size]), self.rng.uniform(-math.pi, math.pi)
-        spin = self.rng.choice((-1, 1)) * self.rng.uniform(*DRIFT_SPEED) / radius
+        spin = self.rng.choice((-1, 1)) * self.rng.uniform(*DRIFT_SPEED) * self.config.motion / radius
         # The chord that is seen in 0.5 s is what counts.
         if 2 * radius * math.sin(abs(spin) / 4) < MIN_STEP:
             return None
@@ -193,20 +193,20 @@ def random_scene(rng: random.Random, config: WorldConfig, start: float) -> Scene
         rng.choice(("flat", "gradient", "noise", "tiles")),
         tuple(palette),
         rng.getrandbits(32),
-        tuple(_random_clutter(rng) for _ in range(rng.randint(0, config.clutter))),
+        tuple(_random_clutter(rng, config.motion) for _ in range(rng.randint(0, config.clutter))),
         (wave(shake, 0.4, 2.5), wave(shake, 0.4, 2.5)),
         wave(config.light, 0.02, 0.1),
     )
 
 
-def _random_clutter(rng: random.Random) -> Clutter:
+def _random_clutter(rng: random.Random, motion: float) -> Clutter:
     kind = rng.choice(("blob", "bar"))
     long, short = rng.uniform(0.15, 0.35), rng.uniform(0.05, 0.12)
     if kind == "blob":
         half_width, half_height = rng.uniform(0.1, 0.25), rng.uniform(0.1, 0.25)
     else:
         half_width, half_height = (long, short) if rng.random() < 0.5 else (short, long)
-    speed, angle = rng.uniform(0.03, 0.16), rng.uniform(0, math.tau)
+    speed, angle = rng.uniform(0.03, 0.16) * motion, rng.uniform(0, math.tau)
     velocity = (speed * math.cos(angle), speed * math.sin(angle))
     return Clutter(
         kind,

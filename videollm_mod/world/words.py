@@ -67,16 +67,30 @@ def say_where(x: float, y: float) -> str:
 
 def all_sentences() -> list[str]:
     """Every narration, question and answer once, except views of two and three things: one example of each."""
-    looks = [Look(colour, shape, size) for size in SIZES for colour in COLOURS for shape in SHAPES]
+    looks = _looks()
     sentences = [narration("cut"), ASK_VIEW, ASK_COUNT, ASK_LAST, NOTHING, NOTHING_YET, *COUNTS]
     sentences += [say_where((column + 0.5) / 3, (row + 0.5) / 3) for row in range(3) for column in range(3)]
     sentences += [say_view(looks[:2]), say_view(looks[:3])]
     for look in looks:
-        sentences += [narration(kind, look, side) for kind in ("enters", "leaves") for side in SIDES]
-        sentences += [narration(kind, look) for kind in ("appears", "disappears", "placed", "taken", "starts", "stops")]
-        sentences += [narration("turns", look, became=colour) for colour in COLOURS if colour != look.colour]
-        sentences += [ask_where(look), say_view([look])]
+        sentences += [*_narrations_of(look), ask_where(look), say_view([look])]
     return sentences
+
+
+def all_narrations() -> list[str]:
+    """Every narration once."""
+    return [narration("cut"), *(text for look in _looks() for text in _narrations_of(look))]
+
+
+def _looks() -> list[Look]:
+    return [Look(colour, shape, size) for size in SIZES for colour in COLOURS for shape in SHAPES]
+
+
+def _narrations_of(look: Look) -> list[str]:
+    return [
+        *(narration(kind, look, side) for kind in ("enters", "leaves") for side in SIDES),
+        *(narration(kind, look) for kind in ("appears", "disappears", "placed", "taken", "starts", "stops")),
+        *(narration("turns", look, became=colour) for colour in COLOURS if colour != look.colour),
+    ]
 
 
 def split_words(text: str) -> list[str]:
