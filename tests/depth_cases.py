@@ -37,7 +37,7 @@ PLANS = {
     "all": DepthPlan("all", 0.4),
     "all-deep": DepthPlan("all-deep", 0.3, keep_last=True),
     "interleaved": DepthPlan("interleaved", 0.2),
-    "interleaved-deep": DepthPlan("interleaved-deep", 0.5),
+    "interleaved-deep": DepthPlan("interleaved-deep", 0.5, reads="norm"),
     "early-exit": DepthPlan("early-exit"),
     "layer-skip": DepthPlan("layer-skip"),
     "list": DepthPlan((0, 2, 3), (0.7, 0.1, 0.3)),

@@ -107,7 +107,7 @@ def chosen(
     if k == 0:
         return []
     if plan.scorer == "learned":
-        scores = [score(layer, x) for x in inputs]
+        scores = [score(layer, plan, x) for x in inputs]
     elif plan.scorer == "given":
         assert given is not None
         scores = given
@@ -123,17 +123,19 @@ def chosen(
     return order[:k]
 
 
-def score(layer: Any, x: Tensor) -> float:
-    """s = w·x + b."""
+def score(layer: Any, plan: DepthPlan, x: Tensor) -> float:
+    """s = w·x + b, of the token as it enters the layer, or after its first norm."""
     expert = layer.depth_expert
+    if plan.reads == "norm":
+        x = layer.input_layernorm(x)
     return float((expert.weight[0] * x).sum() + expert.bias[0])
 
 
 def gated(layer: Any, plan: DepthPlan, x: Tensor, y: Tensor) -> Tensor:
     """A kept vision token after its gate; y is the plain layer's output, f = y - x."""
-    if plan.gate in ("identity", "straight"):
+    if plan.gate in ("identity", "straight", "relative"):
         return y
-    s = score(layer, x)
+    s = score(layer, plan, x)
     sigma = 1 / (1 + math.exp(-s))
     f = y - x
     if plan.gate == "output":

@@ -32,6 +32,7 @@ from reference import reference
 from transformers import PreTrainedModel
 
 from videollm_mod.depth import SCORERS, DepthPlan, apply_depth, get_plan, remove_depth
+from videollm_mod.depth.plan import GRADIENT_GATES
 from videollm_mod.types import InputError
 
 Models = Callable[..., PreTrainedModel]
@@ -70,7 +71,7 @@ def test_law_1_keeping_all_with_a_gate_that_starts_open_is_the_untouched_model_t
         if name in ("early-exit", "layer-skip"):
             continue  # they keep no vision token at any ratio
         for scorer in SCORERS:
-            for gate in ("identity", "straight"):
+            for gate in ("identity", *GRADIENT_GATES):
                 with routed(model, replace(plan, keep=1.0, scorer=scorer, gate=gate)):
                     assert torch.equal(model(ids, frame_index=TALK.index).logits, dense), (name, scorer, gate)
                     assert torch.equal(model(ids, frame_index=TALK.index, use_cache=False).logits, dense)

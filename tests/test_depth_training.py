@@ -32,7 +32,7 @@ from videollm_mod.depth import SCORERS, DepthPlan, apply_depth, get_plan
 Models = Callable[..., PreTrainedModel]
 TALK = talk("2t 10 1t 5 1 10 3t")
 SHORT = talk("1t 5 2t 10 1t")
-GATED = ("output", "update", "tanh", "straight")
+GATED = ("output", "update", "tanh", "straight", "relative")
 GENTLE = 0.05  # of the experts' weights: gates that are not saturated have a slope
 
 backbones = pytest.mark.parametrize("backbone", BACKBONES)
@@ -67,11 +67,15 @@ def test_law_5_the_expert_of_every_routed_layer_gets_a_gradient_and_is_moved_by_
                 for n, weight in experts.items():
                     assert weight.grad is not None and weight.grad.isfinite().all(), (scorer, gate, n)
                     undone = gate == "output" and ".4." in n  # see the test below
+                    if gate == "relative" and n.endswith("bias"):  # what all scores have in common does nothing
+                        assert weight.grad.abs().max() < 1e-6
+                        continue
                     assert weight.grad.abs().max() > (0 if undone else 1e-5), (scorer, gate, n)
                 for weight in model.parameters():  # the shared model itself stays as it is
                     weight.grad = weight.grad if any(weight is p for p in experts.values()) else None
                 optimiser.step()
-                assert all(not torch.equal(before[n], p) for n, p in experts.items())
+                moved = {n for n, weight in experts.items() if not torch.equal(before[n], weight)}
+                assert moved >= {n for n in experts if gate != "relative" or not n.endswith("bias")}
             model.zero_grad()
 
 
@@ -122,6 +126,8 @@ def test_the_gradient_is_the_slope_of_the_loss(models: Models, gate: str) -> Non
     model.zero_grad()
     if gate == "straight":
         assert slope == 0.0 and gradient != 0.0
+    elif gate == "relative":
+        assert slope == 0.0 and abs(gradient) < 1e-12
     else:
         assert abs(slope) > 1e-4 and abs(gradient - slope) < 1e-6
 
@@ -134,6 +140,24 @@ def test_straight_has_the_gradient_of_sigma_s_times_f() -> None:
     (apply_gate("straight", x, y, s) * g).sum().backward()
     expected = (g * (y - x)).sum(-1, keepdim=True) * s.sigmoid() * (1 - s.sigmoid())
     assert torch.allclose(s.grad, expected.detach(), atol=1e-12)
+
+
+def test_relative_has_the_gradient_of_s_times_f_and_its_mean_over_the_kept_tokens_taken_away(models: Models) -> None:
+    """So a row's gradients sum to nothing: what one score wins the others lose."""
+    model = models("llama", torch.float64)
+    seen: dict[str, Tensor] = {}
+
+    def watch(module: torch.nn.Module, args: object, scores: Tensor) -> None:
+        if scores.requires_grad:  # not those of the choice
+            scores.register_hook(lambda gradient: seen.update(grad=gradient))
+
+    with routed(model, DepthPlan((3,), 0.5, gate="relative"), strength=GENTLE):
+        hook = model.model.layers[3].depth_expert.register_forward_hook(watch)
+        loss_of(model).backward()
+        hook.remove()
+    model.zero_grad()
+    assert seen["grad"].abs().max() > 1e-5
+    assert abs(seen["grad"].sum().item()) < 1e-12
 
 
 @backbones

@@ -219,7 +219,7 @@ def _no_network(*address: object) -> None:
         ("plan.colour", 1, "unknown entry 'colour'"),
         ("grid", "x", r"grid is 'x'; give two whole numbers, rows and columns, such as \[7, 7\]"),
         ("grid", [2], r"grid is \[2\]; give two whole numbers"),
-        ("grid", [2, 3], "grid 2x3 does not divide the tower's 2x2 cells"),
+        ("grid", [2, 3], "grid 2x3 cannot be pooled from the tower's 2x2 cells"),
     ],
 )
 def test_a_bad_entry_of_config_json_is_told_with_its_file_its_name_and_the_mend(

@@ -134,6 +134,7 @@ class StreamingVideoLM(nn.Module):
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 1,
         kept_out: dict[int, Tensor] | None = None,
+        scores_out: dict[int, Tensor] | None = None,
         label_count: int | None = None,
     ) -> Output:
         """One step or one pass over (batch, tokens) ids; `features` are the encoder's tokens of its frames.
@@ -141,6 +142,7 @@ class StreamingVideoLM(nn.Module):
         `frame_scores` (frames, tokens per frame), as `features`: who is kept, for a plan with the scorer `given`.
         With `labels` (already shifted: labels[i] is what position i predicts) logits are computed at labelled positions
         only, and the loss is divided by `label_count`, or by the number of labels in this batch if that is None.
+        `kept_out` and `scores_out` are filled: routed layer -> (batch, tokens), who went through; who scored how much.
         """
         if labels is not None:
             logits_to_keep = (labels != IGNORE).any(0).nonzero().squeeze(1)
@@ -153,6 +155,7 @@ class StreamingVideoLM(nn.Module):
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
             kept_out=kept_out,
+            scores_out=scores_out,
         )
         positions = logits_to_keep if isinstance(logits_to_keep, Tensor) else None
         if labels is None:

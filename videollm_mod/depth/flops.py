@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from videollm_mod.depth.plan import DepthPlan, keep_count
+from videollm_mod.depth.plan import GRADIENT_GATES, DepthPlan, keep_count
 from videollm_mod.types import InputError
 
 DENSE = DepthPlan(layers="full")
@@ -88,7 +88,7 @@ def step_flops(config: Any, plan: DepthPlan | None, step: Step, past: Sequence[i
     weights = 2 * d * heads * head_dim + 2 * d * kv_heads * head_dim + 3 * d * inner  # q, o; k, v; gate, up, down
 
     flops = _choice_flops(config, plan, step) + 2 * d * config.vocab_size * step.logits
-    if plan.gate != "straight":  # which does nothing without a gradient
+    if plan.gate not in GRADIENT_GATES:  # which do nothing without a gradient
         flops += _gate_flops(config, plan, step)
     kept = kv_entries(config, plan, step.text, step.frames)
     for queries, keys in zip(kept, past or [0] * layers):
@@ -129,7 +129,7 @@ def train_flops(
     flops = 3 * step_flops(config, plan, step)
     if plan is not None:
         flops -= 2 * _choice_flops(config, plan, step)
-        if plan.gate == "straight":
+        if plan.gate in GRADIENT_GATES:
             flops += 3 * _gate_flops(config, plan, step)
     return flops
 

@@ -37,6 +37,8 @@ def apply_gate(gate: str, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
     if gate == "straight":  # forward y, backward as if y were x + (1 + sigma(s)) (y - x) with the 1 held fixed
         open_ = s.sigmoid()
         return y + (open_ - open_.detach()) * (y - x)
+    if gate == "relative":  # the same, without what all scores have in common: that would only grow, and saturate
+        return y + (s - s.detach()) * (y - x)
     return y
 
 
@@ -47,15 +49,23 @@ class DepthLayer(nn.Module):
     depth_ratio: float | None  # None: an ordinary layer
     depth_index: int
     depth_expert: LayerExpert  # where the plan has experts
+    input_layernorm: nn.Module  # of the decoder layer's own
 
     def forward(self, hidden_states: Tensor, *args: Any, depth: FrameLayout | None = None, **kwargs: Any) -> Tensor:
         """hidden_states (batch, tokens, d) -> the same shape. `depth` comes from `DepthDecoder.forward`."""
-        kept_out = kwargs.pop("kept_out", None)
+        kept_out, scores_out = kwargs.pop("kept_out", None), kwargs.pop("scores_out", None)
         if depth is None or self.depth_ratio is None:
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("a routed decoder layer takes everything but hidden_states by keyword")
+        if scores_out is not None and self.depth_plan.has_experts:
+            scores_out[self.depth_index] = self._score(hidden_states)
         return self._routed(hidden_states, depth, self.depth_ratio, kept_out, **kwargs)
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> the expert's scores (...)."""
+        scores: Tensor = self.depth_expert(self.input_layernorm(hidden) if self.depth_plan.reads == "norm" else hidden)
+        return scores
 
     def _routed(
         self, hidden: Tensor, layout: FrameLayout, ratio: float, kept_out: dict[int, Tensor] | None, **kwargs: Any
@@ -75,7 +85,7 @@ class DepthLayer(nn.Module):
         scores = layout.given
         if plan.scorer == "learned" and 0 < ratio < 1 and layout.groups:
             with torch.no_grad():  # a choice has no gradient; the gate below scores the kept tokens again, with one
-                scores = self.depth_expert(hidden).flatten()  # (batch * tokens,)
+                scores = self._score(hidden).flatten()  # (batch * tokens,)
         flat = kept_tokens(layout, ratio, scores, plan, self.depth_index)  # (kept,) ascending
         if kept_out is not None:
             mask = torch.zeros(batch * tokens, dtype=torch.bool, device=hidden.device)
@@ -107,8 +117,12 @@ class DepthLayer(nn.Module):
             **kwargs,
         )
         if plan.gate_acts and layout.groups:
-            s = self.depth_expert(x)[..., None].to(y.dtype)
-            y = torch.where(layout.vision[padded][..., None], apply_gate(plan.gate, x, y, s), y)
+            s = self._score(x)[..., None].to(y.dtype)
+            vision = layout.vision[padded][..., None]  # (batch, kept, 1)
+            if plan.gate == "relative":  # within each row, what pads it apart
+                counted = vision if shape.real is None else vision & shape.real[..., None]
+                s = s - (s * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
+            y = torch.where(vision, apply_gate(plan.gate, x, y, s), y)
         out = y.reshape(-1, width)
         if shape.back is not None:
             out = out[shape.back]
@@ -321,6 +335,10 @@ def apply_depth(model: Model, plan: DepthPlan) -> Model:
     remove_depth(model)
     width = decoder.config.hidden_size
     for index, (layer, ratio) in enumerate(zip(decoder.layers, ratios)):
+        if ratio is not None and plan.reads == "norm" and not hasattr(layer, "input_layernorm"):
+            raise InputError(
+                f"{type(layer).__name__} has no norm before its attention; take a plan with reads='input'."
+            )
         _swap(layer, DepthLayer)
         layer.depth_plan, layer.depth_ratio, layer.depth_index = plan, ratio, index
         if ratio is not None and plan.has_experts:

@@ -17,7 +17,9 @@ from videollm_mod.types import InputError
 
 LAYERS = ("full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip")
 SCORERS = ("learned", "random", "uniform", "given")
-GATES = ("identity", "output", "update", "tanh", "straight")
+READS = ("input", "norm")
+GATES = ("identity", "output", "update", "tanh", "straight", "relative")
+GRADIENT_GATES = ("straight", "relative")  # they leave a layer as it is, and only carry a gradient
 
 
 def keep_count(ratio: float, tokens: int) -> int:
@@ -38,7 +40,10 @@ class DepthPlan:
                 set when streamed and in one pass), `uniform` (evenly spaced), `given` (by the caller: `token_scores`).
     gate        what the expert's score s does to a kept vision token, x -> y being the decoder layer, f = y - x:
                 `output` sigma(s) y · `update` x + sigma(s) f · `tanh` x + (1 + 0.2 tanh(s)) f · `straight` y, with the
-                gradient of sigma(s) f · `identity` y, and no gradient for the expert. Text is never scaled.
+                gradient of sigma(s) f · `relative` y, with the gradient of (s - mean s of all kept) f: a score rises
+                only at the cost of others · `identity` y, and no gradient for the expert. Text is never scaled.
+    reads       what the expert scores: the hidden states as they enter the layer (`input`, as the paper has it), or
+                after the layer's own first norm (`norm`).
     keep_last   always keep a frame's last token, which decides whether to speak; it takes one of the k places.
     exit_after  for `early-exit`: the number of layers that vision tokens go through; half of them if None.
     seed        of the `random` scorer.
@@ -48,6 +53,7 @@ class DepthPlan:
     keep: float | tuple[float, ...] = 0.2
     scorer: str = "learned"
     gate: str = "straight"
+    reads: str = "input"
     keep_last: bool = False
     exit_after: int | None = None
     seed: int = 0
@@ -72,6 +78,8 @@ class DepthPlan:
             raise InputError(f"scorer '{self.scorer}' is unknown; take one of {', '.join(SCORERS)}.")
         if self.gate not in GATES:
             raise InputError(f"gate '{self.gate}' is unknown; take one of {', '.join(GATES)}.")
+        if self.reads not in READS:
+            raise InputError(f"an expert cannot read '{self.reads}'; take one of {', '.join(READS)}.")
 
     def routed(self, num_layers: int) -> tuple[int, ...]:
         """The numbers of the routed layers of a model with `num_layers` layers, in order."""
@@ -116,8 +124,8 @@ class DepthPlan:
 
     @property
     def gate_acts(self) -> bool:
-        """Whether kept tokens need a score now: `straight` only carries a gradient, and does nothing where none is."""
-        if self.gate == "straight" and not torch.is_grad_enabled():
+        """Whether kept tokens need a score now: a gate that only carries a gradient does nothing where none is."""
+        if self.gate in GRADIENT_GATES and not torch.is_grad_enabled():
             return False
         return self.has_experts and self.gate != "identity"
 

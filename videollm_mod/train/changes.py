@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,18 +50,29 @@ def token_changes(stream: WorldStream, grid: tuple[int, int]) -> Tensor:
         }
         for number, old in before.items():
             if old.inside and not (number in now and now[number].inside):
-                cells[f, int(old.y * h), int(old.x * w)] = _label("gone", old)
+                cells[f, int(old.y * h), int(old.x * w)] = label_of("gone", old)
         held = {number for hand, number in zip(stream.script.hands, in_hand) if hand.start <= time < hand.gone}
         for number, thing in now.items():
             if f > 0 and thing.inside:
                 old_self = before.get(number)
-                label = _label("held" if number in held else _change(old_self, thing), old_self)
+                label = label_of("held" if number in held else change_of(old_self, thing), old_self)
                 cells[f, int(thing.y * h), int(thing.x * w)] = label
         if f > 0:
             cut = any(stream.times[f - 1] < start <= time for start in starts)
-            scenes[f] = _label("new" if cut else "rests", None)
+            scenes[f] = label_of("new" if cut else "rests", None)
         before = now
     return torch.cat([scenes, cells.flatten(1, 2)], 1)
+
+
+class Seen(Protocol):
+    """Where something is, and of which colour, if it has one."""
+
+    @property
+    def x(self) -> float: ...
+    @property
+    def y(self) -> float: ...
+    @property
+    def colour(self) -> str | None: ...
 
 
 class _Seen(NamedTuple):
@@ -85,7 +96,8 @@ def _thing_of(hand: Hand, things: Sequence[Thing]) -> int:
     return min((number for number, thing in enumerate(things) if thing.alive(hand.reached)), key=way)
 
 
-def _change(before: _Seen | None, now: _Seen) -> str | None:
+def change_of(before: Seen | None, now: Seen) -> str | None:
+    """One of CHANGES; None where it moved so little that it cannot be said."""
     if before is None:
         return "new"
     if before.colour != now.colour:
@@ -98,7 +110,7 @@ def _change(before: _Seen | None, now: _Seen) -> str | None:
     return ("left" if dx < 0 else "right") if across else ("up" if dy < 0 else "down")
 
 
-def _label(change: str | None, before: _Seen | None) -> Tensor:
+def label_of(change: str | None, before: _Seen | None) -> Tensor:
     """(3,) int64: the change, and what the thing was where that cannot be seen any more."""
     if change is None:
         return torch.full((len(PARTS),), IGNORE)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least
+from videollm_mod.flags import PLANS, check_keep, check_least, parse_values
 
 if TYPE_CHECKING:
     from videollm_mod.train.recipe import Recipe
@@ -47,7 +47,15 @@ class TrainConfig:
     """Who is kept: learned, random, uniform, or given (an oracle: what the world says matters); the recipe's own if
     nothing is said."""
     gate: str | None = None
-    """What the score does to a kept token: straight, output, update, tanh, identity; the recipe's own if not given."""
+    """What the score does to a kept token: straight, relative, output, update, tanh or identity; the recipe's own if
+    not given."""
+    start: str | None = None
+    """A model to go on from: "tiny", or a folder."""
+    data: Path | None = None
+    """A JSONL file of your own videos with what is to be said about them, instead of the generated world: a line each,
+    {"video": "desk.mp4", "segments": [{"time": 3.2, "role": "assistant", "text": "A cup is placed."}]}."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Other values of the recipe, such as lr=0.0005 corrupt=0.5; train/recipe.py lists them."""
 
 
 def train_command(config: TrainConfig) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
         console.print(again, highlight=False, markup=False, soft_wrap=True)
         return {"interrupted": True, "out": config.out, "last_validation": last}
     console.print("calibrating the threshold on validation streams", highlight=False)
-    threshold = _calibrate(model, recipe.calibration_streams, config.threads + config.workers)
+    threshold = _calibrate(model, recipe, config.threads + config.workers)
     return {
         "model": str(model),
         "bytes": os.path.getsize(model / "model.safetensors"),
@@ -114,8 +122,21 @@ def _checked(config: TrainConfig) -> Recipe:
     recipe = make()
     changes: dict[str, Any] = {"layers": layers, "keep": config.keep, "scorer": config.scorer, "gate": config.gate}
     plan = dataclasses.replace(recipe.plan, **{key: value for key, value in changes.items() if value is not None})
-    plan.ratios(recipe.lm.layers)  # refuses layers that the recipe's decoder does not have
-    return dataclasses.replace(recipe, plan=plan, seed=config.seed)
+    plain = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name != "seed"}
+    values: dict[str, Any] = parse_values("--set", config.set, plain)
+    recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed, **values)
+    if config.start is not None:
+        recipe = dataclasses.replace(recipe, start=config.start)
+    if config.data is not None:
+        from videollm_mod.data.own import read_videos
+
+        read_videos(config.data)  # refuses what cannot be read
+        recipe = dataclasses.replace(recipe, data=str(config.data))
+    if recipe.start is None:
+        plan.ratios(recipe.lm.layers)  # refuses layers that the recipe's decoder does not have
+    elif recipe.data is None and recipe.name == "own":
+        raise InputError("this recipe learns from your own videos; give them as --data FILE.jsonl.")
+    return recipe
 
 
 def _find_recipe(name: str) -> Callable[[], Recipe]:
@@ -143,23 +164,27 @@ def _again(config: TrainConfig) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in ("recipe", "resume") and (value != field.default or field.name == "out"):
-            words += [f"--{field.name}", str(value)]
+            words += [f"--{field.name}", *(value if isinstance(value, tuple) else [str(value)])]
     return shlex.join([*words, "--resume"])
 
 
-def _calibrate(folder: Path, streams: int, workers: int) -> float:
+def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
     """Store with the finished model the threshold at which it does best on validation streams; returns it."""
     import torch
 
     from videollm_mod.evaluate.calibrate import calibrate
     from videollm_mod.model import load
-    from videollm_mod.world import WorldConfig, make_stream
+    from videollm_mod.train.data import any_stream
+    from videollm_mod.train.recipe import Phase
+    from videollm_mod.world import WorldConfig
+    from videollm_mod.world.camera import CameraConfig
 
     model = load(folder)
-    world = WorldConfig(fps=model.settings.fps, size=model.encoder.tower.image_size)
-    threshold, table = calibrate(
-        model, [make_stream("validation", number, world) for number in range(streams)], workers=workers
-    )
+    fps, size = model.settings.fps, model.encoder.tower.image_size
+    camera = CameraConfig(fps=fps, size=size) if recipe.has_cameras else None
+    phase = Phase(0, 0, WorldConfig(fps=fps, size=size), camera)
+    streams = [any_stream("validation", number, phase, recipe) for number in range(recipe.calibration_streams)]
+    threshold, table = calibrate(model, streams, workers=workers)
     model.settings = dataclasses.replace(model.settings, threshold=threshold)
     model.save_pretrained(folder, dtype=torch.float16)
     (folder / "calibration.json").write_text(json.dumps([dataclasses.asdict(row) for row in table], indent=2) + "\n")

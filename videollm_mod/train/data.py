@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from videollm_mod.data.own import OwnStream, own_stream, read_videos
 from videollm_mod.dialogue import Segment
+from videollm_mod.train.camera import camera_changes, seen
 from videollm_mod.train.changes import token_changes
-from videollm_mod.train.recipe import Recipe, TowerStage
-from videollm_mod.world import COLOURS, SHAPES, SIZES, WorldConfig, make_stream, matter
+from videollm_mod.train.corrupt import corrupt
+from videollm_mod.train.recipe import Phase, Recipe, TowerStage
+from videollm_mod.world import COLOURS, SHAPES, SIZES, Narrated, WorldStream, all_narrations, make_stream, matter
+from videollm_mod.world.camera import NAMES, CameraStream, all_camera_sentences, make_camera_stream, parse
 from videollm_mod.world.conversation import segments
 
 ROLES = ("thing", "hand", "clutter")
+NAMED = (*SHAPES, *NAMES)  # what a thing can be called; names are those of cameras
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,9 @@ class StreamSample:
 
     frames: Tensor  # (F, S, S, 3) uint8
     segments: list[Segment]
-    scores: Tensor | None  # (F, 1 + h * w) float: what an oracle keeps, for a plan whose scorer is `given`
-    changes: Tensor  # (F, 1 + h * w, 3) int64: what became of what each vision token shows, see changes.py
+    # what only the world's own streams tell:
+    matter: Tensor | None  # (F, 1 + h * w) float: how much each vision token matters, for an oracle
+    changes: Tensor | None  # (F, 1 + h * w, 3) int64: what became of what each vision token shows, see changes.py
 
 
 @dataclass(frozen=True)
@@ -63,45 +71,88 @@ class StreamSamples(Dataset[StreamSample]):
         for phase in self.recipe.phases:
             last = first + phase.steps * phase.streams
             if number < last:
-                return stream_sample("train", self.recipe.seed * 10_000_000 + number, phase.world, self.recipe)
+                return stream_sample("train", self.recipe.seed * 10_000_000 + number, phase, self.recipe)
             first = last
         raise IndexError(number)
 
 
-def stream_sample(split: str, number: int, world: WorldConfig, recipe: Recipe) -> StreamSample:
-    """Stream `number` of a split, with its conversation."""
-    stream = make_stream(split, number, world)
-    frames = torch.from_numpy(stream.frames())
+def stream_sample(split: str, number: int, phase: Phase, recipe: Recipe) -> StreamSample:
+    """Stream `number` of a split as a phase has it, with its conversation."""
+    stream = any_stream(split, number, phase, recipe)
+    conversation = segments(stream, recipe.settings.system)
+    rng = random.Random(f"{split}/{number}/corrupt")
+    if split == "train" and rng.random() < recipe.corrupt:
+        conversation = corrupt(conversation, rng, _sentences(stream, recipe))
     return StreamSample(
-        frames=frames,
-        segments=segments(stream, recipe.settings.system),
-        scores=torch.from_numpy(matter(stream, recipe.grid)) if recipe.plan.scorer == "given" else None,
-        changes=token_changes(stream, recipe.grid),
+        frames=torch.from_numpy(stream.frames()),
+        segments=conversation,
+        matter=torch.from_numpy(matter(stream, recipe.grid)) if isinstance(stream, WorldStream) else None,
+        changes=_changes(stream, recipe.grid),
     )
+
+
+def any_stream(split: str, number: int, phase: Phase, recipe: Recipe) -> WorldStream | CameraStream | OwnStream:
+    """Stream `number` of a split of what the recipe learns from: the world, fixed cameras, or one's own videos."""
+    if recipe.data is not None:
+        return own_stream(Path(recipe.data), split, number, phase.world)
+    if is_camera(number, phase):
+        assert phase.camera is not None
+        return make_camera_stream(split, number, phase.camera)
+    return make_stream(split, number, phase.world)
+
+
+def is_camera(number: int, phase: Phase) -> bool:
+    """Whether stream `number` is of a fixed camera: evenly mixed, by the golden ratio."""
+    return phase.camera is not None and number * 0.6180339887498949 % 1 < phase.camera_share
+
+
+def _changes(stream: WorldStream | CameraStream | OwnStream, grid: tuple[int, int]) -> Tensor | None:
+    if isinstance(stream, OwnStream):
+        return None
+    return camera_changes(stream, grid) if isinstance(stream, CameraStream) else token_changes(stream, grid)
+
+
+def _sentences(stream: WorldStream | CameraStream | OwnStream, recipe: Recipe) -> list[str]:
+    """What may be said, to say it at the wrong time."""
+    if recipe.data is not None:
+        return sorted({text for video in read_videos(Path(recipe.data)) for _, text in video.narrations})
+    if isinstance(stream, CameraStream):
+        return [text for text in all_camera_sentences() if parse(text)]
+    return all_narrations()
 
 
 class TowerSamples(Dataset[CellTruth]):
     """Single frames with the truth of every cell, for the first stage."""
 
-    def __init__(self, stage: TowerStage, world: WorldConfig, grid: tuple[int, int], seed: int) -> None:
-        self.stage, self.world, self.grid, self.seed = stage, world, grid, seed
+    def __init__(self, stage: TowerStage, phase: Phase, grid: tuple[int, int], seed: int) -> None:
+        self.stage, self.phase, self.grid, self.seed = stage, phase, grid, seed
 
     def __len__(self) -> int:
         return self.stage.steps * self.stage.streams
 
     def __getitem__(self, number: int) -> CellTruth:
         # far from the numbers of the second stage, so that the two never share a stream
-        stream = make_stream("train", 900_000_000 + self.seed * 10_000_000 + number, self.world)
-        every = max(1, len(stream.times) // self.stage.frames)
-        picked = list(range(0, len(stream.times), every))[: self.stage.frames]
-        frames = torch.from_numpy(stream.frames()[picked])
-        times = [float(stream.times[i]) for i in picked]
+        number += 900_000_000 + self.seed * 10_000_000
+        if is_camera(number, self.phase):
+            assert self.phase.camera is not None
+            camera = make_camera_stream("train", number, self.phase.camera)
+            frames, times = self._pick(camera)
+            shown = [list(seen(camera.visible(time)).values()) for time in times]
+            return cell_truth(frames, shown, frames.float().mean((1, 2)) / 255, self.grid)
+        stream = make_stream("train", number, self.phase.world)
+        frames, times = self._pick(stream)
         palettes = torch.tensor([stream.script.scene(time).palette for time in times])  # (F, colours, RGB)
         return cell_truth(frames, [stream.visible(time) for time in times], palettes.mean(1) / 255, self.grid)
 
+    def _pick(self, stream: Narrated) -> tuple[Tensor, list[float]]:
+        """Some frames of a stream, evenly spread, and their times."""
+        every = max(1, len(stream.times) // self.stage.frames)
+        picked = list(range(0, len(stream.times), every))[: self.stage.frames]
+        return torch.from_numpy(stream.frames()[picked]), [float(stream.times[i]) for i in picked]
+
 
 def cell_truth(frames: Tensor, visible: list[Any], scene: Tensor, grid: tuple[int, int]) -> CellTruth:
-    """Boxes -> labels per cell. visible: for each frame its list of VisibleThing; scene: as in CellTruth."""
+    """Boxes -> labels per cell. visible: for each frame its VisibleThings, or camera.Seen; scene: as in CellTruth."""
     count, (h, w) = len(frames), grid
     cover = torch.zeros(count, h, w, 3)
     most = torch.zeros(count, h, w)  # how much of the cell the labelled thing covers
@@ -122,9 +173,9 @@ def cell_truth(frames: Tensor, visible: list[Any], scene: Tensor, grid: tuple[in
             in_view[f] += 1
             mine = covered & (share > most[f])
             most[f] = torch.where(mine, share, most[f])
-            colour[f][mine] = COLOURS.index(thing.colour)
-            shape[f][mine] = SHAPES.index(thing.shape)
-            size[f][mine] = SIZES.index(thing.size)
+            colour[f][mine] = COLOURS.index(thing.colour) if thing.colour else -1
+            shape[f][mine] = NAMED.index(thing.shape)
+            size[f][mine] = SIZES.index(thing.size) if thing.size else -1
             cx, cy = thing.centre
             if 0 <= cx < 1 and 0 <= cy < 1:
                 row, column = int(cy * h), int(cx * w)

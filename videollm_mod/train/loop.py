@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import AutoModelForCausalLM, Qwen3Config
 
-from videollm_mod.dialogue import IGNORE, Batch, collate, word_tokenizer
+from videollm_mod.depth.layer import find_decoder
+from videollm_mod.dialogue import IGNORE, Batch, collate
 from videollm_mod.model import Output, StreamingVideoLM
 from videollm_mod.pace import catch_interrupts
+from videollm_mod.train.build import build
 from videollm_mod.train.changes import ChangeHead
 from videollm_mod.train.data import StreamSample, StreamSamples, steps_of, stream_sample
 from videollm_mod.train.recipe import Recipe
@@ -26,39 +27,6 @@ from videollm_mod.train.run import Log, Run
 from videollm_mod.train.stage import Stage, train_stage
 from videollm_mod.train.tower import TowerStage
 from videollm_mod.types import InputError
-from videollm_mod.vision import Connector, ConvTower, FrameEncoder
-from videollm_mod.world import all_sentences
-
-
-def build(recipe: Recipe) -> StreamingVideoLM:
-    """The recipe's model with fresh weights, the same for the same seed."""
-    torch.manual_seed(recipe.seed)
-    tokenizer = word_tokenizer([*all_sentences(), recipe.settings.system])
-    sizes = recipe.lm
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.mlp,
-        max_position_embeddings=65536,
-        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    tower = ConvTower(recipe.tower)
-    return StreamingVideoLM(
-        FrameEncoder(tower, recipe.grid),
-        Connector(tower.width, sizes.width),
-        AutoModelForCausalLM.from_config(config),
-        tokenizer,
-        recipe.plan,
-        recipe.settings,
-    )
 
 
 def train(
@@ -74,7 +42,8 @@ def train(
     run = Run(recipe, folder, resume=resume, show=show)
     model = build(recipe)
     with catch_interrupts() as interrupts:
-        train_stage(TowerStage(model.encoder, recipe), run, workers, interrupts)
+        if recipe.start is None:
+            train_stage(TowerStage(model.encoder, recipe), run, workers, interrupts)
         train_stage(StreamStage(model, recipe), run, workers, interrupts)
     model.eval().save_pretrained(folder / "model", dtype=torch.float16)
     run.close()
@@ -96,24 +65,52 @@ class StreamStage(Stage):
             self.order += steps_of(phase.steps, phase.streams, first)
             first += phase.steps * phase.streams
         model.encoder.requires_grad_(recipe.tower_lr > 0)
+        for name, parameter in model.lm.named_parameters():
+            if "depth_expert" in name:
+                parameter.requires_grad_(recipe.train_experts)
 
     def samples(self) -> StreamSamples:
         return StreamSamples(self.recipe)
 
     def forward(self, items: list[StreamSample], step: int) -> tuple[Tensor, dict[str, float]]:
+        self._keep(min(1.0, step / self.recipe.keep_warmup) if self.recipe.keep_warmup else 1.0)
+        recipe, scores = self.recipe, dict[int, Tensor]()
         with self.head.listening(self.model) as hidden:
-            output, batch = forward(self.model, items, train_tower=self.recipe.tower_lr > 0)
+            output, batch = forward(
+                self.model, items, train_tower=recipe.tower_lr > 0, scores_out=scores if recipe.balance else None
+            )
         assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
-        labels = torch.cat([item.changes for item in items]).to(hidden[0].device)
-        before_weight = self.recipe.phase_of(step).before_weight
-        changes, recall = self.head.loss(hidden[0], batch.frame_index, labels, before_weight)
-        return output.loss + self.recipe.change_weight * changes, {
+        changes, recall = self._changes(hidden[0], items, batch.frame_index, step)
+        balance = self._balance(scores, batch.frame_index)
+        return output.loss + recipe.change_weight * changes + recipe.balance * balance, {
             "loss": float(output.loss.detach()),
             "lm_loss": float(output.lm_loss),
             "stream_loss": float(output.stream_loss),
             "change_loss": float(changes.detach()),
+            **({"balance_loss": float(balance.detach())} if scores else {}),
             **{f"{name}_recall": value for name, value in recall.items()},
         }
+
+    def _changes(
+        self, hidden: Tensor, items: list[StreamSample], frame_index: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the change head, and its recalls for the log; 0 where nobody knows what changed."""
+        known = [item.changes for item in items if item.changes is not None]
+        if not known or not self.recipe.change_weight:
+            return hidden.new_zeros((), dtype=torch.float32), {}
+        before_weight = self.recipe.phase_of(step).before_weight
+        return self.head.loss(hidden, frame_index, torch.cat(known).to(hidden.device), before_weight)
+
+    def _balance(self, scores: dict[int, Tensor], frame_index: Tensor) -> Tensor:
+        """How far the mean sigma(score) of all vision tokens is from what each layer keeps: squared, mean over layers.
+
+        With a gate that only carries a gradient, every kept token that helps pushes its score up, and in the end all
+        are open. This term closes as many as it opens; it also reaches the tokens that were not kept.
+        """
+        ratios = self.model.plan.ratios(self.model.num_layers)
+        vision = frame_index >= 0
+        parts = [(each[vision].sigmoid().mean() - (ratios[layer] or 0.0)).square() for layer, each in scores.items()]
+        return torch.stack(parts).mean() if parts else torch.zeros((), device=self.model.device)
 
     def optimiser(self) -> torch.optim.Optimizer:
         def decays(tensor: Tensor) -> bool:
@@ -156,8 +153,16 @@ class StreamStage(Stage):
         return means
 
     def validate(self, step: int) -> dict[str, float] | None:
-        due = step % self.recipe.validate_every == 0 or step == self.recipe.steps
-        return validate(self.model, self.recipe) if due else None
+        if step % self.recipe.validate_every and step != self.recipe.steps:
+            return None
+        self._keep(1.0)
+        return validate(self.model, self.recipe)
+
+    def _keep(self, share: float) -> None:
+        """Let routed layers keep, of 1 - ratio, this share less: 0 = all tokens, 1 = what the plan says."""
+        ratios = self.model.plan.ratios(self.model.num_layers)
+        for layer, ratio in zip(find_decoder(self.model.lm).layers, ratios):
+            layer.depth_ratio = ratio if ratio is None or share == 1 else 1 - share * (1 - ratio)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder, dtype=torch.float16)
@@ -169,14 +174,17 @@ def forward(
     *,
     train_tower: bool = False,
     kept_out: dict[int, Tensor] | None = None,
+    scores_out: dict[int, Tensor] | None = None,
 ) -> tuple[Output, Batch]:
-    """One pass over a batch of streams with their labels; `kept_out` as for the model."""
+    """One pass over a batch of streams with their labels; `kept_out` and `scores_out` as for the model."""
     batch = collate([model.template.encode(item.segments) for item in items])
     with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
         features = model.encoder(torch.cat([item.frames for item in items]).to(model.device))
     # No attention mask: padding stands on the right, where causal attention never looks, and it has no labels. A mask
     # would give the same numbers at twice the cost.
-    scores = [item.scores for item in items if item.scores is not None]
+    scores = [item.matter for item in items if item.matter is not None] if model.plan.scorer == "given" else []
+    if model.plan.scorer == "given" and len(scores) < len(items):
+        raise InputError("the scorer 'given' needs streams of the coloured shapes' world alone; take another scorer.")
     output = model(
         batch.input_ids.to(model.device),
         batch.frame_index,  # read on the CPU, where it is
@@ -185,6 +193,7 @@ def forward(
         labels=batch.labels.to(model.device),
         decision=batch.decision.to(model.device),
         kept_out=kept_out,
+        scores_out=scores_out,
     )
     return output, batch
 
@@ -194,10 +203,11 @@ def validate(model: StreamingVideoLM, recipe: Recipe) -> dict[str, float]:
     """Teacher-forced on validation streams of the longest phase: losses; decisions, words and whole sentences right."""
     model.eval()
     sums: dict[str, float] = {}
-    world = max((phase.world for phase in recipe.phases), key=lambda world: world.seconds)
+    phase = max(recipe.phases, key=lambda phase: phase.world.seconds)
     for number in range(recipe.validation_streams):
-        output, batch = forward(model, [stream_sample("validation", number, world, recipe)])
-        for name, value in _score(model, output, batch).items():
+        sample, kept = stream_sample("validation", number, phase, recipe), dict[int, Tensor]()
+        output, batch = forward(model, [sample], kept_out=kept)
+        for name, value in (_score(model, output, batch) | _on_things(kept, batch, sample.matter)).items():
             sums[name] = sums.get(name, 0.0) + value
     model.train()
     streams = recipe.validation_streams
@@ -208,7 +218,21 @@ def validate(model: StreamingVideoLM, recipe: Recipe) -> dict[str, float]:
         "speak_recall": round(sums["heard"] / max(sums["due"], 1), 4),
         "speak_precision": round(sums["heard"] / max(sums["spoken"], 1), 4),
         "sentences_right": round(sums["right"] / max(sums["turns"], 1), 4),
+        **{name: round(value / sums["of_world"], 4) for name, value in sums.items() if name.startswith("things")},
     }
+
+
+def _on_things(kept: dict[int, Tensor], batch: Batch, matter: Tensor | None) -> dict[str, float]:
+    """Share of the kept vision tokens, CLS apart, that lie on a thing or a hand: per routed layer, and by chance."""
+    if matter is None:
+        return {}
+    here = matter[:, 1:] > 0  # (F, h * w)
+    shares = {"of_world": 1.0, "things_chance": float(here.float().mean())}
+    for layer, mask in kept.items():
+        chosen = mask[batch.frame_index >= 0].view_as(matter)[:, 1:].cpu()
+        if chosen.any():
+            shares[f"things_{layer}"] = float(here[chosen].float().mean())
+    return shares
 
 
 def _score(model: StreamingVideoLM, output: Output, batch: Batch) -> dict[str, float]:

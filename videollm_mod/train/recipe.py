@@ -10,6 +10,7 @@ from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamSettings
 from videollm_mod.vision import ConvTowerConfig
 from videollm_mod.world import WorldConfig
+from videollm_mod.world.camera import CameraConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Phase:
     steps: int
     streams: int  # per step
     world: WorldConfig
+    camera: CameraConfig | None = None  # besides, streams of fixed cameras
+    camera_share: float = 0.5  # of the streams, if there is a camera
     before_weight: float = 0.1  # beside the loss on what changed, of that on what a thing was before: see changes.py
 
 
@@ -58,6 +61,12 @@ class Recipe:
     settings: StreamSettings = field(default_factory=StreamSettings)
     tower_stage: TowerStage = field(default_factory=TowerStage)
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
+    start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
+    data: str | None = None  # a JSONL file of one's own videos (data/own.py), instead of world streams
+    corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
+    balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
+    train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
+    keep_warmup: int = 0  # steps of the second stage over which the keep ratio falls from 1 to the plan's
     lr: float = 1e-3
     tower_lr: float = 2e-4  # of the tower in the second stage; 0 = frozen
     warmup: int = 100  # steps
@@ -83,6 +92,11 @@ class Recipe:
                 return phase
             step -= phase.steps
         raise IndexError(step)
+
+    @property
+    def has_cameras(self) -> bool:
+        """Whether some streams are of fixed cameras."""
+        return any(phase.camera is not None for phase in self.phases)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a checkpoint remembers them and refuses to go on with others."""

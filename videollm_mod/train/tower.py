@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from videollm_mod.train.data import ROLES, CellTruth, TowerSamples, steps_of
+from videollm_mod.train.data import NAMED, ROLES, CellTruth, TowerSamples, steps_of
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.train.stage import Stage
 from videollm_mod.vision import FrameEncoder
@@ -21,9 +21,9 @@ from videollm_mod.world import COLOURS, SHAPES, SIZES
 class CellHeads(nn.Module):
     """Tower vectors -> what is where."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, names: int = len(SHAPES)) -> None:
         super().__init__()
-        self.parts = [len(ROLES), len(COLOURS), len(SHAPES), len(SIZES), 1, 2]
+        self.parts = [len(ROLES), len(COLOURS), names, len(SIZES), 1, 2]
         self.cell = nn.Linear(width, sum(self.parts))
         self.count = nn.Linear(width, 4)
         self.scene = nn.Linear(width, 3)
@@ -66,12 +66,13 @@ class TowerStage(Stage):
 
     def __init__(self, encoder: FrameEncoder, recipe: Recipe) -> None:
         super().__init__()
-        self.encoder, self.heads = encoder, CellHeads(encoder.width)
+        names = len(NAMED) if recipe.has_cameras else len(SHAPES)
+        self.encoder, self.heads = encoder, CellHeads(encoder.width, names)
         self.recipe, self.settings = recipe, recipe.tower_stage
         self.order = steps_of(self.settings.steps, self.settings.streams)
 
     def samples(self) -> TowerSamples:
-        return TowerSamples(self.settings, self.recipe.phases[0].world, self.recipe.grid, self.recipe.seed)
+        return TowerSamples(self.settings, self.recipe.phases[0], self.recipe.grid, self.recipe.seed)
 
     def forward(self, items: list[CellTruth], step: int) -> tuple[Tensor, dict[str, float]]:
         truth = CellTruth.joined(items, next(self.parameters()).device)

@@ -17,16 +17,17 @@ from videollm_mod.vision.tower import VisionTower
 class FrameEncoder(nn.Module):
     """uint8 pictures -> frame tokens (F, 1 + h * w, width).
 
-    grid: (h, w); each must divide the tower's own grid, for uneven cells would weigh pixels unevenly, else InputError.
+    grid: (h, w), at most the tower's own, else InputError. Where h does not divide its rows, a pooled cell takes all
+    rows that it touches, and neighbours share one (adaptive pooling): the paper's 7x7 of SigLIP-L/16's 24x24, say.
     """
 
     def __init__(self, tower: VisionTower, grid: tuple[int, int]) -> None:
         super().__init__()
         for size, native, side in zip(grid, tower.grid, ("rows", "columns")):
-            if size < 1 or native % size:
+            if not 1 <= size <= native:
                 raise InputError(
-                    f"grid {grid[0]}x{grid[1]} does not divide the tower's {tower.grid[0]}x{tower.grid[1]} cells; "
-                    f"choose its {side} from {_divisors(native)}"
+                    f"grid {grid[0]}x{grid[1]} cannot be pooled from the tower's {tower.grid[0]}x{tower.grid[1]} "
+                    f"cells; choose 1 to {native} {side}."
                 )
         self.tower = tower
         self.grid = (int(grid[0]), int(grid[1]))
@@ -42,8 +43,11 @@ class FrameEncoder(nn.Module):
             )
         parameter = next(tower.parameters())
         cls, cells = tower(normalise(images, tower.mean, tower.std, parameter.device, parameter.dtype))
-        cells = cells.unflatten(2, (w, -1)).unflatten(1, (h, -1))  # (F, h, rows / h, w, columns / w, d)
-        return torch.cat([cls[:, None], cells.mean((2, 4)).flatten(1, 2)], 1)
+        if tower.grid[0] % h or tower.grid[1] % w:
+            pooled = nn.functional.adaptive_avg_pool2d(cells.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1)
+        else:  # the same numbers, faster
+            pooled = cells.unflatten(2, (w, -1)).unflatten(1, (h, -1)).mean((2, 4))  # of (F, h, rows / h, w, .., d)
+        return torch.cat([cls[:, None], pooled.flatten(1, 2)], 1)
 
 
 class Connector(nn.Module):
@@ -57,7 +61,3 @@ class Connector(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: (..., width). Returns (..., d_lm)."""
         return self.outer(nn.functional.gelu(self.inner(tokens)))
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

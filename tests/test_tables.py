@@ -1,0 +1,144 @@
+"""The paper's tables: a cell is trained once, its result kept; the page shows what is there and names what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from test_train import small_recipe
+
+from recipes import tables
+from videollm_mod.depth import DepthPlan
+from videollm_mod.model import StreamSettings, load
+from videollm_mod.tables.cells import MOD, Cell, all_cells, key, routed
+from videollm_mod.tables.command import TablesConfig, fill_tables
+from videollm_mod.tables.fill import analytic_cost, fill_base, fill_cell, known, measure_costs, result_path
+from videollm_mod.tables.page import interval, read_results, write_page
+from videollm_mod.train.recipe import Phase, Recipe
+from videollm_mod.types import InputError
+
+CELLS = {cell.name: cell for cell in all_cells()}
+SAID: list[str] = []
+
+
+def small(**changes: object) -> Recipe:
+    settings = StreamSettings(system="Say what happens.", decide="own", max_reply_tokens=4)  # untrained models babble
+    return dataclasses.replace(small_recipe(plan=DepthPlan("full"), settings=settings), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tables")
+
+
+@pytest.fixture(scope="module")
+def base(home: Path) -> Path:
+    return fill_base(small(), home, workers=1, say=SAID.append)
+
+
+def test_every_cell_has_a_name_and_a_recipe_of_its_own_and_the_reference_stands_in_every_table() -> None:
+    recipes = [cell.recipe(tables.recipe(), Path("base"), 0) for cell in all_cells()]
+    assert len({cell.name for cell in all_cells()}) == len({key(recipe) for recipe in recipes}) == len(recipes)
+    assert {recipe.steps for recipe in recipes if recipe.start} == {tables.recipe().steps}
+    assert [recipe.steps for recipe in recipes if not recipe.start] == [tables.base().steps + tables.recipe().steps]
+    assert set(CELLS[MOD].tables) == {table for cell in all_cells() for table in cell.tables}
+    assert CELLS["full, pooled"].recipe(tables.recipe(), Path("base"), 0).grid == (5, 5)
+
+
+def test_pooled_frames_cost_about_as_much_as_routed_ones() -> None:
+    recipes = {name: CELLS[name].recipe(tables.recipe(), Path(), 0) for name in ("full", "full, pooled", MOD)}
+    costs = {name: analytic_cost(dataclasses.replace(recipe, start=None)) for name, recipe in recipes.items()}
+    pooled, routed_ = (costs[name]["train_flops"] / costs["full"]["train_flops"] for name in ("full, pooled", MOD))
+    assert 0.95 * routed_ < pooled < 1.05 * routed_ < 0.65
+
+
+def test_a_cell_is_trained_once_from_its_base_and_its_result_kept(home: Path, base: Path, tmp_path: Path) -> None:
+    cell = Cell(MOD, ("plans",), routed())
+    recipe = cell.recipe(small(), base, seed=1)
+    found = fill_cell(cell, recipe, home, tmp_path, calibration=1, test=2, workers=1, say=SAID.append)
+    assert json.loads(json.dumps(found)) == json.loads(result_path(tmp_path, cell, 1).read_text())
+    assert (found["cell"], found["seed"], found["streams"], len(found["tallies"])) == (MOD, 1, 2, 2)
+    assert found["recipe"]["start"] == str(base) and found["validation"]
+    SAID.clear()
+    again = fill_cell(cell, recipe, home, tmp_path, workers=1, say=SAID.append)
+    assert again == json.loads(json.dumps(found))
+    assert SAID == []  # nothing was done again
+    assert known(tmp_path, cell, 1, dataclasses.replace(recipe, lr=0.1)) is None  # it would be another result
+
+
+def test_the_tower_of_a_cell_that_freezes_it_is_its_bases(home: Path, base: Path, tmp_path: Path) -> None:
+    cell = Cell("frozen", ("plans",), routed())
+    recipe = dataclasses.replace(cell.recipe(small(), base, 0), tower_lr=0.0)
+    fill_cell(cell, recipe, home, tmp_path, calibration=1, test=1, workers=1, say=SAID.append)
+    folder = next(home.glob("frozen-*"))
+    ours, theirs = load(folder / "model").state_dict(), load(base).state_dict()
+    same = {name.split(".")[0] for name in theirs if (ours[name] - theirs[name]).abs().max() == 0}
+    other = {name.split(".")[0] for name in theirs if (ours[name] - theirs[name]).abs().max() > 0}
+    assert "encoder" in same - other and "lm" in other
+
+
+def test_where_the_base_lies_does_not_matter_to_a_cells_key() -> None:
+    one, two = (CELLS[MOD].recipe(tables.recipe(), Path(home) / "base-abc/model", 0) for home in ("out", "elsewhere"))
+    other = CELLS[MOD].recipe(tables.recipe(), Path("out/base-xyz/model"), 0)
+    assert key(one) == key(two) != key(other)
+
+
+def test_a_keep_ratio_that_warms_up_ends_at_the_plans(base: Path) -> None:
+    from videollm_mod.train.build import build
+    from videollm_mod.train.loop import StreamStage
+
+    stage = StreamStage(build(small(plan=DepthPlan("all", 0.2), keep_warmup=4)), small(keep_warmup=4))
+    item = stage.samples()[0]
+    ratios = []
+    for step in (0, 2, 4, 6):
+        stage([item], step)
+        ratios.append([layer.depth_ratio for layer in stage.model.lm.model.layers])
+    assert ratios == [[1.0] * 2, [pytest.approx(0.6)] * 2, [0.2] * 2, [0.2] * 2]
+
+
+def test_the_page_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> None:
+    row = dict(
+        said=4,
+        true=4,
+        right=3,
+        in_time=4,
+        alarms=0,
+        quiet_minutes=1.0,
+        late_alarms=0,
+        late_quiet_minutes=0.0,
+        questions=2,
+        answered=1,
+    )
+    row |= dict(forced=[3, 4, 4], lm_ppl=1.1, time_diff=0.1, fluency=0.9, lm_correctness=0.9)
+    shares = {"things_chance": 0.2, "things_1": 0.5}
+    for name, right in ((MOD, 3), ("full", 2)):
+        for seed in (0, 1):
+            tallies = [row | {"right": right - seed}, row | {"right": right}]
+            result = {
+                "key": "x", "cell": name, "seed": seed, "tallies": tallies, "f1": right / 4 - seed / 8,
+                "question_accuracy": 0.5, "f1_teacher_forced": 0.75, "lm_ppl": 1.1, "time_diff": 0.1, "fluency": 0.9,
+                "lm_correctness": 0.9, "cost": {"train_flops": 50 if name == MOD else 100, "kv_bytes": 10},
+                "validation": [{"step": 1, "loss": 2.0} | shares, {"step": 2, "loss": 1.0} | shares],
+            }  # fmt: skip
+            result_path(tmp_path, CELLS[name], seed).write_text(json.dumps(result))
+    page = write_page(tmp_path).read_text()
+    assert "| full | 2 | 0.438 [" in page and "-0.250 [-0.250, -0.250]" in page
+    assert "0.50 |" in page  # FLOPs of the reference beside full
+    assert "Not there yet: early-exit, layer-skip, full, pooled." in page
+    assert (tmp_path / "policies.png").stat().st_size > 10_000 < (tmp_path / "experts.png").stat().st_size
+    low, high = interval([read_results(tmp_path)[MOD]], "f1")
+    assert 0.5 <= low < 0.69 < high <= 0.75
+
+
+def test_costs_are_ratios_to_the_dense_cell(base: Path) -> None:
+    shared = small(phases=(Phase(1, 1, small().phases[0].world),))
+    recipes = {name: CELLS[name].change(shared) for name in ("full", "early-exit")}
+    costs = measure_costs(recipes, "full", 2, SAID.append)
+    assert costs["full"]["activation_peak"] == 1 > costs["early-exit"]["activation_peak"]
+
+
+def test_an_unknown_cell_is_named() -> None:
+    with pytest.raises(InputError, match="there is no cell 'fool'; take one of"):
+        fill_tables(TablesConfig(only=("fool",)))

@@ -1,0 +1,80 @@
+"""Training on streams of fixed cameras: what is where, what changed, and how they mix with the other world."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from test_train import small_recipe
+
+from videollm_mod.dialogue import IGNORE
+from videollm_mod.train.build import build
+from videollm_mod.train.camera import camera_changes
+from videollm_mod.train.changes import CHANGES
+from videollm_mod.train.data import NAMED, ROLES, StreamSamples, TowerSamples, any_stream, is_camera
+from videollm_mod.train.loop import StreamStage, validate
+from videollm_mod.train.recipe import Phase, Recipe, TowerStage
+from videollm_mod.world import WorldConfig, WorldStream
+from videollm_mod.world.camera import CameraConfig, CameraStream, all_camera_sentences, make_camera_stream
+
+WORLD = WorldConfig(seconds=6, size=48)
+CAMERA = CameraConfig(seconds=6, size=48, events_per_minute=18)
+
+
+def mixed(share: float = 0.5, **changes: object) -> Recipe:
+    return dataclasses.replace(
+        small_recipe(phases=(Phase(2, 4, WORLD, camera=CAMERA, camera_share=share),)),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_streams_of_both_worlds_are_evenly_mixed() -> None:
+    phase = mixed(0.75).phases[0]
+    cameras = [is_camera(number, phase) for number in range(400)]
+    assert 298 <= sum(cameras) <= 302
+    assert all(6 <= sum(cameras[start : start + 10]) <= 9 for start in range(0, 400, 10))
+    kinds = {type(any_stream("train", number, phase, mixed())) for number in range(8)}
+    assert kinds == {WorldStream, CameraStream}
+    assert not any(is_camera(number, Phase(1, 1, WORLD)) for number in range(20))
+
+
+def test_what_changed_is_told_at_the_cells_where_actors_are_or_were() -> None:
+    found: set[str] = set()
+    for number in range(12):
+        stream = make_camera_stream("train", number, dataclasses.replace(CAMERA, seconds=20))
+        labels = camera_changes(stream, (7, 7))
+        assert labels.shape == (40, 50, 3) and (labels[:, 0] == IGNORE).all() and (labels[0] == IGNORE).all()
+        assert (labels[..., 1:] == IGNORE).all()  # nothing has a colour or a shape that is told
+        for f, time in enumerate(stream.times.tolist()):
+            actors = [actor for actor in stream.visible(time) if actor.role in ("walker", "object")]
+            named = int((labels[f, :, 0] != IGNORE).sum())
+            before = stream.visible(stream.times[f - 1]) if f else []
+            assert named <= len({actor.number for actor in [*actors, *before]})
+        found |= {CHANGES[label] for label in labels[..., 0].unique().tolist() if label != IGNORE}
+    assert found >= {"rests", "new", "gone", "held"} and found & {"left", "right"} and "turned" not in found
+
+
+def test_the_tower_learns_names_roles_and_places_of_what_a_camera_sees() -> None:
+    samples = TowerSamples(TowerStage(steps=4, streams=4, frames=4), mixed(1.0).phases[0], (3, 3), seed=0)
+    truths = [samples[number] for number in range(10)]
+    named = torch.cat([truth.shape.flatten() for truth in truths])
+    assert named.max() < len(NAMED) and (named[named >= 0] >= NAMED.index("person")).all() and (named >= 0).any()
+    assert all((truth.colour == -1).all() and (truth.size == -1).all() for truth in truths)
+    assert sum(float(truth.cover[..., ROLES.index("thing")].sum()) for truth in truths) > 0
+    assert all(truth.frames.shape == (4, 48, 48, 3) and truth.scene.shape == (4, 3) for truth in truths)
+
+
+def test_a_model_that_is_to_watch_cameras_has_their_words_and_trains_on_both_worlds() -> None:
+    recipe = mixed()
+    model = build(recipe)
+    unknown = model.template.tokenizer.unk_token_id
+    texts = all_camera_sentences()
+    assert all(unknown not in model.template.tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    samples = StreamSamples(recipe)
+    stage = StreamStage(model.train(), recipe)
+    items = [samples[number] for number in range(4)]
+    assert {item.matter is None for item in items} == {True, False}
+    loss, numbers = stage(items, 0)
+    loss.backward()
+    assert loss.isfinite() and numbers["change_loss"] > 0
+    assert validate(model, dataclasses.replace(recipe, validation_streams=2))["loss"] > 0

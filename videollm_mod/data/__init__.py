@@ -1,0 +1,1 @@
+"""Readers of annotated videos: own.py one's own, as JSONL."""

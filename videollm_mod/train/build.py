@@ -1,0 +1,89 @@
+"""The model that a recipe trains: fresh, or one that is there already, with the words that its data needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+
+from videollm_mod.data.own import read_videos
+from videollm_mod.dialogue import word_tokenizer
+from videollm_mod.model import StreamingVideoLM, load
+from videollm_mod.train.recipe import Recipe
+from videollm_mod.vision import Connector, ConvTower, FrameEncoder
+from videollm_mod.world import all_sentences
+from videollm_mod.world.camera import all_camera_sentences
+
+
+def build(recipe: Recipe) -> StreamingVideoLM:
+    """The recipe's model, the same for the same seed: with fresh weights, or with those that `start` has.
+
+    Of a model to start from, sizes, tower and words stay; plan, grid and settings are the recipe's. Experts that it has
+    not are fresh. Raises InputError when `start` is no model.
+    """
+    torch.manual_seed(recipe.seed)
+    texts = [recipe.settings.system, *(all_camera_sentences() if recipe.has_cameras else ())]
+    if recipe.data is not None:
+        for video in read_videos(Path(recipe.data)):
+            texts += [text for _, text in video.narrations]
+            texts += [text for _, question, answer in video.questions for text in (question, answer)]
+    if recipe.start is None:
+        return _fresh(recipe, word_tokenizer([*all_sentences(), *texts]))
+    known = load(recipe.start)
+    tokenizer = with_words(known.template.tokenizer, texts)
+    if len(tokenizer) > known.lm.config.vocab_size:
+        known.lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    encoder = FrameEncoder(known.encoder.tower, recipe.grid)
+    return StreamingVideoLM(encoder, known.connector, known.lm, tokenizer, recipe.plan, recipe.settings)
+
+
+def _fresh(recipe: Recipe, tokenizer: Any) -> StreamingVideoLM:
+    sizes = recipe.lm
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.mlp,
+        max_position_embeddings=65536,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    tower = ConvTower(recipe.tower)
+    return StreamingVideoLM(
+        FrameEncoder(tower, recipe.grid),
+        Connector(tower.width, sizes.width),
+        AutoModelForCausalLM.from_config(config),
+        tokenizer,
+        recipe.plan,
+        recipe.settings,
+    )
+
+
+def with_words(tokenizer: Any, texts: Iterable[str]) -> Any:
+    """A word-level tokenizer that knows every word of the texts too, ids as they were; any other one is given back."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
+    if state.get("model", {}).get("type") != "WordLevel":
+        return tokenizer
+    words: dict[str, int] = state["model"]["vocab"]
+    split = tokenizer.backend_tokenizer.pre_tokenizer
+    new = dict.fromkeys(piece for text in texts for piece, _ in split.pre_tokenize_str(text) if piece not in words)
+    if not new:
+        return tokenizer
+    words.update({piece: number for number, piece in enumerate(new, start=max(words.values()) + 1)})
+    names = ("pad_token", "unk_token", "bos_token", "eos_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        clean_up_tokenization_spaces=False,
+        **{name: getattr(tokenizer, name) for name in names},
+    )
