@@ -1,0 +1,92 @@
+"""The cells of the tables: one recipe, and what each cell changes in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recipes.tables import base
+from videollm_mod.depth import DepthPlan
+from videollm_mod.train.recipe import Recipe
+
+MOD = "interleaved, learned 0.2"  # VideoLLM-MoD as the paper has it; it stands in every table
+KEEPS = (0.1, 0.2, 0.3, 0.5)
+
+Change = Callable[[Recipe], Recipe]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting: a row of one table, or of several."""
+
+    name: str
+    tables: tuple[str, ...]
+    change: Change = dataclasses.field(compare=False)
+
+    def recipe(self, shared: Recipe, base: Path, seed: int) -> Recipe:
+        """What is trained. `base`: the folder of the dense model to start from."""
+        return replace(self.change(replace(shared, start=str(base), seed=seed)), name=self.name)
+
+
+def key(recipe: Recipe) -> str:
+    """A recipe's fingerprint: a result belongs to its cell only while this is the same."""
+    values = recipe.to_dict()
+    if recipe.start is not None:
+        values["start"] = Path(recipe.start).parent.name  # the base's own key is in it; where it lies does not matter
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def routed(layers: str = "interleaved", **plan: object) -> Change:
+    """The cell's plan, `DepthPlan(layers, keep=0.2, ...)`."""
+    return lambda recipe: replace(recipe, plan=DepthPlan(layers, **{"keep": 0.2, **plan}))  # type: ignore[arg-type]
+
+
+def untrained(gate: str) -> Change:
+    """Experts that stay as they were drawn."""
+    return lambda recipe: replace(routed(gate=gate)(recipe), train_experts=False)
+
+
+def from_scratch(recipe: Recipe) -> Recipe:
+    """Routed from the first step on, instead of converted: the steps of the base, then the cell's own."""
+    whole = base()
+    return replace(
+        routed()(recipe), start=None, phases=(*whole.phases, *recipe.phases), lr=whole.lr, tower_lr=whole.tower_lr
+    )
+
+
+def all_cells() -> tuple[Cell, ...]:
+    """Every cell once, the more telling ones first."""
+    found = [
+        Cell(MOD, ("policies", "plans", "scorers", "ours"), routed()),
+        Cell("full", ("policies", "plans"), routed("full")),
+        Cell("early-exit", ("policies",), routed("early-exit")),
+        Cell("layer-skip", ("policies",), routed("layer-skip")),
+        Cell("full, pooled", ("policies",), lambda recipe: replace(recipe, plan=DepthPlan("full"), grid=(5, 5))),
+    ]
+    found += [Cell(name, ("plans",), routed(name)) for name in ("all", "all-deep", "interleaved-deep")]
+    for scorer in ("uniform", "random", "learned"):
+        for keep in KEEPS:
+            if (scorer, keep) != ("learned", 0.2):
+                name = f"interleaved, {scorer} {keep:g}"
+                found.append(Cell(name, ("scorers",), routed(scorer=scorer, keep=keep)))
+    found += [
+        Cell("interleaved, untrained 0.2", ("scorers",), untrained("identity")),
+        Cell("interleaved, untrained 0.2, gate output", ("scorers",), untrained("output")),  # the authors' snapshot
+        Cell("interleaved, oracle 0.2", ("scorers",), routed(scorer="given")),
+        Cell("all, oracle 0.2", ("scorers",), routed("all", scorer="given")),
+        Cell("all, uniform 0.2", ("scorers",), routed("all", scorer="uniform")),
+        Cell("all, random 0.2", ("scorers",), routed("all", scorer="random")),
+        Cell("keep_last", ("ours",), routed(keep_last=True)),
+        Cell("warm-up", ("ours",), lambda recipe: replace(routed()(recipe), keep_warmup=recipe.steps // 3)),
+        Cell("falling ratio", ("ours",), routed(keep=(0.35, 0.2, 0.05))),
+        Cell("reads norm", ("ours",), routed(reads="norm")),
+        Cell("balance", ("ours",), lambda recipe: replace(routed()(recipe), balance=1.0)),
+        Cell("from scratch", ("ours",), from_scratch),
+        Cell("wrong words", ("ours",), lambda recipe: replace(routed()(recipe), corrupt=0.5)),
+    ]
+    found += [Cell(f"gate {gate}", ("ours",), routed(gate=gate)) for gate in ("output", "update", "tanh", "relative")]
+    return tuple(found)

@@ -1,0 +1,171 @@
+"""Trains and measures the cells of the tables, one after another; what is there already is not done again.
+
+A cell's result is written as soon as it is there, and its training resumes where it was stopped, so tables fill up over
+several sittings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videollm_mod.bench.measure import PeakMemory, rounded, time_in_turn
+from videollm_mod.depth import flops
+from videollm_mod.evaluate.calibrate import calibrate
+from videollm_mod.evaluate.streams import run_jobs, watch_both
+from videollm_mod.evaluate.summary import summarise, tally
+from videollm_mod.files import atomic_write
+from videollm_mod.model import load
+from videollm_mod.tables.cells import Cell, key
+from videollm_mod.train.build import build
+from videollm_mod.train.data import StreamSample, stream_sample
+from videollm_mod.train.loop import StreamStage, train
+from videollm_mod.train.recipe import Recipe
+from videollm_mod.world import WorldConfig, make_stream
+
+CALIBRATION, TEST = 16, 100  # streams of 30 s
+Say = Callable[[str], None]
+
+
+def slug(name: str) -> str:
+    """A file's name for a cell's."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def fill_base(recipe: Recipe, home: Path, *, workers: int, say: Say) -> Path:
+    """The dense model that all cells start from; returns its folder."""
+    folder = home / f"base-{key(recipe)}"
+    if not (folder / "model").is_dir():
+        say(f"base: {recipe.steps} steps")
+        train(recipe, folder, resume=True, workers=workers, show=_short(say))
+    return folder / "model"
+
+
+def result_path(results: Path, cell: Cell, seed: int) -> Path:
+    """Where a cell's result is."""
+    return results / f"{slug(cell.name)}-s{seed}.json"
+
+
+def known(results: Path, cell: Cell, seed: int, recipe: Recipe) -> dict[str, Any] | None:
+    """A cell's result, if it is there and of this very recipe."""
+    path = result_path(results, cell, seed)
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found["key"] == key(recipe) else None
+
+
+def fill_cell(
+    cell: Cell,
+    recipe: Recipe,
+    home: Path,
+    results: Path,
+    *,
+    calibration: int = CALIBRATION,
+    test: int = TEST,
+    workers: int,
+    say: Say,
+) -> dict[str, Any]:
+    """Train, calibrate on the validation split, measure on the test split, write; or take what is there."""
+    found = known(results, cell, recipe.seed, recipe)
+    if found is not None:
+        return found
+    folder = home / f"{slug(cell.name)}-s{recipe.seed}-{key(recipe)}"
+    say(f"{cell.name}, seed {recipe.seed}: {recipe.steps} steps")
+    model = load(train(recipe, folder, resume=True, workers=workers, show=_short(say)))
+    world = WorldConfig(fps=model.settings.fps, size=model.encoder.tower.image_size)
+    held = [make_stream("validation", number, world) for number in range(calibration)]
+    threshold, _ = calibrate(model, held, workers=workers)
+    model.settings = dataclasses.replace(model.settings, threshold=threshold)
+    streams = [make_stream("test", number, world) for number in range(test)]
+    watched = run_jobs(model, watch_both, streams, workers=workers, title=cell.name)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    found = {
+        "key": key(recipe),
+        "cell": cell.name,
+        "tables": list(cell.tables),
+        "seed": recipe.seed,
+        "threshold": threshold,
+        **summarise(watched, threshold),
+        "tallies": [dataclasses.asdict(tally(item, threshold)) for item in watched],
+        "cost": rounded(analytic_cost(recipe)),
+        "validation": [row for row in log if row["stage"] == "validation"],
+        "train_seconds": log[-1]["seconds"],
+        "recipe": recipe.to_dict(),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    with atomic_write(result_path(results, cell, recipe.seed)) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+    say(f"{cell.name}, seed {recipe.seed}: F1 {found['f1']:.3f}, LM-PPL {found['lm_ppl']:.3f}")
+    return found
+
+
+def _short(say: Say) -> Callable[[dict[str, Any]], None]:
+    """Of a run's log, the validation alone."""
+
+    def show(line: dict[str, Any]) -> None:
+        if line["stage"] == "validation":
+            say(f"  step {line['step']}: loss {line['loss']:.3f}, sentences right {line['sentences_right']:.2f}")
+
+    return show
+
+
+# -- what a cell costs -------------------------------------------------------------------------------------------------
+
+
+def analytic_cost(recipe: Recipe) -> dict[str, float]:
+    """FLOPs of a training step and bytes of the KV cache on the recipe's first stream, by formula."""
+    stage, item = StreamStage(build(recipe), recipe), _first(recipe)
+    example = stage.model.template.encode(item.segments)
+    frames, tokens = len(item.frames), 1 + recipe.grid[0] * recipe.grid[1]
+    text = int((example.frame_index < 0).sum())
+    labels = int((example.labels >= 0).sum())
+    config = stage.model.lm.config
+    return {
+        "train_flops": flops.train_flops(config, recipe.plan, text, frames, tokens, labels),
+        "kv_bytes": flops.kv_bytes(config, recipe.plan, text, frames, tokens),
+    }
+
+
+def measure_costs(recipes: dict[str, Recipe], dense: str, repeats: int, say: Say) -> dict[str, dict[str, float]]:
+    """Time and activation peak of a training step on one stream, as ratios to the recipe called `dense`.
+
+    Each is timed in turn with the dense one, in this process; nothing else should run.
+    """
+    found = {}
+    for name in recipes:
+        pair = {which: _step(recipes[which]) for which in (dense, name)}
+        peaks = {}
+        for which, step in pair.items():
+            with PeakMemory() as memory:
+                step()
+            peaks[which] = memory.peak
+        timing = time_in_turn(pair, repeats)
+        found[name] = {
+            "step_time": timing[name].wall_ms / timing[dense].wall_ms,
+            "activation_peak": peaks[name] / peaks[dense],
+        }
+        say(f"{name}: step {found[name]['step_time']:.3f}, peak {found[name]['activation_peak']:.3f} of {dense}")
+    return found
+
+
+def _step(recipe: Recipe) -> Callable[[], None]:
+    stage, item = StreamStage(build(recipe), recipe).train(), _first(recipe)
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            loss, _ = stage([item], recipe.steps - 1)
+        loss.backward()
+        stage.zero_grad()
+
+    return run
+
+
+def _first(recipe: Recipe) -> StreamSample:
+    return stream_sample("validation", 0, recipe.phases[-1], recipe)
