@@ -1,7 +1,8 @@
-"""The small scale of the paper's tables: 96 px, 1 + 6x6 tokens a frame, 6 layers of 128.
+"""The small scale of the paper's tables: 96 px, 1 + 6x6 tokens a frame, 7 layers of 128.
 
-Every cell starts from the same dense model (`base`), as the paper's start from a pretrained one, and goes on for
-equally many steps with its own plan. The tower stays as it is.
+Seven layers, so that the last one is not routed: no label looks at what it makes of vision tokens. Every cell starts
+from the same dense model (`base`), as the paper's start from a pretrained one, and goes on for equally many steps with
+its own plan. The tower stays as it is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def base() -> Recipe:
         settings=StreamSettings(system="Say what happens.", decide="own"),
         tower=ConvTowerConfig(image_size=96, position=0.5),
         grid=(6, 6),
-        lm=LMSizes(width=128, layers=6, heads=4, mlp=384, rope_theta=1000.0),
+        lm=LMSizes(width=128, layers=7, heads=4, mlp=384, rope_theta=1000.0),
         lr=1.5e-3,
         phases=(
             Phase(2400, 6, short),
@@ -38,7 +39,7 @@ def recipe() -> Recipe:
     """What all cells share; `videollm_mod/tables/cells.py` gives each its plan, and where its base is."""
     return dataclasses.replace(
         base(),
-        name="cell",
+        name="tables",
         plan=DepthPlan("interleaved", keep=0.2),
         phases=(Phase(600, 3, WorldConfig(seconds=24, size=96, events_per_minute=15, questions=10)),),
         lr=6e-4,

@@ -51,7 +51,7 @@ def test_pooled_frames_cost_about_as_much_as_routed_ones() -> None:
     recipes = {name: CELLS[name].recipe(tables.recipe(), Path(), 0) for name in ("full", "full, pooled", MOD)}
     costs = {name: analytic_cost(dataclasses.replace(recipe, start=None)) for name, recipe in recipes.items()}
     pooled, routed_ = (costs[name]["train_flops"] / costs["full"]["train_flops"] for name in ("full, pooled", MOD))
-    assert 0.95 * routed_ < pooled < 1.05 * routed_ < 0.65
+    assert 0.9 * routed_ < pooled < 1.1 * routed_ < 0.75
 
 
 def test_a_cell_is_trained_once_from_its_base_and_its_result_kept(home: Path, base: Path, tmp_path: Path) -> None:
