@@ -183,7 +183,10 @@ def test_a_stream_is_a_conversation(stream: CameraStream) -> None:
     said = segments(stream, "Narrate.")
     assert sum(part.frames for part in said if isinstance(part, Stream)) == stream.config.frame_count
     texts = [part.text for part in said if isinstance(part, Assistant)]
-    assert len(texts) == len(stream.events) + len(stream.questions)
+    assert len(texts) == len({event.frame for event in stream.events}) + len(stream.questions)
+    assert " ".join(event.text for event in stream.events) == " ".join(
+        part.text for before, part in pairwise(said) if isinstance(part, Assistant) and isinstance(before, Stream)
+    )
 
 
 @settings(max_examples=12, deadline=None)

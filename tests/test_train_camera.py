@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import torch
 from test_train import small_recipe
 
-from videollm_mod.dialogue import IGNORE
+from videollm_mod.dialogue import IGNORE, Assistant
 from videollm_mod.train.build import build
 from videollm_mod.train.camera import camera_changes
 from videollm_mod.train.changes import CHANGES
@@ -16,6 +17,7 @@ from videollm_mod.train.loop import StreamStage, validate
 from videollm_mod.train.recipe import Phase, Recipe, TowerStage
 from videollm_mod.world import WorldConfig, WorldStream
 from videollm_mod.world.camera import CameraConfig, CameraStream, all_camera_sentences, make_camera_stream
+from videollm_mod.world.conversation import segments
 
 WORLD = WorldConfig(seconds=6, size=48)
 CAMERA = CameraConfig(seconds=6, size=48, events_per_minute=18)
@@ -52,6 +54,19 @@ def test_what_changed_is_told_at_the_cells_where_actors_are_or_were() -> None:
             assert named <= len({actor.number for actor in [*actors, *before]})
         found |= {CHANGES[label] for label in labels[..., 0].unique().tolist() if label != IGNORE}
     assert found >= {"rests", "new", "gone", "held"} and found & {"left", "right"} and "turned" not in found
+
+
+def test_two_hands_at_once_are_told_in_one_narration() -> None:
+    """A model speaks once a frame: a second narration of it could never be said."""
+    both = 0
+    for number in range(60):
+        stream = make_camera_stream("train", number, CameraConfig(seconds=30, objects=1.0, size=48))
+        conversation = segments(stream, "Say what happens.")
+        told = [segment.text for segment in conversation if isinstance(segment, Assistant)]
+        assert not any(isinstance(a, Assistant) and isinstance(b, Assistant) for a, b in pairwise(conversation))
+        assert all(any(event.text in text for text in told) for event in stream.events)
+        both += len({event.frame for event in stream.events}) < len(stream.events)
+    assert both > 0
 
 
 def test_the_tower_learns_names_roles_and_places_of_what_a_camera_sees() -> None:

@@ -2,8 +2,9 @@
 
     System · Stream(n) · Assistant(narration) · Stream(n) · User(question) · Assistant(answer) · ... · Stream(rest)
 
-A narration follows the frame `event.frame` at once; a question put at frame q follows that frame, after its narration
-if it has one. Every frame is in exactly one Stream, in order.
+A narration follows the frame `event.frame` at once and tells all events of that frame, for a model speaks once a
+frame. A question put at frame q follows that frame, after its narration if it has one. Every frame is in exactly one
+Stream, in order.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from videollm_mod.world.narrated import Narrated
 def segments(stream: Narrated, system: str) -> list[Segment]:
     """The stream's true conversation, for `StreamTemplate.encode`; `system` is what the model is told first."""
     spoken: dict[int, list[Segment]] = {}  # frame -> what is said after it
+    told: dict[int, list[str]] = {}
     for event in stream.events:
-        spoken.setdefault(event.frame, []).append(Assistant(event.text))
+        told.setdefault(event.frame, []).append(event.text)
+    for frame, texts in told.items():
+        spoken[frame] = [Assistant(" ".join(texts))]
     for question in stream.questions:
         spoken.setdefault(question.frame, []).extend([User(question.question), Assistant(question.answer)])
     conversation: list[Segment] = [System(system)]

@@ -72,7 +72,7 @@ def ask(
     """About `config.questions` questions per 30 s (a Poisson number), ascending by time, in random stable frames."""
     frames = [frame for frame in range(1, config.frame_count) if is_stable(script, config, frame)]
     asked: dict[int, WorldQuestion] = {}
-    for _ in range(_poisson(rng, config.questions * config.seconds / 30)):
+    for _ in range(poisson(rng, config.questions * config.seconds / 30)):
         for _ in range(8):  # some moments are unclear or taken
             if not frames:
                 break
@@ -88,7 +88,7 @@ def ask(
     return [asked[frame] for frame in sorted(asked)]
 
 
-def _poisson(rng: random.Random, mean: float) -> int:
+def poisson(rng: random.Random, mean: float) -> int:
     """Number of arrivals in one unit of time at the given mean."""
     count, time = 0, rng.expovariate(1)
     while time < mean:

@@ -24,6 +24,7 @@ from videollm_mod.world.camera.words import (
     QUESTION_KINDS,
     say_view,
 )
+from videollm_mod.world.questions import poisson
 
 APART = 3  # frames between two questions, at least
 CLEAR = 0.05  # sides between the middles of two things that are told from left to right, at least
@@ -61,7 +62,7 @@ def ask(
     told_at = {event.frame for event in script.events}
     plain = len(script.scene.fixtures) <= 2 and not script.scene.plants
     asked: dict[int, CameraQuestion] = {}
-    for _ in range(_poisson(rng, config.questions * config.seconds / 30)):
+    for _ in range(poisson(rng, config.questions * config.seconds / 30)):
         for _ in range(6):
             frame, kind = rng.randrange(1, max(config.frame_count, 2)), rng.choice(QUESTION_KINDS)
             if frame >= config.frame_count or frame in told_at or any(abs(frame - other) < APART for other in asked):
@@ -75,11 +76,3 @@ def ask(
                 asked[frame] = CameraQuestion(time, frame, *said, kind)
                 break
     return [asked[frame] for frame in sorted(asked)]
-
-
-def _poisson(rng: random.Random, mean: float) -> int:
-    """Number of arrivals in one unit of time at the given mean."""
-    count, time = 0, rng.expovariate(1)
-    while time < mean:
-        count, time = count + 1, time + rng.expovariate(1)
-    return count
