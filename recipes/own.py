@@ -16,6 +16,7 @@ def recipe() -> Recipe:
     return Recipe(
         name="own",
         start="tiny",
+        tower_stage=None,
         plan=DepthPlan(layers="interleaved", keep=0.2),
         settings=StreamSettings(system="Say what happens.", decide="own"),
         phases=(Phase(800, 2, WorldConfig(seconds=30)),),

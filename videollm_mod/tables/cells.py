@@ -29,7 +29,7 @@ class Cell:
 
     def recipe(self, shared: Recipe, base: Path, seed: int) -> Recipe:
         """What is trained. `base`: the folder of the dense model to start from."""
-        return replace(self.change(replace(shared, start=str(base), seed=seed)), name=self.name)
+        return replace(self.change(replace(shared, start=str(base), tower_stage=None, seed=seed)), name=self.name)
 
 
 def key(recipe: Recipe) -> str:
@@ -54,7 +54,12 @@ def from_scratch(recipe: Recipe) -> Recipe:
     """Routed from the first step on, instead of converted: the steps of the base, then the cell's own."""
     whole = base()
     return replace(
-        routed()(recipe), start=None, phases=(*whole.phases, *recipe.phases), lr=whole.lr, tower_lr=whole.tower_lr
+        routed()(recipe),
+        start=None,
+        tower_stage=whole.tower_stage,
+        phases=(*whole.phases, *recipe.phases),
+        lr=whole.lr,
+        tower_lr=whole.tower_lr,
     )
 
 

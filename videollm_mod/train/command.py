@@ -75,7 +75,7 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
     def show(line: dict[str, Any]) -> None:
         if line["stage"] == "validation":
             last.update(line)
-        total = recipe.tower_stage.steps if line["stage"] == "tower" else recipe.steps
+        total = recipe.tower_stage.steps if line["stage"] == "tower" and recipe.tower_stage else recipe.steps
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in line.items() if key not in ("stage", "step"))
         console.print(f"{line['stage']:>10} {line['step']}/{total}  {numbers}", highlight=False, soft_wrap=True)
 
@@ -126,7 +126,7 @@ def _checked(config: TrainConfig) -> Recipe:
     values: dict[str, Any] = parse_values("--set", config.set, plain)
     recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed, **values)
     if config.start is not None:
-        recipe = dataclasses.replace(recipe, start=config.start)
+        recipe = dataclasses.replace(recipe, start=config.start, tower_stage=None)
     if config.data is not None:
         from videollm_mod.data.own import read_videos
 

@@ -42,7 +42,7 @@ def train(
     run = Run(recipe, folder, resume=resume, show=show)
     model = build(recipe)
     with catch_interrupts() as interrupts:
-        if recipe.start is None:
+        if recipe.tower_stage is not None:
             train_stage(TowerStage(model.encoder, recipe), run, workers, interrupts)
         train_stage(StreamStage(model, recipe), run, workers, interrupts)
     model.eval().save_pretrained(folder / "model", dtype=torch.float16)

@@ -59,7 +59,7 @@ class Recipe:
     grid: tuple[int, int] = (7, 7)
     lm: LMSizes = field(default_factory=LMSizes)
     settings: StreamSettings = field(default_factory=StreamSettings)
-    tower_stage: TowerStage = field(default_factory=TowerStage)
+    tower_stage: TowerStage | None = field(default_factory=TowerStage)  # None: the tower can see already
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
     data: str | None = None  # a JSONL file of one's own videos (data/own.py), instead of world streams

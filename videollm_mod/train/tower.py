@@ -68,6 +68,7 @@ class TowerStage(Stage):
         super().__init__()
         names = len(NAMED) if recipe.has_cameras else len(SHAPES)
         self.encoder, self.heads = encoder, CellHeads(encoder.width, names)
+        assert recipe.tower_stage is not None
         self.recipe, self.settings = recipe, recipe.tower_stage
         self.order = steps_of(self.settings.steps, self.settings.streams)
 
