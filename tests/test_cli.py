@@ -283,6 +283,7 @@ def test_a_full_disk_is_told_by_the_name_of_the_output(tmp_path: Path) -> None:
         (["--video", "out.avi"], ".mp4"),
         (["--srt", "out.txt", "--jsonl", "./out.txt"], "out.txt is also --jsonl"),
         (["--jsonl", "no-such-clip.mp4"], "is also the source"),
+        (["--strip", "strip.mp4"], "--strip strip.mp4 is not a picture's name"),
     ],
 )
 def test_a_bad_flag_is_one_sentence_and_exit_code_2_before_the_source_is_looked_at(

@@ -28,6 +28,7 @@ from videollm_mod.doctor import Check, install_command
 from videollm_mod.flags import PLANS
 from videollm_mod.model import StreamingVideoLM, StreamSettings, load
 from videollm_mod.pace import catch_interrupts, newest
+from videollm_mod.show.overlay import CELL, GAP
 from videollm_mod.show.terminal import Terminal
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, StreamEvent
@@ -170,9 +171,8 @@ def test_a_plan_that_the_model_was_not_trained_with_is_one_warning(
 def test_an_answer_at_the_end_is_told_after_its_question_in_every_output(
     model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outputs = {
-        name: tmp_path / f"out.{ending}" for name, ending in [("jsonl", "jsonl"), ("srt", "srt"), ("video", "mp4")]
-    }
+    endings = {"jsonl": "jsonl", "srt": "srt", "video": "mp4", "strip": "png"}
+    outputs = {name: tmp_path / f"out.{ending}" for name, ending in endings.items()}
     flags = [word for name, path in outputs.items() for word in (f"--{name}", str(path))]
     asked = ["--threshold", "0", "--start", "1", "--end", "2.5", "--ask", "What is in view?@2.4"]
     assert main(["watch", clip, "--model", model, *asked, *flags]) == 0
@@ -181,6 +181,7 @@ def test_an_answer_at_the_end_is_told_after_its_question_in_every_output(
     assert "00:00:02,400 --> " in outputs["srt"].read_text()
     assert re.search(r"0:02\.4  What is in view\?", capsys.readouterr().err)
     assert len(decoded(outputs["video"])) == 3 + 1, "one more picture, on which it can be read"
+    assert Image.open(outputs["strip"]).width == GAP + CELL + GAP, "one shot"
 
 
 @pytest.mark.parametrize("command", ["watch", "show"])

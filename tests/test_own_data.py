@@ -107,7 +107,7 @@ def test_new_words_come_behind_the_ones_that_are_there() -> None:
 def test_a_model_is_taught_on_own_videos_and_learns_their_words(folder: Path, tmp_path: Path) -> None:
     base = build(small_recipe())
     base.save_pretrained(tmp_path / "base")
-    recipe = own_recipe(folder, start=str(tmp_path / "base"), corrupt=0.5)
+    recipe = own_recipe(folder, start=str(tmp_path / "base"), tower_stage=None, corrupt=0.5)
     before, grown = load(tmp_path / "base").state_dict(), build(recipe)
     embeddings = "lm.model.embed_tokens.weight"
     words = len(before[embeddings])

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from videollm_mod.video import VideoSource
 
 
+PICTURES = ("picture", "strip")  # outputs that are a png or the like
 PLAN_HELP = f"Which layers route: {PLANS}; the model's own if not given."
 
 
@@ -74,6 +75,8 @@ class WatchConfig(StreamFlags):
     """Write subtitles here."""
     video: Path | None = None
     """Write an annotated mp4 here: the picture, the narration below it, and beside it what each routed layer keeps."""
+    strip: Path | None = None
+    """Write one picture (png) here: for every sentence the frame that it was said of."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def watch(config: WatchConfig) -> dict[str, Any]:
 
     def sinks(video: VideoSource, session: StreamSession) -> list[Sink]:
         from videollm_mod.show.overlay import VideoSink
+        from videollm_mod.show.strip import StripSink
         from videollm_mod.stream.sinks import JsonlSink, SrtSink
 
         made: list[Sink] = []
@@ -118,9 +122,11 @@ def watch(config: WatchConfig) -> dict[str, Any]:
             made.append(SrtSink(config.srt))
         if config.video:
             made.append(VideoSink(config.video, video.fps, session.grid))
+        if config.strip:
+            made.append(StripSink(config.strip))
         return made
 
-    outputs = {"jsonl": config.jsonl, "srt": config.srt, "video": config.video}
+    outputs = {"jsonl": config.jsonl, "srt": config.srt, "video": config.video, "strip": config.strip}
     return run(config, outputs, sinks, record_kept=config.video is not None)
 
 
@@ -234,6 +240,8 @@ def check_outputs(source: str, outputs: dict[str, Path | None]) -> None:
         check_writable(path)
         if name == "video":
             VideoWriter(path, fps=1)  # checks the kind of file, and writes nothing before its first frame
+        if name in PICTURES and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise InputError(f"--{name} {path} is not a picture's name; end it in .png.")
 
 
 def check_times(questions: Sequence[Question], flags: StreamFlags, duration: float | None) -> None:

@@ -44,8 +44,6 @@ def show(config: ShowConfig) -> dict[str, Any]:
 
     if config.video is None and config.picture is None:
         raise InputError("nothing to draw: give --video OUT.mp4, --picture OUT.png or both.")
-    if config.picture is not None and config.picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"--picture {config.picture} is not a picture's name; end it in .png.")
     if config.frames < 1:
         raise InputError(f"--frames {config.frames} is too few; give 1 or more.")
 
