@@ -19,7 +19,7 @@ from videollm_mod.train.data import stream_sample
 from videollm_mod.train.loop import train
 from videollm_mod.train.recipe import Phase, Recipe
 from videollm_mod.types import InputError
-from videollm_mod.world import WorldConfig, make_stream, write_stream
+from videollm_mod.world import WorldConfig, make_stream, narrations, write_stream
 from videollm_mod.world.conversation import segments
 
 WORLD = WorldConfig(seconds=8, size=48, events_per_minute=18, questions=8)
@@ -76,8 +76,8 @@ def test_what_falls_on_one_frame_is_one_narration(tmp_path: Path, folder: Path) 
     video = next(folder.glob("*.mp4"))
     told = [{"time": time, "role": "assistant", "text": text} for time, text in ((1.1, "One."), (1.3, "Two."))]
     (tmp_path / "a.jsonl").write_text(json.dumps({"video": str(video), "segments": told}))
-    (event,) = read_videos(tmp_path / "a.jsonl")[0].window(0.0, WORLD).events
-    assert (event.frame, event.text) == (3, "One. Two.")
+    (narration,) = narrations(read_videos(tmp_path / "a.jsonl")[0].window(0.0, WORLD))
+    assert narration == (pytest.approx(1.3), 3, "narration", "One. Two.")
 
 
 def test_one_video_in_ten_is_held_out_and_the_same_number_gives_the_same_stretch(folder: Path) -> None:

@@ -59,17 +59,11 @@ class OwnStream:
 
     @property
     def events(self) -> list[WorldEvent]:
-        """The narrations within, ascending by time; what falls on one frame is one narration."""
-        found: list[WorldEvent] = []
-        for time, text in self.video.narrations:
-            frame = self._frame(time)
-            if frame is None:
-                continue
-            if found and found[-1].frame == frame:
-                earlier = found.pop()
-                time, text = earlier.time + self.start, f"{earlier.text} {text}"
-            found.append(WorldEvent(time - self.start, frame, "narration", text))
-        return found
+        """The narrations within, ascending by time."""
+        told = [(time, self._frame(time), text) for time, text in self.video.narrations]
+        return [
+            WorldEvent(time - self.start, frame, "narration", text) for time, frame, text in told if frame is not None
+        ]
 
     @property
     def questions(self) -> list[WorldQuestion]:

@@ -25,7 +25,7 @@ from videollm_mod.evaluate.metrics import (
 from videollm_mod.evaluate.self_conditioned import SelfConditioned
 from videollm_mod.evaluate.streams import Watched
 from videollm_mod.evaluate.teacher_forced import TeacherForced
-from videollm_mod.world import Narrated
+from videollm_mod.world import Narrated, narrations
 
 RESAMPLES = 1000
 LATE = 100  # frames, after which the public code of VideoLLM-online babbles
@@ -66,8 +66,8 @@ class Tally:
 
 
 def true_narration(stream: Narrated) -> tuple[Said, ...]:
-    """The stream's true sentences at the times at which they become visible (not of the frame that shows them)."""
-    return tuple(Said(event.time, event.text) for event in stream.events)
+    """What is to be said, at the times at which it becomes visible (not of the frames that show it)."""
+    return tuple(Said(narration.time, narration.text) for narration in narrations(stream))
 
 
 def compare(said: Sequence[Said], answers: Sequence[str], stream: Narrated) -> Spoken:
@@ -187,8 +187,8 @@ def _by_kind(watched: Sequence[Watched]) -> dict[str, dict[str, float]]:
     for item in watched:
         result = spoken(item)
         right, in_time = {j for _, j in result.right}, {j for _, j in result.in_time}
-        for index, event in enumerate(item.stream.events):
-            row = counts.setdefault(event.kind, [0, 0, 0])
+        for index, narration in enumerate(narrations(item.stream)):
+            row = counts.setdefault(narration.kind, [0, 0, 0])
             for place, hit in enumerate((True, index in right, index in in_time)):
                 row[place] += hit
     return {

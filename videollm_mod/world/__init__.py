@@ -13,7 +13,7 @@ from videollm_mod.world.config import (
     difficulty,
 )
 from videollm_mod.world.matter import matter
-from videollm_mod.world.narrated import Narrated
+from videollm_mod.world.narrated import Narrated, narrations
 from videollm_mod.world.questions import WorldQuestion
 from videollm_mod.world.stage import WorldEvent
 from videollm_mod.world.stream import WorldStream, make_stream, write_stream
@@ -38,6 +38,7 @@ __all__ = [
     "difficulty",
     "make_stream",
     "matter",
+    "narrations",
     "split_words",
     "vocabulary",
     "write_stream",

@@ -10,17 +10,14 @@ Stream, in order.
 from __future__ import annotations
 
 from videollm_mod.dialogue import Assistant, Segment, Stream, System, User
-from videollm_mod.world.narrated import Narrated
+from videollm_mod.world.narrated import Narrated, narrations
 
 
 def segments(stream: Narrated, system: str) -> list[Segment]:
     """The stream's true conversation, for `StreamTemplate.encode`; `system` is what the model is told first."""
     spoken: dict[int, list[Segment]] = {}  # frame -> what is said after it
-    told: dict[int, list[str]] = {}
-    for event in stream.events:
-        told.setdefault(event.frame, []).append(event.text)
-    for frame, texts in told.items():
-        spoken[frame] = [Assistant(" ".join(texts))]
+    for narration in narrations(stream):
+        spoken[narration.frame] = [Assistant(narration.text)]
     for question in stream.questions:
         spoken.setdefault(question.frame, []).extend([User(question.question), Assistant(question.answer)])
     conversation: list[Segment] = [System(system)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,3 +60,21 @@ class Narrated(Protocol):
     @property
     def questions(self) -> Sequence[Asked]: ...
     def frames(self) -> np.ndarray: ...  # (F, size, size, 3) uint8 RGB
+
+
+class Narration(NamedTuple):
+    """All that is told of one frame: a model speaks once a frame."""
+
+    time: float  # of the last event
+    frame: int
+    kind: str  # of the first event
+    text: str
+
+
+def narrations(stream: Narrated) -> list[Narration]:
+    """A stream's events, those that show on the same frame as one."""
+    found = []
+    for frame, group in groupby(stream.events, key=lambda event: event.frame):
+        events = list(group)
+        found.append(Narration(events[-1].time, frame, events[0].kind, " ".join(event.text for event in events)))
+    return found
