@@ -269,3 +269,28 @@ def test_a_report_cannot_go_where_a_file_is(model_folder: str, tmp_path: Path) -
 def test_the_flags_can_be_listed_without_waiting_for_torch() -> None:
     check = "import sys, videollm_mod.evaluate.world; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_cameras_are_a_world_with_dials_of_their_own(tmp_path: Path) -> None:
+    random_model().save_pretrained(tmp_path / "model")
+    config = EvalWorldConfig(
+        model=str(tmp_path / "model"),
+        world="cameras",
+        dials=("objects=1", "quiet=0", "events_per_minute=14"),
+        streams=2,
+        seconds=12,
+        workers=1,
+        threshold=0,
+        journal=tmp_path / "journal",
+        report=tmp_path / "report",
+    )
+    result = evaluate_world(config)
+    assert result["world"] == "cameras" and result["heldout"] is None and result["f1_heldout"] is None
+    assert set(result["by_kind"]) <= {"placed", "removed"} and result["events"] > 0
+    for change, told in (
+        ({"dials": ("clutter=3",)}, "--dials 'clutter=3' sets nothing"),
+        ({"difficulty": "hard"}, "shapes' world"),
+        ({"split": "heldout"}, "test and validation"),
+    ):
+        with pytest.raises(InputError, match=told):
+            evaluate_world(dataclasses.replace(config, **change))  # type: ignore[arg-type]

@@ -24,12 +24,14 @@ from videollm_mod.files import atomic_write
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError, StreamEvent
 from videollm_mod.world import WorldStream
+from videollm_mod.world.camera import CameraStream
 
 FORMAT = 1
+AnyStream = WorldStream | CameraStream
 
 
 def watch_streams(
-    model: StreamingVideoLM, streams: Sequence[WorldStream], journal: Path | None, *, workers: int, title: str
+    model: StreamingVideoLM, streams: Sequence[AnyStream], journal: Path | None, *, workers: int, title: str
 ) -> tuple[list[Watched], int]:
     """Every stream watched, in order, and how many of them anew: what the journal knows is taken from it."""
     if journal is None or not streams:
@@ -41,7 +43,7 @@ def watch_streams(
         return [by_name.get(stream.name) or kept.get(stream) for stream in streams], len(new)
 
 
-def subject(model: StreamingVideoLM, streams: Sequence[WorldStream]) -> dict[str, Any]:
+def subject(model: StreamingVideoLM, streams: Sequence[AnyStream]) -> dict[str, Any]:
     """What a journal's numbers are of: they may be mixed only if this is the same."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -82,7 +84,7 @@ class Journal:
         self._file.write(json.dumps({"stream": watched.stream.name, **_plain(watched)}) + "\n")
         os.fsync(self._file.fileno())
 
-    def get(self, stream: WorldStream) -> Watched:
+    def get(self, stream: AnyStream) -> Watched:
         """What is known of a stream."""
         return _watched(stream, self.done[stream.name])
 
@@ -115,7 +117,7 @@ def _plain(watched: Watched) -> dict[str, Any]:
     }
 
 
-def _watched(stream: WorldStream, line: dict[str, Any]) -> Watched:
+def _watched(stream: AnyStream, line: dict[str, Any]) -> Watched:
     turns: list[dict[str, Any]] = [
         {key: tuple(value) if isinstance(value, list) else value for key, value in turn.items()}
         for turn in line["turns"]

@@ -1,6 +1,7 @@
 """`videollm-mod eval world`: a model on streams of the synthetic world, as JSON and as a report with its worst cases.
 
     videollm-mod eval world --split test --streams 50 --report scratch/report
+    videollm-mod eval world --world cameras --dials objects=1
 
 Flags and outputs are checked before the model is loaded; heavy modules are imported where they are used.
 """
@@ -21,7 +22,8 @@ import tyro
 from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values
 
 if TYPE_CHECKING:
-    from videollm_mod.world import WorldConfig
+    from videollm_mod.world import WorldConfig, WorldStream
+    from videollm_mod.world.camera import CameraConfig, CameraStream
 
 FEW_STREAMS = 10  # with fewer, an interval over streams is hardly one
 SHOWN = "f1 timing_f1 f1_teacher_forced false_alarms_per_minute question_accuracy".split()  # on the terminal
@@ -34,6 +36,8 @@ class EvalWorldConfig:
 
     model: str = "tiny"
     """The bundled model "tiny", or a model's folder."""
+    world: Literal["shapes", "cameras"] = "shapes"
+    """Coloured shapes, or what fixed cameras see; the latter has neither difficulties nor held-out combinations."""
     split: Literal["test", "validation", "heldout"] = "test"
     """The streams: unseen ones like those of training, or with combinations of colour and shape that it never shows."""
     streams: int = 50
@@ -43,7 +47,8 @@ class EvalWorldConfig:
     difficulty: Literal["easy", "medium", "hard"] = "medium"
     """How small, fast and hidden things are: `world/config.py` says which dials each turns."""
     dials: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
-    """Other dials of the world, such as clutter=12 events_per_minute=0.5; `world/config.py` lists them."""
+    """Other dials of the world, such as clutter=12 events_per_minute=0.5; `world/config.py` and
+    `world/camera/config.py` list them."""
     seconds: float = 30.0
     """Length of each stream, seconds, from 1 to 3600."""
     report: Path | None = None
@@ -74,14 +79,14 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from videollm_mod.evaluate.summary import summarise
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
-    from videollm_mod.world import make_stream
 
     model = load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold)
     threshold = model.settings.threshold
     size = model.encoder.tower.image_size
-    world = world_of(config.difficulty, config.dials, seconds=config.seconds, fps=model.settings.fps, size=size)
-    streams = [make_stream(config.split, number, world) for number in range(config.streams)]
-    besides = [] if config.split == "heldout" else [make_stream("heldout", n, world) for n in range(config.heldout)]
+    world = _dialled(config, seconds=config.seconds, fps=model.settings.fps, size=size)
+    streams = [_stream(config.split, number, world) for number in range(config.streams)]
+    more = 0 if config.split == "heldout" or config.world == "cameras" else config.heldout
+    besides = [_stream("heldout", number, world) for number in range(more)]
     began = time.monotonic()
     title = f"world, {config.split}"
     watched, new = watch_streams(model, streams + besides, config.journal, workers=workers, title=title)
@@ -95,10 +100,11 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         **main,
         "f1_heldout": heldout["f1"] if heldout else None,
         "heldout": heldout,
+        "world": config.world,
         "split": config.split,
         "difficulty": config.difficulty,
         "dials": list(config.dials),
-        "description": f"world streams {streams[0].name} to {streams[-1].name}, {config.difficulty}, "
+        "description": f"{config.world}, streams {streams[0].name} to {streams[-1].name}, {config.difficulty}, "
         f"{world.seconds:g} s at {world.fps:g} frames per second, {world.size} px",
         "model": config.model,
         "threshold": threshold,
@@ -119,13 +125,42 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     return result
 
 
+OWN_FLAGS = ("seconds", "fps", "size")  # dials that have flags of their own, or are the model's
+
+
 def world_of(name: str, dials: Sequence[str], **more: float) -> WorldConfig:
     """The world of flags: a difficulty, its dials as NAME=VALUE, and what has flags of its own."""
     from videollm_mod.world import WorldConfig, difficulty
 
-    own = ("seconds", "fps", "size")
-    known = {field: value for field, value in dataclasses.asdict(WorldConfig()).items() if field not in own}
-    return difficulty(name, **parse_values("--dials", dials, known), **more)
+    return difficulty(name, **parse_values("--dials", dials, _dials(WorldConfig())), **more)
+
+
+def _dialled(config: EvalWorldConfig, **more: float) -> WorldConfig | CameraConfig:
+    """The dials of the flags' world."""
+    from videollm_mod.types import InputError
+    from videollm_mod.world.camera import CameraConfig
+
+    if config.world == "shapes":
+        return world_of(config.difficulty, config.dials, **more)
+    if config.difficulty != "medium":
+        raise InputError(f"--difficulty {config.difficulty} is of the shapes' world; turn the cameras' --dials.")
+    if config.split == "heldout":
+        raise InputError("--split heldout is of the shapes' world; the cameras' splits are test and validation.")
+    values: dict[str, Any] = {**parse_values("--dials", config.dials, _dials(CameraConfig())), **more}
+    return CameraConfig(**values)
+
+
+def _dials(defaults: WorldConfig | CameraConfig) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(defaults).items() if name not in OWN_FLAGS}
+
+
+def _stream(split: str, number: int, world: WorldConfig | CameraConfig) -> WorldStream | CameraStream:
+    from videollm_mod.world import WorldConfig, make_stream
+    from videollm_mod.world.camera import make_camera_stream
+
+    if isinstance(world, WorldConfig):
+        return make_stream(split, number, world)
+    return make_camera_stream(split, number, world)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -165,7 +200,7 @@ def _check(config: EvalWorldConfig) -> int:
     check_probability(threshold=config.threshold)
     check_keep(config.keep)
     parse_layers(config.plan)
-    world_of(config.difficulty, config.dials)
+    _dialled(config)
     for path in (config.json, config.journal):
         if path is not None:
             check_writable(path)
