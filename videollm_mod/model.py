@@ -37,15 +37,17 @@ class StreamSettings:
     decide: str = "last"  # which token decides to speak: see StreamTemplate
     stream_weight: float = 1.0  # of the decision loss
     max_reply_tokens: int = 32
+    window: float | None = None  # seconds of video that a session remembers at least; None: all of it
 
     def __post_init__(self) -> None:
-        share, weight, tokens = self.threshold, self.stream_weight, self.max_reply_tokens
+        share, weight, tokens, window = self.threshold, self.stream_weight, self.max_reply_tokens, self.window
         for name, fits, why in (
             ("system", isinstance(self.system, str), "is no text; give what the model is told first"),
             ("fps", _finite(self.fps) and self.fps > 0, "is no frame rate; give frames per second, such as 2"),
             ("threshold", _finite(share) and 0 <= share <= 1, "is outside [0, 1]; it is a probability"),
             ("decide", self.decide in ("last", "own"), 'is unknown; take "last" or "own"'),
             ("stream_weight", _finite(weight) and weight >= 0, "is no weight; give a number of 0 or more"),
+            ("window", window is None or (_finite(window) and window > 0), "is no time; give seconds, such as 30"),
             ("max_reply_tokens", type(tokens) is int and tokens > 0, "is no number of tokens; give 1 or more"),
         ):
             if not fits:

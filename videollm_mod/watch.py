@@ -61,6 +61,9 @@ class StreamFlags:
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
     threshold: float | None = None
     """Speak when the probability of silence falls below this; the model's own if not given."""
+    window: float | None = None
+    """Seconds of video that the model remembers at least: older frames and words are forgotten, so that memory stays
+    bounded; the model's own if not given, inf to forget nothing."""
     threads: int | None = None
     """CPU threads; all of them if not given."""
 
@@ -165,7 +168,7 @@ def run(
         model = load(flags.model, plan=plan, keep=flags.keep)
         for message in unlike_training(model, video.fps):
             warnings.warn(message, stacklevel=1)
-        session = StreamSession(model, threshold=flags.threshold, record_kept=record_kept)
+        session = StreamSession(model, threshold=flags.threshold, window=flags.window, record_kept=record_kept)
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
         realtime = flags.speed == "realtime" or video.live
         follow(video, session, sinks, questions, realtime, terminal, tally, interrupts)
@@ -204,6 +207,8 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     check_keep(flags.keep)
     check_probability(threshold=flags.threshold)
     check_least(1, threads=flags.threads)
+    if flags.window is not None and not flags.window > 0:  # also refuses NaN
+        raise InputError(f"--window {flags.window:g} is no time; give seconds of video, such as 30, or inf.")
     if flags.model != "tiny" and not Path(flags.model).is_dir():
         raise InputError(f"--model {flags.model} is neither 'tiny' nor a folder; give one that save_pretrained wrote.")
     return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)

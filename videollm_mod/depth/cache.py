@@ -8,6 +8,7 @@ the first to set positions and masks, and only we use the second. Rolling back w
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -130,6 +131,30 @@ class RaggedLayer(CacheLayerMixin):
         self.lengths = stay.sum(1).tolist()
         self.slots = self.slots.masked_fill(~stay, -1)
 
+    def forget(self, begin: int, end: int, turn: Callable[[Tensor, int], Tensor]) -> None:
+        """As `RaggedCache.forget`, for this layer alone."""
+        self.seen -= end - begin
+        if self.slots is None or not self.is_initialized:
+            return
+        rows = []  # of each: which entries stay, and how many of them stand before the gap
+        for row, length in enumerate(self.lengths):
+            slots = self.slots[row, :length]
+            stay = ((slots < begin) | (slots >= end)).nonzero()[:, 0]
+            rows.append((stay, int((slots[stay] < begin).sum())))
+        self.lengths = [len(stay) for stay, _ in rows]
+        slots, buffers = self.slots.new_full((len(rows), max(self.lengths)), -1), []
+        for row, (stay, before) in enumerate(rows):
+            slots[row, : len(stay)] = self.slots[row, stay]
+            slots[row, before : len(stay)] -= end - begin
+        for old in self._buffers():  # new ones, so that the memory of the old ones is free again
+            new = old.new_zeros((*old.shape[:2], max(self.lengths), old.shape[3]))
+            for row, (stay, before) in enumerate(rows):
+                new[row, :, : len(stay)] = old[row, :, stay]
+                if old is self.keys and before < len(stay):
+                    new[row, :, before : len(stay)] = turn(new[row, :, before : len(stay)], begin - end)
+            buffers.append(new)
+        self.slots, (self.keys, self.values) = slots, buffers
+
     def crop(self, tokens_to_remove: int) -> None:
         """As `RaggedCache.crop`, for this layer alone."""
         if tokens_to_remove:
@@ -235,6 +260,27 @@ class RaggedCache(Cache):
                 row[-1] = row[-1]._replace(end=min(row[-1].end, position))
         for layer in self.layers:
             layer.crop_to(position)
+
+    def forget(self, begin: int, end: int, turn: Callable[[Tensor, int], Tensor]) -> None:
+        """Forget the tokens begin..end-1 as if they had never been: what comes after them moves down into the gap.
+
+        turn: (heads, entries, head_dim) keys and a number of positions -> the keys as if their tokens stood so many
+        positions further on (`turned` in layer.py). What was computed from the forgotten tokens stays in the others.
+        Raises InputError for a range that is not within what was seen, or that cuts a frame in two.
+        """
+        if not 0 <= begin <= end <= self.seen:
+            raise InputError(f"cannot forget tokens {begin} to {end} of {self.seen}; give a range within them.")
+        for row in self.frames:
+            for span in row:
+                if span.begin < end and span.end > begin and not (span.begin >= begin and span.end <= end):
+                    raise InputError(f"cannot forget tokens {begin} to {end}: they cut frame {span.number} in two.")
+        for number, row in enumerate(self.frames):
+            early = [span for span in row if span.end <= begin]
+            late = [span for span in row if span.begin >= end]
+            moved = [FrameSpan(span.begin + begin - end, span.end + begin - end, span.number) for span in late]
+            self.frames[number] = early + moved
+        for layer in self.layers:
+            layer.forget(begin, end, turn)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n, as in older versions."""

@@ -368,6 +368,25 @@ def remove_depth(model: Model) -> Model:
     return model
 
 
+def turned(decoder: Any, keys: Tensor, by: int) -> Tensor:
+    """Keys (..., head_dim) as if their tokens stood `by` positions further on; for `RaggedCache.forget`.
+
+    Rotary embeddings add up: R(p + by) k = R(by) R(p) k. Raises InputError for a decoder whose angles depend on more
+    than the position.
+    """
+    rotary: Any = getattr(decoder, "rotary_emb", None)
+    kind = getattr(rotary, "rope_type", None)
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        raise InputError(
+            f"{type(decoder).__name__} has rotary embeddings of type {kind}; a window cannot turn its keys."
+        )
+    cos, sin = rotary(keys.float(), torch.tensor([[by]], device=keys.device))  # (1, 1, e), e <= head_dim
+    cos, sin = (table[0] / rotary.attention_scaling for table in (cos, sin))  # keys were scaled when they were made
+    turning, rest = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]
+    one, two = turning.chunk(2, -1)
+    return torch.cat([(turning * cos + torch.cat([-two, one], -1) * sin).to(keys.dtype), rest], -1)
+
+
 def get_plan(model: nn.Module) -> DepthPlan | None:
     """The plan a model is routed by, or None."""
     return getattr(find_decoder(model), "depth_plan", None)

@@ -6,6 +6,8 @@ and a step never splits a frame, so a session equals one pass over that conversa
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from videollm_mod.depth import RaggedCache
+from videollm_mod.depth.layer import find_decoder, turned
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
@@ -27,7 +30,7 @@ class SessionState:
     seen: int  # tokens that went through the model's ears and eyes
     stored: list[int]  # KV entries per layer
     kv_bytes: int  # in use
-    kv_bytes_dense: int  # what the same tokens take without routing
+    kv_bytes_dense: int  # what the tokens that it remembers take without routing
 
 
 @dataclass
@@ -48,18 +51,32 @@ class StreamSession:
     """A live stream through a model.
 
     threshold: speak when the probability of silence falls below it; the model's own, calibrated one if None.
+    window: seconds of video that it remembers at least, so that memory and positions stay bounded; the model's own if
+    None, math.inf to forget nothing. When its oldest frame is two windows old, a session forgets all but the system
+    text and the newest window, replies included: to the model the stream then began there.
     record_kept: keep `kept` up to date, which tokens of the newest frame each routed layer kept.
     """
 
-    def __init__(self, model: StreamingVideoLM, *, threshold: float | None = None, record_kept: bool = False) -> None:
+    def __init__(
+        self,
+        model: StreamingVideoLM,
+        *,
+        threshold: float | None = None,
+        window: float | None = None,
+        record_kept: bool = False,
+    ) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
+        if window is not None and not window > 0:
+            raise InputError(f"window {window} is no time; give seconds of video, such as 30.")
         self.model, self.template, self.settings = model, model.template, model.settings
         self.threshold = self.settings.threshold if threshold is None else threshold
         self.grid: tuple[int, int] = model.encoder.grid
         self.image_size: int = model.encoder.tower.image_size
         self.kept: dict[int, np.ndarray] = {}  # layer -> (1 + h * w,) bool, of the newest frame
-        self.context: list[int] = []  # every id so far, placeholders included
+        own = math.inf if self.settings.window is None else self.settings.window
+        self.window = own if window is None else window
+        self.context: list[int] = []  # every id that it remembers, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
         self._record_kept = record_kept
@@ -67,6 +84,8 @@ class StreamSession:
         self._pending = self.template.system(self.settings.system)  # text not yet run through the model
         self._stream_open = False
         self._frames = 0
+        self._times: deque[float] = deque()  # of the frames that it remembers
+        self._forgotten = 0  # tokens
         self._time = 0.0
         self._reply: _Reply | None = None
 
@@ -111,7 +130,8 @@ class StreamSession:
         cache = self._cache
         entry = sum(layer.entry_bytes for layer in cache.layers)
         stored = [rows[0] if rows else 0 for rows in cache.stored]
-        return SessionState(self._time, self._frames, cache.seen, stored, cache.kv_bytes, cache.seen * entry)
+        seen = cache.seen + self._forgotten
+        return SessionState(self._time, self._frames, seen, stored, cache.kv_bytes, cache.seen * entry)
 
     # -- the machine ---------------------------------------------------------------------------------------------------
 
@@ -127,11 +147,31 @@ class StreamSession:
             raise InputError(
                 f"frame at {frame.time:.3f} s after one at {self._time:.3f} s: frames come in order of time."
             )
+        self._forget(frame.time)
         self.silence = self._watch(frame)
         if self.silence >= self.threshold:
             return
         self._begin("narration", None, None, probability=1 - self.silence)
         yield from self._speak()
+
+    @torch.inference_mode()
+    def _forget(self, now: float) -> None:
+        """Before a frame at `now`: if the oldest frame is two windows old, forget all but the newest window.
+
+        From the first frame on everything goes, up to the first frame that stays: before that one there is then the "["
+        of the first. The newest frame stays in any case.
+        """
+        if len(self._times) < 2 or now - self._times[0] < 2 * self.window:
+            return
+        spans = self._cache.frames[0]
+        gone = min(sum(time <= now - self.window for time in self._times), len(spans) - 1)
+        begin, end = spans[0].begin, spans[gone].begin
+        decoder = find_decoder(self.model.lm)
+        self._cache.forget(begin, end, lambda keys, by: turned(decoder, keys, by))
+        del self.context[begin:end]
+        for _ in range(gone):
+            self._times.popleft()
+        self._forgotten += end - begin
 
     @torch.inference_mode()
     def _watch(self, frame: FrameTokens) -> float:
@@ -148,6 +188,7 @@ class StreamSession:
         self._stream_open = True
         self._frames += 1
         self._time = frame.time
+        self._times.append(frame.time)
         return float(logits.float().softmax(-1)[self.template.interval_id])
 
     def _begin(self, kind: str, question: str | None, asked: float | None, probability: float = 1.0) -> None:
