@@ -284,6 +284,8 @@ def test_a_full_disk_is_told_by_the_name_of_the_output(tmp_path: Path) -> None:
         (["--srt", "out.txt", "--jsonl", "./out.txt"], "out.txt is also --jsonl"),
         (["--jsonl", "no-such-clip.mp4"], "is also the source"),
         (["--strip", "strip.mp4"], "--strip strip.mp4 is not a picture's name"),
+        (["--window", "0"], "--window 0 is no time"),
+        (["--window", "nan"], "--window nan is no time"),
     ],
 )
 def test_a_bad_flag_is_one_sentence_and_exit_code_2_before_the_source_is_looked_at(
