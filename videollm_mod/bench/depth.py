@@ -19,6 +19,7 @@ from videollm_mod.bench.measure import PeakMemory, Timing, environment, progress
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
 from videollm_mod.depth.plan import parse_layers
+from videollm_mod.packed import pack_linears
 
 
 def measure(config: BenchDepth) -> dict[str, Any]:
@@ -56,7 +57,10 @@ def measure(config: BenchDepth) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Models:
-    """Three decoders on the same weights: Transformers' own, routed by the plan `full`, and routed by ours."""
+    """Three decoders on the same weights: Transformers' own, routed by the plan `full`, and routed by ours.
+
+    The latter two stream with laid-out weights (packed.py), as a session does; they share the copies.
+    """
 
     untouched: LlamaForCausalLM
     dense: LlamaForCausalLM
@@ -81,8 +85,8 @@ class Models:
         first = LlamaForCausalLM(llama)
         return cls(
             untouched=first,
-            dense=apply_depth(_on_the_same_weights(first), DepthPlan(layers="full")),
-            routed=apply_depth(_on_the_same_weights(first), plan),
+            dense=pack_linears(apply_depth(_on_the_same_weights(first), DepthPlan(layers="full"))),
+            routed=pack_linears(apply_depth(_on_the_same_weights(first), plan)),
             plan=plan,
         )
 

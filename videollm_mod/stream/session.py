@@ -17,6 +17,7 @@ import torch
 from videollm_mod.depth import RaggedCache
 from videollm_mod.depth.layer import find_decoder, turned
 from videollm_mod.model import StreamingVideoLM
+from videollm_mod.packed import pack_linears
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
 
@@ -70,6 +71,7 @@ class StreamSession:
         if window is not None and not window > 0:
             raise InputError(f"window {window} is no time; give seconds of video, such as 30.")
         self.model, self.template, self.settings = model, model.template, model.settings
+        pack_linears(model)  # on a CPU, two to four times as fast
         self.threshold = self.settings.threshold if threshold is None else threshold
         self.grid: tuple[int, int] = model.encoder.grid
         self.image_size: int = model.encoder.tower.image_size

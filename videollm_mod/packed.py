@@ -1,0 +1,81 @@
+"""Linear layers for inference on a CPU: weights laid out once as oneDNN wants them, the same products.
+
+A streaming step has a frame's few rows, often three or eleven, and is bound by reading weights. PyTorch hands such a
+product to a BLAS that lays the weight out anew each time; laid out beforehand it takes a quarter of the time on the
+machine where this was measured (docs/LOG.md), and is no slower for many rows. It costs the memory of a second copy.
+Training, other devices and autocast go the ordinary way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+Model = TypeVar("Model", bound=nn.Module)
+
+ROWS = 8  # the layout is chosen for so many; what was measured for 8 was as good from 1 to 512
+DTYPES = (torch.float32, torch.bfloat16)
+_packed = WeakTensorKeyDictionary()  # weight -> (version, address, the laid-out copy)
+
+
+class PackedLinear(nn.Linear):
+    """An `nn.Linear` that uses a laid-out copy of its weight where it may; parameters and names stay as they were."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._fits(input):
+            return super().forward(input)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, laid_out(self.weight), self.bias, "none", [], "")
+        return product
+
+    def _fits(self, input: Tensor) -> bool:
+        weight = self.weight
+        return (
+            input.device.type == weight.device.type == "cpu"
+            and input.dtype == weight.dtype in DTYPES
+            and input.dim() > 1
+            and input.numel() > 0
+        )
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """The laid-out copy of a weight (out, in), made when it is first asked for and when the weight has changed."""
+    version, address = weight._version, weight.data_ptr()
+    known: tuple[int, int, Tensor] | None = _packed.get(weight)
+    if known is None or known[:2] != (version, address):
+        with torch.no_grad():
+            known = (version, address, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
+        _packed[weight] = known
+    return known[2]
+
+
+def pack_linears(model: Model) -> Model:
+    """Let the model's plain linear layers use laid-out weights, in place; returns the model.
+
+    Copies are made when a layer first runs without gradients on a CPU. Where PyTorch is built without oneDNN nothing
+    happens. `unpack_linears` undoes it.
+    """
+    if available():
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = PackedLinear
+    return model
+
+
+def unpack_linears(model: Model) -> Model:
+    """Give the plain linear layers back, and the memory of their copies."""
+    for module in model.modules():
+        if type(module) is PackedLinear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+            _packed.pop(module.weight, None)
+    return model
+
+
+def available() -> bool:
+    """Whether PyTorch has the operators; they are those of its own compiler, not of its public face."""
+    ops: Any = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
