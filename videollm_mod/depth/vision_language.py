@@ -87,8 +87,8 @@ def frame_index_of(model: nn.Module, inputs: Mapping[str, Any], by: str = "tile"
         first, last = places[ends - sizes], places[ends - 1]
         if bool((last - first + 1 != sizes).any() | (first // length != last // length).any()):
             raise InputError(f"the placeholders of one {modality} frame do not stand side by side; pass frame_index.")
-        numbers = torch.where(torch.tensor([vision for _, vision in parts]), torch.arange(len(parts)) + total, -1)
-        frame[places] = numbers.repeat_interleave(sizes)
+        shows = torch.tensor([vision for _, vision in parts], dtype=torch.bool)
+        frame[places] = torch.where(shows, torch.arange(len(parts)) + total, -1).repeat_interleave(sizes)
         total += len(parts)
     frame = frame.view(batch, length)
     before = nn.functional.pad(frame[:, :-1], (1, 0), value=-1)
@@ -164,8 +164,9 @@ def _by_grid(joiner: Any, grids: Tensor) -> list[Picture]:
 
 def _by_tile(places: Tensor, length: int, size: int) -> list[Picture]:
     """Tiles of `size` placeholders each; those that stand side by side are of one image."""
-    rest = len(places) % size if size else len(places)
-    if rest:
+    if len(places) == 0:
+        return []
+    if size == 0 or len(places) % size:
         raise InputError(
             f"{len(places)} image placeholders are no whole number of tiles of {size}; check input_ids and "
             "pixel_values, or pass frame_index."
@@ -250,8 +251,8 @@ class DepthJoiner(nn.Module):
     def forward(self, *args: Any, frame_index: Tensor | None = None, **kwargs: Any) -> Any:
         """As the model's own; `frame_index` (batch, tokens) if the caller knows better."""
         if frame_index is None:
-            names = inspect.signature(super().forward).parameters
-            frame_index = frame_index_of(self, {**dict(zip(names, args)), **kwargs})
+            named = dict(zip(inspect.signature(super().forward).parameters, args)) if args else {}
+            frame_index = frame_index_of(self, {**named, **kwargs})
         return super().forward(*args, frame_index=frame_index, **kwargs)
 
 
