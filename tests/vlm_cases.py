@@ -32,7 +32,7 @@ from transformers import (
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm")
 LAYERS = 4
 VOCABULARY = 60  # words are 5..59
-PAD, IMAGE, VIDEO, START, END = 0, 1, 2, 3, 4  # START and END stand around a picture where the processor puts something
+PAD, IMAGE, VIDEO, START, END = SPECIAL = 0, 1, 2, 3, 4  # START and END stand around a picture, whatever it puts there
 SIDE = 12  # of a tile, in pixels
 
 TEXT = dict(
@@ -127,7 +127,14 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         frames += [frame + base if frame >= 0 else -1 for frame in piece.frames]
         for name, tensor in piece.tensors.items():
             tensors.setdefault(name, []).append(tensor)
-    return Piece(ids, frames, {name: torch.cat(parts) for name, parts in tensors.items()})
+    return Piece(ids, frames, {name: behind(parts) for name, parts in tensors.items()})
+
+
+def behind(parts: Sequence[Tensor]) -> Tensor:
+    """Pictures behind one another; where they differ in their tiles (LLaVA-OneVision), filled up with black."""
+    most = max(part.shape[1] if part.dim() == 5 else 0 for part in parts)
+    filled = [torch.nn.functional.pad(p, (0, 0) * 3 + (0, most - p.shape[1])) if most else p for p in parts]
+    return torch.cat(filled)
 
 
 def around(ids: list[int], frames: list[int], tensors: dict[str, Tensor]) -> Piece:
