@@ -18,6 +18,7 @@ from videollm_mod.depth.cache import RaggedCache, RaggedLayer
 from videollm_mod.depth.expert import LayerExpert, kept_tokens
 from videollm_mod.depth.layout import FrameLayout
 from videollm_mod.depth.plan import DepthPlan
+from videollm_mod.depth.vision_language import vision_mixins
 from videollm_mod.types import InputError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -133,9 +134,9 @@ class DepthLayer(nn.Module):
 
 
 def _take(table: Tensor, place: Tensor) -> Tensor:
-    """Rows of a rotary table (1 or batch, tokens, e) at `place` (batch, kept): (batch, kept, e)."""
-    table = table.expand(place.shape[0], -1, -1)
-    return table.gather(1, place[..., None].expand(-1, -1, table.shape[-1]))
+    """Rows of a rotary table (..., 1 or batch, tokens, e) at `place` (batch, kept): (..., batch, kept, e)."""
+    table = table.expand(*table.shape[:-3], place.shape[0], -1, -1)
+    return table.gather(-2, place[..., None].expand(*table.shape[:-2], -1, table.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -320,8 +321,9 @@ def find_decoder(model: nn.Module) -> Any:
 
 def _swap(module: nn.Module, mixin: type) -> None:
     """Put `mixin` in front of the module's class. The name stays: saving and sharding go by it."""
-    own = type(module)
-    module.__class__ = type(own.__name__, (mixin, own), {"__module__": own.__module__, "depth_own_class": own})
+    now = type(module)
+    own = getattr(now, "depth_own_class", now)  # a module may get two
+    module.__class__ = type(own.__name__, (mixin, now), {"__module__": own.__module__, "depth_own_class": own})
 
 
 def apply_depth(model: Model, plan: DepthPlan) -> Model:
@@ -348,6 +350,8 @@ def apply_depth(model: Model, plan: DepthPlan) -> Model:
     decoder.depth_plan = plan
     if model is not decoder:
         _swap(model, DepthCausalLM)
+    for module, mixin in vision_mixins(model, decoder):
+        _swap(module, mixin)
     decoder.config.depth_plan = plan.to_dict()
     return model
 
@@ -355,7 +359,7 @@ def apply_depth(model: Model, plan: DepthPlan) -> Model:
 def remove_depth(model: Model) -> Model:
     """Give the original model back: classes, weights and keys as they were. Nothing happens to an unrouted one."""
     decoder = find_decoder(model)
-    for module in (*decoder.layers, decoder, model):
+    for module in (*decoder.layers, decoder, model, *(module for module, _ in vision_mixins(model, decoder))):
         own = getattr(type(module), "depth_own_class", None)
         if own is None:
             continue
