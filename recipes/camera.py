@@ -1,7 +1,7 @@
-"""A model for fixed cameras: what enters, leaves, is placed and taken away, on which side or where.
+"""The bundled model's second part: what fixed cameras see enter, leave, be placed and be taken away, and where.
 
-It goes on from a model of the coloured shapes' world and sees both worlds, so that it forgets neither. No real video is
-seen in training.
+It goes on from the model of coloured shapes that `train tiny` leaves, and sees both worlds, so that it forgets neither.
+No real video is seen in training. `runs/train_tiny.sh` runs both parts.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def recipe() -> Recipe:
 
     return Recipe(
         name="camera",
-        start="tiny",
+        start="out/tiny/model",
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
-        settings=StreamSettings(system="Say what happens.", decide="own"),
+        settings=StreamSettings(system="Say what happens.", decide="own", window=30.0),
         tower_stage=TowerStage(steps=2000, lr=1e-3),
         lr=1e-3,
         phases=(phase(700, 6, 12, 16), phase(700, 2, 30, 12), phase(250, 1, 60, 8), phase(10, 1, 120, 6)),

@@ -1,4 +1,4 @@
-"""The bundled model: the synthetic world at 112 px, 1 + 7x7 tokens a frame; two hours on two cores.
+"""The bundled model's first part: coloured shapes at 112 px, 1 + 7x7 tokens a frame; two hours on two cores.
 
 A token of its own decides when to speak. Five layers, so that the last one is not routed: no label looks at what a last
 layer makes of vision tokens, and an expert there would learn nothing.
