@@ -126,9 +126,8 @@ def _checked(config: TrainConfig) -> Recipe:
     values: dict[str, Any] = parse_values("--set", config.set, plain)
     recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed, **values)
     if config.start is not None:
-        stage = (
-            recipe.tower_stage if recipe.start is not None else None
-        )  # what was planned for a fresh tower is not due
+        # a tower stage that was planned for a fresh tower is not due
+        stage = None if recipe.start is None else recipe.tower_stage
         recipe = dataclasses.replace(recipe, start=config.start, tower_stage=stage)
     if config.data is not None:
         from videollm_mod.data.own import read_videos
