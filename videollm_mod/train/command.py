@@ -113,6 +113,8 @@ def _checked(config: TrainConfig) -> Recipe:
         raise InputError(f"--seed {config.seed} is too large; give less than {2**63}.")
     check_keep(config.keep)
     layers = parse_layers(config.plan)
+    from videollm_mod.train.build import like_start
+
     make = _find_recipe(config.recipe)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -127,6 +129,7 @@ def _checked(config: TrainConfig) -> Recipe:
     recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed, **values)
     if config.start is not None:
         recipe = dataclasses.replace(recipe, start=config.start, tower_stage=None)
+    recipe = like_start(recipe)
     if config.data is not None:
         from videollm_mod.data.own import read_videos
 
