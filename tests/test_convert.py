@@ -64,7 +64,7 @@ def test_at_the_first_step_the_model_is_the_dense_one_and_the_ratio_falls_to_the
 
 
 def test_what_comes_out_is_routed_and_its_experts_have_learned(dense: Path, tmp_path: Path) -> None:
-    converted = toy(dense)
+    converted = toy(dense, lr=1e-2, warmup=1)
     before = build(converted).state_dict()
     model = vm.load(train(converted, tmp_path, workers=0))
     assert model.plan == converted.plan and model.plan.routed(3) == (1,)

@@ -159,7 +159,9 @@ def test_a_tower_of_transformers_is_saved_with_the_model_and_comes_back(kind: st
     back = vm.load(tmp_path, dtype=torch.float64)
     assert back.encoder.tower.to_config() == tower.to_config()
     pixels = torch.randint(0, 256, (1, 48, 48, 3), dtype=torch.uint8)
-    assert torch.equal(back.encoder(pixels), model.encoder(pixels))
+    torch.testing.assert_close(
+        back.encoder(pixels), model.encoder(pixels), rtol=0, atol=1e-6
+    )  # DINOv3's angles: float32
 
 
 def test_plan_keep_and_threshold_can_be_replaced_on_loading(tmp_path: Path) -> None:

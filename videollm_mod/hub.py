@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from videollm_mod.types import InputError
 
 TIMEOUT = 5.0  # seconds for the hub's answer
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+WANTED: dict[str, Any] = {
+    "allow_patterns": ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"],
+    "ignore_patterns": ["original/*"],  # Llama's weights once more
+}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -36,7 +40,7 @@ def folder_of(name: str | Path, what: str) -> Path:
 
     try:
         HfApi().model_info(name, timeout=TIMEOUT)
-        return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=["original/*"]))
+        return Path(snapshot_download(name, **WANTED))
     except GatedRepoError as error:
         raise InputError(
             f"{what} {name!r} is gated; accept its terms on its page, then run `hf auth login`."
@@ -50,7 +54,7 @@ def folder_of(name: str | Path, what: str) -> Path:
         if isinstance(error, OSError) and error.errno:  # a full disk
             raise
         try:
-            return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+            return Path(snapshot_download(name, **WANTED, local_files_only=True))
         except Exception:  # not there, or not all of it
             raise InputError(
                 f"{what} {name!r} is no folder, and the hub cannot be reached ({_short(error)}); check the name and "

@@ -235,7 +235,8 @@ def _at(group: Places, name: str) -> Tensor:
 def _put(group: Places, value: Tensor, dtype: torch.dtype) -> None:
     """One tensor into all its places; a parameter stays as trainable, and laid out in memory, as it was."""
     old = _at(group, next(iter(group)))
-    value = value.to(dtype) if value.is_floating_point() else value
+    # a copy: what safetensors gives is the file itself, mapped into memory at any odd address
+    value = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
     if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
         value = value.contiguous(memory_format=torch.channels_last)  # convolutions run on it without a copy
     new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
