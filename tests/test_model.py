@@ -7,18 +7,23 @@ import json
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from stream_cases import frames, tiny_model
+from test_vision import config_of
+from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import videollm_mod as vm
 from videollm_mod.depth import DepthPlan
 from videollm_mod.dialogue import Assistant, Stream, System, User, collate
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
+from videollm_mod.vision import FrameEncoder, TransformersTower
 
 ROUTED = DepthPlan("interleaved", 0.4, gate="tanh")
 TALKS = (
@@ -94,10 +99,76 @@ def test_a_saved_model_comes_back_with_the_same_logits_plan_and_settings(tmp_pat
     assert torch.equal(ours, theirs)
 
 
+class Draws(TorchDispatchMode):
+    """Notes what is drawn at random, or filled, in real memory while it is on."""
+
+    DRAWS = ("normal", "uniform", "rand", "bernoulli", "exponential", "trunc", "erfinv", "fill", "zero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        name = function.__name__.split(".")[0]
+        if any(name.startswith(word) for word in self.DRAWS) and isinstance(out, torch.Tensor) and not out.is_meta:
+            self.drawn.append((name, out.numel()))
+        return out
+
+
+def test_nothing_is_drawn_at_random_for_weights_that_a_file_will_replace(tmp_path: Path) -> None:
+    with Draws() as built:
+        tiny_model(ROUTED).save_pretrained(tmp_path)
+    assert sum(count for name, count in built.drawn if name == "normal_") > 1000, "the control: a fresh model is drawn"
+    with Draws() as loaded:
+        model = vm.load(tmp_path)
+    assert [name for name, count in loaded.drawn if count > 16] == []
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    convolution = next(weight for weight in model.encoder.parameters() if weight.dim() == 4)
+    assert convolution.is_contiguous(memory_format=torch.channels_last), "as it was built, or it runs slower"
+    again = nn.Linear(2, 2)  # and the world is as before
+    assert not again.weight.is_meta
+
+
+def test_tied_weights_are_one_tensor_again_after_loading(tmp_path: Path) -> None:
+    model = tiny_model(ROUTED)
+    model.lm.config.tie_word_embeddings = True
+    model.lm.lm_head.weight = model.lm.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    back = vm.load(tmp_path, dtype=torch.float64)
+    assert back.lm.lm_head.weight is back.lm.model.embed_tokens.weight
+    assert torch.equal(back.lm.lm_head.weight, model.lm.lm_head.weight)
+
+
+def test_angles_of_the_positions_stay_exact_when_weights_are_rounded(tmp_path: Path) -> None:
+    model = tiny_model(ROUTED)
+    model.save_pretrained(tmp_path)
+    half = vm.load(tmp_path, dtype=torch.bfloat16)
+    assert half.lm.dtype == torch.bfloat16
+    assert torch.equal(half.lm.model.rotary_emb.inv_freq, model.lm.model.rotary_emb.inv_freq.float())
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "clip", "dinov2", "dinov2_with_registers", "dinov3_vit"])
+def test_a_tower_of_transformers_is_saved_with_the_model_and_comes_back(kind: str, tmp_path: Path) -> None:
+    tower = TransformersTower.build(config_of(kind)).double()
+    plain = tiny_model(ROUTED)
+    model = StreamingVideoLM(
+        FrameEncoder(tower, (3, 2)), plain.connector, plain.lm, plain.template.tokenizer, ROUTED
+    ).eval()
+    model.save_pretrained(tmp_path)
+    back = vm.load(tmp_path, dtype=torch.float64)
+    assert back.encoder.tower.to_config() == tower.to_config()
+    pixels = torch.randint(0, 256, (1, 48, 48, 3), dtype=torch.uint8)
+    torch.testing.assert_close(
+        back.encoder(pixels), model.encoder(pixels), rtol=0, atol=1e-6
+    )  # DINOv3's angles: float32
+
+
 def test_plan_keep_and_threshold_can_be_replaced_on_loading(tmp_path: Path) -> None:
     tiny_model(ROUTED).save_pretrained(tmp_path)
     assert vm.load(tmp_path, keep=1.0).plan.keep == 1.0
     assert vm.load(tmp_path, plan="full").plan.routed(4) == ()
+    assert vm.load(tmp_path, depth=DepthPlan((0,), 0.5), keep=0.4).plan == DepthPlan((0,), 0.4)
     assert vm.load(tmp_path, threshold=0.5).settings.threshold == 0.5
     with pytest.warns(UserWarning, match=r"layers \[0, 2\] were never trained"):
         model = vm.load(tmp_path, plan="all")
@@ -208,7 +279,7 @@ def _no_network(*address: object) -> None:
         ("settings.stream_weight", -1.0, "settings: stream_weight -1.0 is no weight"),
         ("settings.max_reply_tokens", 0, "settings: max_reply_tokens 0 is no number of tokens; give 1 or more"),
         ("tower", 7, "tower is 7; give an object"),
-        ("tower", {"type": "blah"}, 'tower kind is None; choose one of "conv", "siglip" or "clip"'),
+        ("tower", {"type": "blah"}, 'tower kind is None; choose one of "conv", "siglip", "siglip2", "clip", "dinov2"'),
         ("tower.channels", "x", "tower.channels is 'x'; give three whole numbers"),
         ("tower.blah", 1, "tower has an unknown entry 'blah'"),
         ("plan", [1, 3], r"plan is \[1, 3\]; give an object"),

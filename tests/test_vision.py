@@ -1,4 +1,4 @@
-"""Frames to tokens: normalisation, towers (conv, SigLIP, CLIP), pooling and connector."""
+"""Frames to tokens: normalisation, towers (conv, SigLIP, CLIP, DINO), pooling and connector."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     GPT2Config,
+    PretrainedConfig,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from videollm_mod.types import InputError
 from videollm_mod.vision import (
@@ -33,7 +41,8 @@ from videollm_mod.vision import (
     normalise,
     tower_from_config,
 )
-from videollm_mod.vision.pixels import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
+from videollm_mod.vision.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, SIGLIP_MEAN, SIGLIP_STD
+from videollm_mod.vision.published import FAMILIES
 
 SIZES = {
     "hidden_size": 16,
@@ -43,7 +52,19 @@ SIZES = {
     "image_size": 48,
     "patch_size": 8,
 }
-KINDS = ["conv", "siglip", "clip"]
+KINDS = ["conv", *FAMILIES]
+MORE: dict[str, dict[str, object]] = {
+    "siglip2": {"num_patches": 36},
+    "dinov2": {"mlp_ratio": 2},
+    "dinov2_with_registers": {"mlp_ratio": 2, "num_register_tokens": 3},
+    "dinov3_vit": {"num_register_tokens": 4},
+}
+
+
+def config_of(kind: str) -> PretrainedConfig:
+    """A tiny model of Transformers: 48 px, patches of 8."""
+    sizes = {key: value for key, value in SIZES.items() if kind != "siglip2" or key != "image_size"}
+    return FAMILIES[kind].config(**sizes, **MORE.get(kind, {}))  # type: ignore[arg-type]
 
 
 @cache
@@ -52,9 +73,7 @@ def tower_of(kind: str) -> VisionTower:
     torch.manual_seed(0)
     if kind == "conv":
         return ConvTower(ConvTowerConfig(image_size=96, channels=(8, 12, 16), heads=2)).eval()
-    return TransformersTower.build(
-        SiglipVisionConfig(**SIZES) if kind == "siglip" else CLIPVisionConfig(**SIZES)
-    ).eval()
+    return TransformersTower.build(config_of(kind)).eval()
 
 
 def pictures(frames: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -68,6 +87,7 @@ def pictures(frames: int, size: int, seed: int = 0) -> torch.Tensor:
 def test_the_constants_are_the_published_ones() -> None:
     assert (list(CLIP_MEAN), list(CLIP_STD)) == (list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD))
     assert (list(SIGLIP_MEAN), list(SIGLIP_STD)) == (list(IMAGENET_STANDARD_MEAN), list(IMAGENET_STANDARD_STD))
+    assert (list(IMAGENET_MEAN), list(IMAGENET_STD)) == (list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clip"])
@@ -108,19 +128,60 @@ def test_a_tower_gives_what_it_announces(kind: str) -> None:
     assert cells.shape == (2, *tower.grid, tower.width)
 
 
-def test_cls_and_cells_of_siglip_and_clip_are_those_of_the_model() -> None:
-    pixels = torch.randn(2, 3, 48, 48)
-    siglip, clip = tower_of("siglip"), tower_of("clip")
-    assert isinstance(siglip, TransformersTower)
-    assert isinstance(clip, TransformersTower)
-    cls, cells = siglip(pixels)
-    output = siglip.model(pixels)
-    assert torch.equal(cls, output.pooler_output)
-    assert torch.equal(cells[:, 2, 3], output.last_hidden_state[:, 2 * 6 + 3])
-    cls, cells = clip(pixels)
-    output = clip.model(pixels)
-    assert torch.equal(cls, output.last_hidden_state[:, 0])
-    assert torch.equal(cells[:, 2, 3], output.last_hidden_state[:, 1 + 2 * 6 + 3])
+@pytest.mark.parametrize("kind", ["siglip", "clip", "dinov2", "dinov2_with_registers", "dinov3_vit"])
+def test_cls_and_cells_are_those_of_the_model_and_registers_are_none_of_them(kind: str) -> None:
+    pixels, tower = torch.randn(2, 3, 48, 48), tower_of(kind)
+    assert isinstance(tower, TransformersTower)
+    cls, cells = tower(pixels)
+    output = tower.model(pixels)
+    before = {"siglip": 0, "clip": 1, "dinov2": 1, "dinov2_with_registers": 1 + 3, "dinov3_vit": 1 + 4}[kind]
+    assert torch.equal(cls, output.pooler_output if kind == "siglip" else output.last_hidden_state[:, 0])
+    assert torch.equal(cells[:, 2, 3], output.last_hidden_state[:, before + 2 * 6 + 3])
+
+
+def test_siglip_2_gets_its_patches_as_its_own_processor_cuts_them() -> None:
+    from transformers import Siglip2ImageProcessorPil
+
+    images, tower = pictures(2, 48), tower_of("siglip2")
+    assert isinstance(tower, TransformersTower)
+    inputs = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=36)(
+        list(images.numpy()), return_tensors="pt", input_data_format="channels_last"
+    )
+    output = tower.model(**inputs)
+    cls, cells = tower(normalise(images, tower.mean, tower.std))
+    torch.testing.assert_close(cls, output.pooler_output, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cells.flatten(1, 2), output.last_hidden_state, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_tower_takes_pictures_of_another_size_as_its_model_does(kind: str) -> None:
+    tower = TransformersTower.build(config_of(kind), image_size=64).eval()
+    assert (tower.image_size, tower.grid) == (64, (8, 8))
+    cells = tower(pixels := torch.randn(1, 3, 64, 64))[1]
+    if kind in ("siglip", "clip"):
+        output = tower.model(pixels, interpolate_pos_encoding=True)
+        assert torch.equal(cells[:, -1, -1], output.last_hidden_state[:, -1])
+    assert cells.shape == (1, 8, 8, 16)
+    assert tower_from_config(json.loads(json.dumps(tower.to_config()))).grid == (8, 8)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("dinov3_vit", 50), ("siglip", 4), ("clip", 47)])
+def test_a_picture_that_the_patches_do_not_divide_is_refused(kind: str, size: int) -> None:
+    with pytest.raises(InputError, match=rf"image_size of the tower is {size}; give a multiple of its patch size, 8\."):
+        TransformersTower.build(config_of(kind), image_size=size)
+
+
+def test_a_model_whose_own_size_its_patches_do_not_divide_cuts_the_rest_as_it_always_did() -> None:
+    tower = TransformersTower.build(SiglipVisionConfig(**{**SIZES, "image_size": 52})).eval()  # as so400m's 384 by 14
+    assert (tower.image_size, tower.grid) == (52, (6, 6))
+    tokens = FrameEncoder(tower, (4, 4))(pictures(1, 52))
+    assert tokens.shape == (1, 17, 16)
+
+
+def test_dinov3_sees_a_frame_in_training_as_it_does_otherwise() -> None:
+    tower = TransformersTower.build(config_of("dinov3_vit")).train()  # Transformers' would draw new positions each time
+    pixels = torch.randn(1, 3, 48, 48)
+    assert torch.equal(tower(pixels)[1], tower(pixels)[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,7 +196,7 @@ def test_a_tower_comes_back_from_plain_json(kind: str) -> None:
     assert torch.equal(FrameEncoder(again, (3, 3))(images), FrameEncoder(tower, (3, 3))(images))
 
 
-@pytest.mark.parametrize("kind", ["siglip", "clip"])
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_pretrained_folder_loads_with_its_weights(kind: str, tmp_path: Path) -> None:
     tower = tower_of(kind)
     assert isinstance(tower, TransformersTower)
@@ -143,6 +204,8 @@ def test_a_pretrained_folder_loads_with_its_weights(kind: str, tmp_path: Path) -
     again = TransformersTower.from_pretrained(tmp_path).eval()
     pixels = torch.randn(1, 3, 48, 48)
     assert torch.equal(again(pixels)[1], tower(pixels)[1])
+    assert again.to_config() == tower.to_config()
+    assert again.name == str(tmp_path)
 
 
 def test_the_vision_half_of_a_whole_siglip_loads(tmp_path: Path) -> None:
@@ -160,7 +223,9 @@ def test_a_tower_that_cannot_be_had_is_one_clear_error(tmp_path: Path, monkeypat
     with pytest.raises(InputError, match="cannot be loaded"):
         TransformersTower.from_pretrained(tmp_path)  # a folder without a checkpoint
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # spares the hub's retries
-    with pytest.raises(InputError, match="'nobody/no-such-tower' cannot be loaded"):
+    with pytest.raises(
+        InputError, match=r"'nobody/no-such-tower' is no folder, and the hub cannot be reached \(Offline"
+    ):
         TransformersTower.from_pretrained("nobody/no-such-tower")
     GPT2Config().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="'gpt2' is no vision tower we know"):
@@ -278,8 +343,10 @@ def test_the_gradient_reaches_every_weight_of_tower_and_connector(kind: str) -> 
     assert out.shape == (2, 10, 24)
     (out * torch.randn_like(out)).sum().backward()
     for name, parameter in [*encoder.named_parameters(), *connector.named_parameters()]:
-        # CLIP's last norm serves its pooled output only, which we do not use; a key's bias cancels in the softmax.
-        if ("post_layernorm" in name and kind == "clip") or "k_proj.bias" in name:
+        # CLIP's last norm serves its pooled output only, which we do not use; masks are for DINO's own training; the
+        # bias of a key cancels in the softmax.
+        unused = ("mask_token", "k_proj.bias", "key.bias", *(("post_layernorm",) if kind == "clip" else ()))
+        if any(part in name for part in unused):
             continue
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name

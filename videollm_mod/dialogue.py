@@ -115,7 +115,10 @@ class StreamTemplate:
         if vision_id is not None and vision_id < free:
             raise InputError(f"vision_id {vision_id} is a word of the tokenizer; choose {free} or more")
         if tokenizer.eos_token_id is None:
-            raise InputError(f"{_name(tokenizer)} has no EOS token; set tokenizer.eos_token")
+            raise InputError(
+                f"{_name(tokenizer)} has no EOS token, which ends every reply; set its eos_token (in "
+                "tokenizer_config.json)."
+            )
         self.tokenizer = tokenizer
         self.tokens_per_frame = tokens_per_frame
         self.decide = decide
@@ -124,6 +127,8 @@ class StreamTemplate:
         self.open_id = _single_token(tokenizer, "[")
         self.interval_id = _single_token(tokenizer, ",")  # as a decision: stay silent
         self.close_id = _single_token(tokenizer, "]")  # as a decision: speak
+        self.after_reply: list[int] = []  # ids between a reply's EOS and whatever follows
+        self.learns_prompt = False  # whether "Assistant:" is learned with the reply
         self._vocabulary_end = free
         self._special = frozenset(tokenizer.all_special_ids)
         self._control = self._special - {tokenizer.unk_token_id}
@@ -195,7 +200,7 @@ class StreamTemplate:
         turn: list[int] = []
         frames = replies = 0
         undecided: list[int] = []  # labelled decisions since the last reply; they belong to the next one's turn
-        open_stream = False
+        open_stream = replied = False
 
         def add(tokens: list[int], frame: int = NO_FRAME) -> None:
             ids.extend(tokens)
@@ -205,6 +210,9 @@ class StreamTemplate:
             turn.extend([NO_TURN] * len(tokens))
 
         for number, segment in enumerate(segments):
+            if replied:
+                add(self.after_reply)
+                replied = False
             if isinstance(segment, Stream):
                 if segment.frames < 1:
                     raise InputError(f"segment {number} is a stream of {segment.frames} frames; leave it out or give 1")
@@ -227,10 +235,13 @@ class StreamTemplate:
             elif isinstance(segment, User):
                 add(self.user(segment.text))
             elif isinstance(segment, Assistant):
-                add(self.reply_prompt())
-                reply = self.reply(segment.text)
+                prompt, reply = self.reply_prompt(), self.reply(segment.text)
+                if self.learns_prompt:
+                    prompt, reply = [], prompt + reply
+                add(prompt)
                 before = len(ids) - 1  # the prompt's last token predicts the reply's first
                 add(reply)
+                replied = True
                 if segment.learn:
                     labels[before : before + len(reply)] = reply
                     undecided.extend(range(before, before + len(reply)))
@@ -259,6 +270,51 @@ class StreamTemplate:
     def _after_prompt(self, text: str) -> list[int]:
         text = text.strip()
         return self._tokenise(self._gap + text) if text else []
+
+
+class OnlineTemplate(StreamTemplate):
+    """VideoLLM-online's layout (arXiv 2406.11816, github.com/showlab/videollm-online), token for token:
+
+        BOS system "\\n\\n[" F "," F "]\\nAssistant: " text EOS "\\n[" F "]\\nUser: " question "\\nAssistant: " text EOS
+
+    With Llama-3's vocabulary "]\\n" is one token, which a frame predicts to speak. A line's end belongs to the piece
+    before it, where that vocabulary merges it. Learned is "Assistant:" too. A stream at the end stays open, though.
+    The placeholder is "<v>" where a checkpoint has saved it with its tokenizer, else one past the vocabulary: the same.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tokens_per_frame: int,
+        decide: Literal["last", "own"] = "last",
+        vision_id: int | None = None,
+    ) -> None:
+        placeholder = tokenizer.get_vocab().get("<v>")
+        if placeholder != len(tokenizer) - 1:
+            placeholder = None  # a word of the vocabulary's own
+        super().__init__(tokenizer, tokens_per_frame, decide, vision_id if placeholder is None else None)
+        if placeholder is not None:
+            self.vision_id = self._vocabulary_end = placeholder
+        if tokenizer.bos_token_id is None:
+            raise InputError(f"{_name(tokenizer)} has no BOS token, which opens every stream; set its bos_token.")
+        self.close_id = self._tokenise("]\n")[0]
+        self.after_reply = self._tokenise("\n")
+        self.learns_prompt = True
+
+    def system(self, text: str) -> list[int]:
+        return [int(self.tokenizer.bos_token_id), *self._tokenise(f"{text.strip()}\n\n")]
+
+    def close(self) -> list[int]:
+        return self._tokenise("]\n")
+
+    def user(self, text: str) -> list[int]:
+        return self._tokenise(f"{USER} {text.strip()}\n")
+
+    def reply(self, text: str) -> list[int]:
+        return [*self._tokenise(f" {text.strip()}"), self.eos_id]
+
+
+TEMPLATES: dict[str, type[StreamTemplate]] = {"plain": StreamTemplate, "videollm-online": OnlineTemplate}
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from videollm_mod.adapters import has_lora, save_adapter
+from videollm_mod.card import write_card
 from videollm_mod.depth import DepthPlan, apply_depth, get_plan
 from videollm_mod.depth.layer import find_decoder
-from videollm_mod.dialogue import IGNORE, StreamTemplate
-from videollm_mod.pretrained import CONFIG, build_lm, read_config, read_tokenizer, read_weights, told_of, write_folder
+from videollm_mod.dialogue import IGNORE, TEMPLATES
+from videollm_mod.hub import push_folder
+from videollm_mod.pretrained import write_folder
 from videollm_mod.types import InputError
-from videollm_mod.vision import Connector, FrameEncoder, tower_from_config
-
-ASSETS = Path(__file__).parent / "assets"
+from videollm_mod.vision import FrameEncoder
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class StreamSettings:
     fps: float = 2.0  # frames per second it was trained on
     threshold: float = 0.725  # it speaks when the probability of the interval token falls below this
     decide: str = "last"  # which token decides to speak: see StreamTemplate
+    template: str = "plain"  # how conversations are laid out: see dialogue.TEMPLATES
     stream_weight: float = 1.0  # of the decision loss
     max_reply_tokens: int = 32
     window: float | None = None  # seconds of video that a session remembers at least; None: all of it
@@ -46,6 +49,7 @@ class StreamSettings:
             ("fps", _finite(self.fps) and self.fps > 0, "is no frame rate; give frames per second, such as 2"),
             ("threshold", _finite(share) and 0 <= share <= 1, "is outside [0, 1]; it is a probability"),
             ("decide", self.decide in ("last", "own"), 'is unknown; take "last" or "own"'),
+            ("template", self.template in TEMPLATES, f"is unknown; take one of {', '.join(TEMPLATES)}"),
             ("stream_weight", _finite(weight) and weight >= 0, "is no weight; give a number of 0 or more"),
             ("window", window is None or (_finite(window) and window > 0), "is no time; give seconds, such as 30"),
             ("max_reply_tokens", type(tokens) is int and tokens > 0, "is no number of tokens; give 1 or more"),
@@ -93,7 +97,9 @@ class StreamingVideoLM(nn.Module):
         self.encoder, self.connector, self.lm = encoder, connector, lm
         self.settings = settings or StreamSettings()
         self.trained_plan: DepthPlan | None = None  # of a model that was loaded; `plan` may be another one
-        self.template = StreamTemplate(tokenizer, encoder.tokens_per_frame, self.settings.decide)  # type: ignore[arg-type]
+        self.base: dict[str, str] | None = None  # where the weights are that LoRA leaves alone: see adapters.base_of
+        kind = TEMPLATES[self.settings.template]
+        self.template = kind(tokenizer, encoder.tokens_per_frame, self.settings.decide)  # type: ignore[arg-type]
         apply_depth(lm, plan if plan is not None else DepthPlan("full"))
 
     @property
@@ -182,54 +188,64 @@ class StreamingVideoLM(nn.Module):
 
     # -- on disk -------------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config.json, lm/, tokenizer/ and model.safetensors (weights in `dtype`, if given)."""
-        config = {
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Write config.json, lm/, tokenizer/, model.safetensors (weights in `dtype`, if given) and a model card.
+
+        With LoRA: adapter, connector, experts and the name of the base instead of its weights (adapters.py).
+        """
+        config: dict[str, Any] = {
             "format": 1,
             "tower": self.encoder.tower.to_config(),
             "grid": list(self.encoder.grid),
             "plan": self.plan.to_dict(),
             "settings": dataclasses.asdict(self.settings),
         }
-        write_folder(Path(folder), self, config, self.lm.config, self.template.tokenizer, dtype)
+        if has_lora(self):
+            config = save_adapter(Path(folder), self, config, dtype)
+        else:
+            write_folder(Path(folder), self, config, self.lm.config, self.template.tokenizer, dtype)
+        write_card(Path(folder), config, metrics)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        dtype: torch.dtype | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> str:
+        """Put what `save_pretrained` writes on the hub as `name`, "owner/name"; returns its address.
+
+        Raises InputError when the hub cannot be reached or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype, metrics=metrics)
+            return push_folder(Path(folder), name, private=private, token=token)
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name: str | Path,
         *,
         plan: DepthPlan | str | tuple[int, ...] | None = None,
         keep: float | None = None,
         threshold: float | None = None,
         dtype: torch.dtype = torch.float32,
+        base: str | Path | None = None,
+        tower: str | Path | None = None,
     ) -> StreamingVideoLM:
-        """Read a folder that `save_pretrained` wrote. `plan` (whole, or just its layers) and `keep` replace its own.
+        """Read what `save_pretrained` wrote, or a public VideoLLM-online checkpoint: a folder, or a hub id.
 
-        Raises InputError when a file or a tensor is missing, of a wrong shape, or unknown.
+        `plan` (whole, or just its layers) and `keep` replace its own. `base` and `tower` say where those are that an
+        adapter was trained on, if not where it says. Raises InputError when a file or a tensor is missing, of a wrong
+        shape, or unknown, or when the name cannot be reached.
         """
-        folder = Path(folder)
-        config = read_config(folder)
-        with told_of(folder / CONFIG):
-            trained = _plan_from(config["plan"])
-            settings = StreamSettings.from_dict(config["settings"])
-            tower = tower_from_config(config["tower"])
-            encoder = FrameEncoder(tower, tuple(config["grid"]))
-        chosen = plan if isinstance(plan, DepthPlan) else dataclasses.replace(trained, layers=plan or trained.layers)
-        if keep is not None:
-            chosen = dataclasses.replace(chosen, keep=keep)
-        if threshold is not None:
-            settings = dataclasses.replace(settings, threshold=threshold)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # layers that the new plan routes and training did not: the same experts every time
-            lm = build_lm(folder)
-            layers = len(find_decoder(lm).layers)
-            with told_of(folder / CONFIG):
-                trained.ratios(layers)  # the folder's own plan must fit its decoder
-            connector = Connector(tower.width, lm.config.hidden_size)
-            model = cls(encoder, connector, lm, read_tokenizer(folder), chosen, settings).to(dtype)
-        read_weights(folder, model, other_plan=model.plan != trained)
-        model.trained_plan = trained
-        return model.eval()
+        from videollm_mod.loading import Wishes, read_model  # which imports this
+
+        return read_model(name, Wishes(plan, keep, threshold, dtype, base, tower))
 
 
 def _at_vision(frame_index: Tensor, frame_scores: Tensor) -> Tensor:
@@ -238,27 +254,16 @@ def _at_vision(frame_index: Tensor, frame_scores: Tensor) -> Tensor:
     return zeros.masked_scatter(frame_index.cpu() >= 0, frame_scores.cpu())
 
 
-def _plan_from(values: dict[str, Any]) -> DepthPlan:
-    """`DepthPlan.from_dict`, and the types of those entries whose values it does not look at."""
-    for key, kinds, mend in (
-        ("keep_last", (bool,), "true or false"),
-        ("exit_after", (int, type(None)), "a number of layers, or null"),
-        ("seed", (int,), "a whole number"),
-    ):
-        if key in values and type(values[key]) not in kinds:
-            raise InputError(f"plan: {key} is {values[key]!r}; give {mend}.")
-    return DepthPlan.from_dict(values)
-
-
 def _finite(value: Any) -> bool:
     """Whether a value is a number that counts; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def load(name: str | Path, **options: Any) -> StreamingVideoLM:
-    """A model by name: `tiny`, which is bundled, or a folder. Options: see `StreamingVideoLM.from_pretrained`."""
-    if str(name) == "tiny":
-        return StreamingVideoLM.from_pretrained(ASSETS / "tiny", **options)
-    if not Path(name).is_dir():
-        raise InputError(f"model '{name}' is neither 'tiny' nor a folder; give a folder written by save_pretrained.")
-    return StreamingVideoLM.from_pretrained(name, **options)
+def load(
+    name: str | Path, *, depth: DepthPlan | str | tuple[int, ...] | None = None, **options: Any
+) -> StreamingVideoLM:
+    """A model by name: `tiny`, which is bundled, a folder, or a hub id; routed by the plan `depth`, if one is given.
+
+    Options: see `StreamingVideoLM.from_pretrained`.
+    """
+    return StreamingVideoLM.from_pretrained(name, **options if depth is None else {**options, "plan": depth})

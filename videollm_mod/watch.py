@@ -202,6 +202,7 @@ def run(
 def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     """Raise InputError for a flag that cannot be right; returns the questions by time, and the plan for `load`."""
     from videollm_mod.depth.plan import parse_layers
+    from videollm_mod.hub import is_hub_id
     from videollm_mod.types import InputError
 
     check_keep(flags.keep)
@@ -209,7 +210,7 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     check_least(1, threads=flags.threads)
     if flags.window is not None and not flags.window > 0:  # also refuses NaN
         raise InputError(f"--window {flags.window:g} is no time; give seconds of video, such as 30, or inf.")
-    if flags.model != "tiny" and not Path(flags.model).is_dir():
+    if flags.model != "tiny" and not Path(flags.model).is_dir() and not is_hub_id(flags.model):
         raise InputError(f"--model {flags.model} is neither 'tiny' nor a folder; give one that save_pretrained wrote.")
     return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)
 

@@ -234,7 +234,7 @@ class StreamSession:
             reply.ids.append(token)
             self._pending = [token]
             return
-        self._pending = [self.template.eos_id]  # goes through the model together with what comes next
+        self._pending = [self.template.eos_id, *self.template.after_reply]  # through the model with what comes next
         self._reply = None
         reply.event = StreamEvent(
             time=reply.time,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,10 +12,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
+from videollm_mod.adapters import apply_lora, has_lora
 from videollm_mod.data.own import read_videos
 from videollm_mod.dialogue import word_tokenizer
+from videollm_mod.loading import described
 from videollm_mod.model import StreamingVideoLM, load
-from videollm_mod.train.recipe import Recipe
+from videollm_mod.train.recipe import Phase, Recipe
+from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, ConvTower, FrameEncoder
 from videollm_mod.world import all_sentences
 from videollm_mod.world.camera import all_camera_sentences
@@ -37,9 +41,33 @@ def build(recipe: Recipe) -> StreamingVideoLM:
     known = load(recipe.start)
     tokenizer = with_words(known.template.tokenizer, texts)
     if len(tokenizer) > known.lm.config.vocab_size:
+        if recipe.lora is not None or has_lora(known):
+            raise InputError("LoRA cannot teach a word-level model new words; train it without lora.")
         known.lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     encoder = FrameEncoder(known.encoder.tower, recipe.grid)
-    return StreamingVideoLM(encoder, known.connector, known.lm, tokenizer, recipe.plan, recipe.settings)
+    model = StreamingVideoLM(encoder, known.connector, known.lm, tokenizer, recipe.plan, recipe.settings)
+    model.base = known.base
+    return model if recipe.lora is None else apply_lora(model, recipe.lora)
+
+
+def like_start(recipe: Recipe) -> Recipe:
+    """A recipe with `as_start` with the grid, settings, frame rate and picture size of the model it goes on from.
+
+    Raises InputError when it does not say which model that is, or there is none.
+    """
+    if not recipe.as_start:
+        return recipe
+    if recipe.start is None:
+        raise InputError(f"the recipe {recipe.name} goes on from a trained model; give it as --start FOLDER.")
+    settings, grid, size = described(recipe.start)
+
+    def phase(old: Phase) -> Phase:
+        camera = old.camera and dataclasses.replace(old.camera, fps=settings.fps, size=size)
+        return dataclasses.replace(
+            old, world=dataclasses.replace(old.world, fps=settings.fps, size=size), camera=camera
+        )
+
+    return dataclasses.replace(recipe, settings=settings, grid=grid, phases=tuple(map(phase, recipe.phases)))
 
 
 def _fresh(recipe: Recipe, tokenizer: Any) -> StreamingVideoLM:

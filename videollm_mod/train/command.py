@@ -113,6 +113,8 @@ def _checked(config: TrainConfig) -> Recipe:
         raise InputError(f"--seed {config.seed} is too large; give less than {2**63}.")
     check_keep(config.keep)
     layers = parse_layers(config.plan)
+    from videollm_mod.train.build import like_start
+
     make = _find_recipe(config.recipe)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -129,6 +131,7 @@ def _checked(config: TrainConfig) -> Recipe:
         # a tower stage that was planned for a fresh tower is not due
         stage = None if recipe.start is None else recipe.tower_stage
         recipe = dataclasses.replace(recipe, start=config.start, tower_stage=stage)
+    recipe = like_start(recipe)
     if config.data is not None:
         from videollm_mod.data.own import read_videos
 

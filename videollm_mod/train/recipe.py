@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from videollm_mod.adapters import LoraSettings
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamSettings
 from videollm_mod.vision import ConvTowerConfig
@@ -62,6 +63,8 @@ class Recipe:
     tower_stage: TowerStage | None = field(default_factory=TowerStage)  # None: the tower can see already
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
+    as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
+    lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
     data: str | None = None  # a JSONL file of one's own videos (data/own.py), instead of world streams
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
@@ -99,5 +102,13 @@ class Recipe:
         return any(phase.camera is not None for phase in self.phases)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a checkpoint remembers them and refuses to go on with others."""
-        return dataclasses.asdict(self)
+        """Plain JSON values; a checkpoint remembers them and refuses to go on with others.
+
+        What is newer than some runs is left out where it is not used, so that those can be gone on with.
+        """
+        values = dataclasses.asdict(self)
+        newer = ((values, "as_start", False), (values, "lora", None), (values["settings"], "template", "plain"))
+        for place, name, unused in newer:
+            if place[name] == unused:
+                del place[name]
+        return values

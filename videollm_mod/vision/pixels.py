@@ -1,7 +1,7 @@
 """uint8 pictures -> the numbers a vision tower was trained on: (x / 255 - mean) / std, per channel.
 
-Done here rather than by an image processor, which may want torchvision. Resizing and letterboxing belong to the video
-side: what arrives has the tower's size already.
+Done here rather than by an image processor, which may want torchvision. What arrives has the tower's size already:
+letterboxed, as a stream's frames are (video/letterbox.py), or as the tower's publishers did it (resize.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from videollm_mod.types import InputError
 # The published constants of the tower families: (mean, std), RGB.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalise(
