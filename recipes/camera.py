@@ -1,7 +1,6 @@
-"""The bundled model's second part: what fixed cameras see enter, leave, be placed and be taken away, and where.
+"""A model for fixed cameras: what enters, leaves, is placed and taken away, on which side or where.
 
-It goes on from the model of coloured shapes that `train tiny` leaves, and sees both worlds, so that it forgets neither.
-No real video is seen in training. `runs/train_tiny.sh` runs both parts.
+It goes on from the bundled model and sees both worlds, so that it forgets neither. No real video is seen in training.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def recipe() -> Recipe:
 
     return Recipe(
         name="camera",
-        start="out/tiny/model",
+        start="tiny",
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
         settings=StreamSettings(system="Say what happens.", decide="own", window=30.0),
         tower_stage=TowerStage(steps=2000, lr=1e-3),

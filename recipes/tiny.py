@@ -1,4 +1,4 @@
-"""The bundled model's first part: coloured shapes at 112 px, 1 + 7x7 tokens a frame; two hours on two cores.
+"""The bundled model: the synthetic world at 112 px, 1 + 7x7 tokens a frame; two hours on two cores.
 
 A token of its own decides when to speak. Five layers, so that the last one is not routed: no label looks at what a last
 layer makes of vision tokens, and an expert there would learn nothing.
@@ -23,7 +23,7 @@ def recipe() -> Recipe:
     return Recipe(
         name="tiny",
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
-        settings=StreamSettings(system="Say what happens.", decide="own"),
+        settings=StreamSettings(system="Say what happens.", decide="own", window=30.0),
         tower=ConvTowerConfig(position=0.5),
         lm=LMSizes(layers=5, rope_theta=1000.0),
         lr=1.5e-3,
