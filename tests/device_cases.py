@@ -68,7 +68,7 @@ def launch(size: int, act: Callable[[], None]) -> list[int]:
         finally:
             sys.stderr.flush()
             os._exit(code)
-    codes, deadline = [0] * size, time.monotonic() + 300
+    codes, deadline = [0] * size, time.monotonic() + 1200
     left = dict(enumerate(children))
     while left:
         for rank, child in [*left.items()]:

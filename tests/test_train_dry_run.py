@@ -162,6 +162,15 @@ def test_values_of_the_recipe_can_be_set(capsys: pytest.CaptureFixture[str]) -> 
     assert found["flops_per_step"]["ratio"] == 1 and found["parameters"]["experts"] == 0
 
 
+def test_without_checkpointing_routing_saves_activations(capsys: pytest.CaptureFixture[str]) -> None:
+    taken = []
+    for value in ("true", "false"):
+        assert main(["train", "paper.coin", "--dry-run", "--set", f"checkpointing={value}"]) == 0
+        memory = last_line(capsys)["memory_per_device"]
+        taken.append(memory["routed"]["activations"] / memory["dense"]["activations"])
+    assert taken[0] > 0.9 and taken[1] < 0.75
+
+
 def test_a_recipe_of_ours_is_reckoned_too(capsys: pytest.CaptureFixture[str]) -> None:
     found = dry_run(tiny_recipe())
     model = build(tiny_recipe())

@@ -11,9 +11,13 @@ each token a layer keeps
     LoRA        for each map d_in * (1 + c) + c r: the dropout's mask, what A reads, what B reads
     gate        s d of each kept token, for the product of score and update
 
-With checkpointing a layer keeps its input, s d of all tokens, and one layer at a time all of the above. The head keeps
-(c + 4 + 4) bytes per labelled position and word. FLOPs are those of `depth.flops`; what does not learn costs no
-gradient of weights, and checkpointing computes the layers once more.
+The head keeps (c + 4 + 4) bytes per labelled position and word, and 4 d per token. With checkpointing a layer keeps its
+input, s d of all tokens. In the backward pass, from the last layer to the first, one layer at a time keeps all of the
+above besides, when the inputs of those behind it are gone; the head's part goes first. (So dense layers in between set
+the peak of an interleaved plan: it is hardly below that of the dense model.)
+
+FLOPs are those of `depth.flops`; what does not learn costs no gradient of weights, and checkpointing computes the
+layers once more.
 """
 
 from __future__ import annotations
@@ -95,12 +99,11 @@ def activation_bytes(config: Any, plan: DepthPlan, sample: Sample, setting: Sett
     if plan.gate_acts:
         for layer in plan.routed(config.num_hidden_layers):
             inner[layer] += s * d * entries[layer]
-    if setting.checkpointing:
-        layers = config.num_hidden_layers * s * d * sample.tokens + max(inner)
-    else:
-        layers = sum(inner)
     head = sample.labels * config.vocab_size * (c + 4 + 4) + 4 * d * sample.tokens
-    return streams * (layers + head)
+    if not setting.checkpointing:
+        return streams * (sum(inner) + head)
+    inputs = s * d * sample.tokens
+    return streams * max(len(inner) * inputs + head, *(n * inputs + own for n, own in enumerate(inner, start=1)))
 
 
 def _layer_bytes(config: Any, setting: Setting) -> int:

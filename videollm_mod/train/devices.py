@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,6 +143,8 @@ def shard(module: nn.Module, units: Iterable[nn.Module], methods: Iterable[str] 
     methods: besides `forward`, what runs the units. Weights, communication and optimiser stay in the weights' dtype:
     with autocast, as without sharing, the numbers are those of one process.
     """
+    # routed layers return a view, to which decoders add out of place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for parameter in module.parameters():
         if not parameter.is_contiguous():  # channels last; a shard is a run of rows
             parameter.data = parameter.data.contiguous()
@@ -157,6 +160,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def _whole_here(tensor: Tensor, keep: bool) -> Tensor:
+    """The same on the CPU, in memory of its own (what was put together may be part of a larger piece)."""
+    full = whole(tensor)
+    return full.to("cpu", copy=True) if keep else full.new_empty(0)
+
+
 @contextmanager
 def whole_weights(module: nn.Module, keep: bool) -> Iterator[None]:
     """While it is open, a module holds its weights whole, on the CPU, where `keep`; elsewhere nothing changes.
@@ -168,8 +177,7 @@ def whole_weights(module: nn.Module, keep: bool) -> Iterator[None]:
     found: dict[int, nn.Parameter] = {}  # a tied weight stays one
     for _, _, p in shared:
         if id(p) not in found:
-            full = whole(p.detach())
-            found[id(p)] = nn.Parameter(full.cpu() if keep else torch.empty(0), requires_grad=False)
+            found[id(p)] = nn.Parameter(_whole_here(p.detach(), keep), requires_grad=False)
     if not keep:
         yield
         return
@@ -182,15 +190,15 @@ def whole_weights(module: nn.Module, keep: bool) -> Iterator[None]:
             each._parameters[name] = p
 
 
-def whole_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's `state_dict` with whole tensors, as an optimiser of whole weights has it. All must call it."""
-    return {
-        **state,
-        "state": {
-            number: {key: whole(value) if isinstance(value, Tensor) else value for key, value in values.items()}
-            for number, values in state["state"].items()
-        },
-    }
+def whole_state(state: dict[str, Any], keep: bool) -> dict[str, Any]:
+    """An optimiser's `state_dict` with whole tensors, as an optimiser of whole weights has it, where `keep`. All
+    processes must call it."""
+
+    def put_together(value: Any) -> Any:
+        return _whole_here(value, keep) if isinstance(value, DTensor) else value
+
+    whole = {n: {key: put_together(v) for key, v in values.items()} for n, values in state["state"].items()}
+    return {**state, "state": whole}
 
 
 def shared_state(state: dict[str, Any], optimiser: torch.optim.Optimizer) -> dict[str, Any]:

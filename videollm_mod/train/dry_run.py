@@ -31,7 +31,8 @@ from videollm_mod.vision.tower import TransformersTower
 DENSE = DepthPlan("full")
 HOW = (
     "parameters counted on the meta device; memory of one process: weights, gradients, AdamW's moments exact, "
-    "activations by the formulas of train/cost.py; FLOPs by formula, the tower's counted"
+    "activations by the formulas of train/cost.py; FLOPs of decoder and connector, of a frozen tower beside them: "
+    "nothing, where the frames' features were extracted beforehand"
 )
 
 
@@ -60,7 +61,12 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
     devices = devices or getattr(recipe, "devices", 1)
     streams = -(-work.streams // (devices * recipe.accumulate))  # of one process at a time
     parameters, learning = _parameters(work)
-    cost = {name: _flops(work, plan) for name, plan in (("dense", DENSE), ("routed", work.plan))}
+    tower, connector = _frame_flops(work)
+    front = connector + (tower if work.tower_learns else 0)
+    cost = {
+        name: work.streams * (work.sample.frames * front + decoder_flops(work.config, plan, work.sample, work.setting))
+        for name, plan in (("dense", DENSE), ("routed", work.plan))
+    }
     weights = _weights(work, devices, recipe.sharding)
     share = devices if recipe.sharding == "fsdp2" else 1
     memory = {}
@@ -92,7 +98,11 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
         },
         "streams_per_step": work.streams,
         "streams_at_a_time": streams,
-        "flops_per_step": {**cost, "ratio": round(cost["routed"] / cost["dense"], 4)},
+        "flops_per_step": {
+            **cost,
+            "ratio": round(cost["routed"] / cost["dense"], 4),
+            "frozen_tower": 0 if work.tower_learns else work.streams * work.sample.frames * tower,
+        },
         "memory_per_device": {
             **memory,
             "ratio": round(memory["routed"]["total"] / memory["dense"]["total"], 4),
@@ -181,17 +191,15 @@ def _weights(work: Workload, devices: int, sharding: str) -> int:
     return -(-everything // devices) + 2 * max(layers) + rest
 
 
-def _flops(work: Workload, plan: DepthPlan) -> int:
-    """FLOPs of a step, of all processes: tower, connector, decoder."""
+def _frame_flops(work: Workload) -> tuple[int, int]:
+    """FLOPs of one frame in the tower, forward, and backward if it learns; and in the connector, both ways."""
     frame = torch.zeros(1, *[work.encoder.tower.image_size] * 2, 3, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = work.encoder(frame)
     tower = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         work.connector(features)
-    front = (3 if work.tower_learns else 1) * tower + 3 * counter.get_total_flops()
-    each = decoder_flops(work.config, plan, work.sample, work.setting)
-    return work.streams * (work.sample.frames * front + each)
+    return (3 if work.tower_learns else 1) * tower, 3 * counter.get_total_flops()
 
 
 def _front_bytes(work: Workload) -> int:

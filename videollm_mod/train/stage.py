@@ -268,7 +268,7 @@ class StageTrainer(Trainer):
             return
         assert self.optimizer is not None and self.lr_scheduler is not None
         generators = {name: text for files in world.gather(self._generators()) for name, text in files.items()}
-        state = whole_state(self.optimizer.state_dict())
+        state = whole_state(self.optimizer.state_dict(), keep=world.main)
         with whole_weights(self.stage, keep=world.main):
             if not world.main:
                 return
