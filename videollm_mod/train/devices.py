@@ -172,8 +172,8 @@ def whole_weights(module: nn.Module, keep: bool) -> Iterator[None]:
 
     For `state_dict` and all that saves, not for a forward. All processes must enter.
     """
-    shared = [(each, name, p) for each in module.modules() for name, p in each._parameters.items()]
-    shared = [(each, name, p) for each, name, p in shared if isinstance(p, DTensor)]
+    places = [(each, name, p) for each in module.modules() for name, p in each._parameters.items()]
+    shared: list[tuple[nn.Module, str, Any]] = [place for place in places if isinstance(place[2], DTensor)]
     found: dict[int, nn.Parameter] = {}  # a tied weight stays one
     for _, _, p in shared:
         if id(p) not in found:

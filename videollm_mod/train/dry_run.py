@@ -58,8 +58,8 @@ class Workload:
 def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[str, Any]:
     """Everything as plain data; a few lines of it for the eye on stderr."""
     work, run = _of_paper(recipe) if isinstance(recipe, PaperRecipe) else _of_world(recipe)
-    devices = devices or getattr(recipe, "devices", 1)
-    streams = -(-work.streams // (devices * recipe.accumulate))  # of one process at a time
+    count: int = devices or (recipe.devices if isinstance(recipe, PaperRecipe) else 1)
+    streams = -(-work.streams // (count * recipe.accumulate))  # of one process at a time
     parameters, learning = _parameters(work)
     tower, connector = _frame_flops(work)
     front = connector + (tower if work.tower_learns else 0)
@@ -67,8 +67,8 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
         name: work.streams * (work.sample.frames * front + decoder_flops(work.config, plan, work.sample, work.setting))
         for name, plan in (("dense", DENSE), ("routed", work.plan))
     }
-    weights = _weights(work, devices, recipe.sharding)
-    share = devices if recipe.sharding == "fsdp2" else 1
+    weights = _weights(work, count, recipe.sharding)
+    share = count if recipe.sharding == "fsdp2" else 1
     memory = {}
     for name, plan in (("dense", DENSE), ("routed", work.plan)):
         parts = {
@@ -85,7 +85,7 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
     }
     found = {
         "recipe": recipe.name,
-        "devices": devices,
+        "devices": count,
         "sharding": recipe.sharding,
         "accumulate": recipe.accumulate,
         "checkpointing": recipe.checkpointing,

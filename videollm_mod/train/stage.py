@@ -193,7 +193,7 @@ class StageTrainer(Trainer):
         counts = [count for process in self.world.gather(own) for count in process]
         return parts, {name: sum(count[name] for count in counts) for name in counts[0]}
 
-    def _prepare_inputs(self, inputs: list[Any]) -> list[Any]:
+    def _prepare_inputs(self, inputs: Any) -> Any:
         """Samples as they are, though there be none; the stage takes them to its device."""
         return inputs
 
