@@ -181,15 +181,6 @@ def test_a_folder_that_holds_a_run_is_neither_overwritten_nor_mixed_with_another
         train(small_recipe(lr=0.5), tmp_path, workers=0, resume=True)
 
 
-def test_several_processes_are_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process as yet"):
-        train(small_recipe(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d"):
         train(small_recipe(lr=1e30, clip=1e30, warmup=1, bf16=False), tmp_path, workers=0)
@@ -345,7 +336,10 @@ def test_the_change_head_reads_vision_tokens_only_and_only_those_with_a_label() 
 def test_every_recipe_builds_a_model_whose_routed_layers_can_learn() -> None:
     recipes = Path(__file__).parents[1] / "recipes"
     for name in sorted(path.stem for path in recipes.glob("[a-z]*.py")):
-        recipe = importlib.import_module(f"recipes.{name}").recipe()
+        module = importlib.import_module(f"recipes.{name}")
+        if hasattr(module, "RECIPES"):  # the paper's, which are not built here: see test_train_dry_run.py
+            continue
+        recipe = module.recipe()
         if recipe.as_start:  # it goes on from a model that has to be given
             recipe = like_start(dataclasses.replace(recipe, start="tiny"))
         model = build(recipe)

@@ -10,7 +10,7 @@ narrations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ from videollm_mod.world.actors import Hand, Thing
 
 CHANGES = ("rests", "left", "right", "up", "down", "new", "gone", "turned", "held")
 PARTS = (len(CHANGES), len(COLOURS), len(SHAPES))  # what the head names: the change, and what a thing was before it
+NAMES = ("change", "colour", "shape")
 STILL, MOVED = 0.02, 0.05  # sides per frame: up to here it rests, from there on it moves, between them nothing is said
 
 
@@ -143,23 +144,34 @@ class ChangeHead(nn.Module):
             handle.remove()
 
     def loss(
-        self, hidden: Tensor, frame_index: Tensor, labels: Tensor, before_weight: float = 1.0
+        self,
+        hidden: Tensor,
+        frame_index: Tensor,
+        labels: Tensor,
+        before_weight: float = 1.0,
+        shares: Mapping[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy on the change + before_weight x those on the colour and shape before it; and for the log the
         mean recall over the values that occur of each.
 
         hidden: (batch, tokens, d). frame_index: (batch, tokens). labels: (F, 1 + h * w, 3) of all frames, row by row.
+        shares: for each of NAMES the part that these labels have in the mean over a whole step; all, if None. Recalls
+        of several parts of a step are averaged by it, which is not quite the recall of the step.
         """
         vision = hidden[frame_index >= 0].view(*labels.shape[:2], -1)  # (F, 1 + h * w, d)
         total, recall = hidden.new_zeros((), dtype=torch.float32), {}
-        parts = zip(("change", "colour", "shape"), self.linear(vision).split(PARTS, -1), labels.unbind(-1))
-        for name, part, label in parts:
+        for name, part, label in zip(NAMES, self.linear(vision).split(PARTS, -1), labels.unbind(-1)):
             known = label != IGNORE
             if not known.any():
                 continue
+            share = 1.0 if shares is None else shares[name]
             logits, truth = part[known].float(), label[known]
-            total = total + (1.0 if name == "change" else before_weight) * cross_entropy(logits, truth)
+            total = total + (1.0 if name == "change" else before_weight) * share * cross_entropy(logits, truth)
             right = logits.argmax(-1) == truth
             recalls = [float(right[truth == value].float().mean()) for value in truth.unique()]
-            recall[name] = sum(recalls) / len(recalls)
+            recall[name] = share * sum(recalls) / len(recalls)
         return total, recall
+
+    def nothing(self, hidden: Tensor) -> Tensor:
+        """0, and gradients of 0 for the head: for a part of a step without a label, where another one has some."""
+        return self.linear(hidden[:0]).float().sum()

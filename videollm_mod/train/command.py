@@ -1,4 +1,7 @@
-"""`videollm-mod train RECIPE`: run a recipe, then calibrate its threshold; --resume goes on where it stopped."""
+"""`videollm-mod train RECIPE`: run a recipe, then calibrate its threshold; --resume goes on where it stopped.
+
+The same words under torchrun or `accelerate launch` train in several processes, of which the first one speaks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import json
 import os
 import runpy
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,7 @@ import tyro
 from videollm_mod.flags import PLANS, check_keep, check_least, parse_values
 
 if TYPE_CHECKING:
+    from videollm_mod.train.paper import PaperRecipe
     from videollm_mod.train.recipe import Recipe
 
 
@@ -54,20 +59,51 @@ class TrainConfig:
     data: Path | None = None
     """A JSONL file of your own videos with what is to be said about them, instead of the generated world: a line each,
     {"video": "desk.mp4", "segments": [{"time": 3.2, "role": "assistant", "text": "A cup is placed."}]}."""
+    sharding: str | None = None
+    """Of several processes, ddp: each has the whole model, or fsdp2: they share it out; the recipe's own if nothing is
+    said."""
+    dry_run: bool = False
+    """Train nothing: tell, without weights, what a run takes: memory per device, FLOPs, tokens, steps."""
+    devices: int | None = None
+    """For --dry-run: processes to reckon with; the recipe's own number if not given."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Other values of the recipe, such as lr=0.0005 corrupt=0.5; train/recipe.py lists them."""
 
 
 def train_command(config: TrainConfig) -> dict[str, Any]:
     """Train, and return what came out. Raises InputError for what the user can mend, before anything is written."""
+    from videollm_mod.train.devices import rank_of_launch
+    from videollm_mod.types import InputError
+
+    if config.dry_run:
+        from videollm_mod.train.dry_run import dry_run
+
+        return dry_run(_checked(config), config.devices)
+    rank, _ = rank_of_launch()
+    if rank == 0:
+        return _train(config)
+    sys.stdout = open(os.devnull, "w")  # the result is told once, by the first process
+    try:
+        return _train(config)
+    except InputError as error:  # so is what is wrong
+        raise SystemExit(2) from error
+
+
+def _train(config: TrainConfig) -> dict[str, Any]:
     recipe = _checked(config)
     import torch
     from rich.console import Console
 
+    from videollm_mod.train.devices import leave, rank_of_launch
     from videollm_mod.train.loop import train
+    from videollm_mod.train.paper import PaperRecipe
+    from videollm_mod.types import InputError
 
+    if isinstance(recipe, PaperRecipe):
+        raise InputError(recipe.missing())
     torch.set_num_threads(config.threads)
-    console = Console(stderr=True)
+    rank, processes = rank_of_launch()
+    console = Console(stderr=True, quiet=rank > 0)
     if config.resume and not any((Path(config.out) / "checkpoint").glob("*-*")):
         console.print(f"{config.out} has no checkpoint yet; the run begins anew", highlight=False, markup=False)
     last: dict[str, Any] = {}
@@ -82,9 +118,15 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
     try:
         model = train(recipe, Path(config.out), resume=config.resume, workers=config.workers, show=show)
     except KeyboardInterrupt:
+        leave()
         again = f"stopped; `{_again(config)}` goes on from the last checkpoint"
+        if processes > 1:
+            again += ", under the same launcher"
         console.print(again, highlight=False, markup=False, soft_wrap=True)
         return {"interrupted": True, "out": config.out, "last_validation": last}
+    leave()
+    if rank > 0:
+        return {}
     console.print("calibrating the threshold on validation streams", highlight=False)
     threshold = _calibrate(model, recipe, config.threads + config.workers)
     return {
@@ -98,16 +140,19 @@ def train_command(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _checked(config: TrainConfig) -> Recipe:
+def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
     """The recipe with the changes that flags ask for; InputError for a flag that cannot be right."""
     from videollm_mod.depth.plan import parse_layers
+    from videollm_mod.train.paper import PaperRecipe
     from videollm_mod.types import InputError
 
-    if importlib.util.find_spec("accelerate") is None:
+    if config.devices is not None and not config.dry_run:
+        raise InputError("--devices is for --dry-run; how many processes train, torchrun or accelerate launch says.")
+    if importlib.util.find_spec("accelerate") is None and not config.dry_run:
         from videollm_mod.doctor import install_command
 
         raise InputError(f"training needs accelerate, which is not installed; run {install_command(extra='train')}.")
-    check_least(1, threads=config.threads)
+    check_least(1, threads=config.threads, devices=config.devices)
     check_least(0, workers=config.workers, seed=config.seed)
     if config.seed >= 2**63:
         raise InputError(f"--seed {config.seed} is too large; give less than {2**63}.")
@@ -126,7 +171,15 @@ def _checked(config: TrainConfig) -> Recipe:
     plan = dataclasses.replace(recipe.plan, **{key: value for key, value in changes.items() if value is not None})
     plain = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name != "seed"}
     values: dict[str, Any] = parse_values("--set", config.set, plain)
+    if config.sharding is not None:
+        values["sharding"] = config.sharding
     recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed, **values)
+    if isinstance(recipe, PaperRecipe):
+        if config.start is not None or config.data is not None:
+            flag = "start" if config.start is not None else "data"
+            raise InputError(f"--{flag} does not go with {recipe.name}: its models and its data set are its own.")
+        plan.ratios(recipe.lm.config.num_hidden_layers)
+        return recipe
     if config.start is not None:
         # a tower stage that was planned for a fresh tower is not due
         stage = None if recipe.start is None else recipe.tower_stage
@@ -144,23 +197,36 @@ def _checked(config: TrainConfig) -> Recipe:
     return recipe
 
 
-def _find_recipe(name: str) -> Callable[[], Recipe]:
+def _find_recipe(name: str) -> Callable[[], Recipe | PaperRecipe]:
     """The function behind a recipe's name or file."""
+    from videollm_mod.train.paper import PaperRecipe
     from videollm_mod.train.recipe import Recipe
     from videollm_mod.types import InputError
 
     if not name.endswith(".py"):
-        known = sorted(path.stem for path in Path(importlib.import_module("recipes").__path__[0]).glob("[a-z]*.py"))
+        known = _known_recipes()
         if name not in known:
-            raise InputError(f"there is no recipe '{name}'; take one of {', '.join(known)}, or a .py file of your own.")
-        make: Callable[[], Recipe] = importlib.import_module(f"recipes.{name}").recipe
-        return make
+            names = ", ".join(sorted(known))
+            raise InputError(f"there is no recipe '{name}'; take one of {names}, or a .py file of your own.")
+        return known[name]
     if not Path(name).is_file():
         raise InputError(f"there is no recipe file {name}; check the path.")
     scope = runpy.run_path(name)
-    if not callable(scope.get("recipe")) or not isinstance(made := scope["recipe"](), Recipe):
+    if not callable(scope.get("recipe")) or not isinstance(made := scope["recipe"](), Recipe | PaperRecipe):
         raise InputError(f"{name} has no function `recipe` that returns a Recipe; see recipes/tiny.py.")
     return lambda: made
+
+
+def _known_recipes() -> dict[str, Callable[[], Recipe | PaperRecipe]]:
+    """By name: a module of recipes/ with a function `recipe`, or several of those that it lists as RECIPES."""
+    found = {}
+    for stem in sorted(path.stem for path in Path(importlib.import_module("recipes").__path__[0]).glob("[a-z]*.py")):
+        module = importlib.import_module(f"recipes.{stem}")
+        if hasattr(module, "RECIPES"):
+            found.update({f"{stem}.{make.__name__}": make for make in module.RECIPES})
+        else:
+            found[stem] = module.recipe
+    return found
 
 
 def _again(config: TrainConfig) -> str:
@@ -168,7 +234,7 @@ def _again(config: TrainConfig) -> str:
     words = ["videollm-mod", "train", config.recipe]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name not in ("recipe", "resume") and (value != field.default or field.name == "out"):
+        if field.name not in ("recipe", "resume", "dry_run") and (value != field.default or field.name == "out"):
             words += [f"--{field.name}", *(value if isinstance(value, tuple) else [str(value)])]
     return shlex.join([*words, "--resume"])
 

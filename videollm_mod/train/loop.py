@@ -1,12 +1,14 @@
 """The run: tower stage, then streams, and what validation measures.
 
 On a CPU with the same number of threads, a resumed run continues the very same curve: samples are numbered, not drawn.
+Under torchrun or `accelerate launch` several processes train together what one would train alone (stage.py says how).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
+from collections import UserDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,38 +18,61 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from videollm_mod.depth.layer import find_decoder
-from videollm_mod.dialogue import IGNORE, Batch, collate
+from videollm_mod.dialogue import IGNORE, Batch, Stream, collate
 from videollm_mod.model import Output, StreamingVideoLM
 from videollm_mod.pace import catch_interrupts
 from videollm_mod.train.build import build
+from videollm_mod.train.changes import NAMES as CHANGE_LABELS
 from videollm_mod.train.changes import ChangeHead
 from videollm_mod.train.data import StreamSample, StreamSamples, steps_of, stream_sample
+from videollm_mod.train.devices import World, checkpoint_layers, connect, patient, whole, whole_weights
 from videollm_mod.train.recipe import Recipe
-from videollm_mod.train.run import Log, Run
-from videollm_mod.train.stage import Stage, train_stage
+from videollm_mod.train.run import Guest, Log, Run
+from videollm_mod.train.stage import Counts, Stage, share, train_stage
 from videollm_mod.train.tower import TowerStage
 from videollm_mod.types import InputError
+from videollm_mod.vision import FrameEncoder, tower_from_config
 
 
 def train(
     recipe: Recipe, folder: Path, *, resume: bool = False, workers: int = 1, show: Log = lambda line: None
 ) -> Path:
-    """Run a recipe in `folder`; returns the folder of the finished model. `show` gets every log line as it is written.
+    """Run a recipe in `folder`; returns the folder of the finished model. `show` gets every log line as it is written,
+    in the main process alone, which also is the only one that writes.
 
     Ctrl-C ends the step that runs, saves and raises KeyboardInterrupt; `resume` goes on from there. Raises InputError
     when the folder holds a run and `resume` is off, or holds one of another recipe.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # every process would write the same log and checkpoints
-        raise InputError("training runs in one process as yet; start it without torchrun or accelerate launch.")
-    run = Run(recipe, folder, resume=resume, show=show)
+    world = connect()
+    if world.sharded:
+        recipe = dataclasses.replace(recipe, sharding="fsdp2")
+    run = world.agreed(lambda: Run(recipe, folder, resume=resume, show=show)) or Guest(recipe, folder)
     model = build(recipe)
-    with catch_interrupts() as interrupts:
+    if recipe.checkpointing:
+        checkpoint_layers(model.lm)
+    with catch_interrupts() as interrupts, patient(interrupts, world):
         if recipe.tower_stage is not None:
-            train_stage(TowerStage(model.encoder, recipe), run, workers, interrupts)
-        train_stage(StreamStage(model, recipe), run, workers, interrupts)
-    model.eval().save_pretrained(folder / "model", dtype=torch.float16)
+            train_stage(TowerStage(model.encoder, recipe), run, workers, interrupts, world)
+            if world.size > 1 and recipe.sharding == "fsdp2":
+                model.encoder = _whole_again(model.encoder)  # for the next stage to share out in its own way
+        train_stage(StreamStage(model, recipe), run, workers, interrupts, world)
+    with whole_weights(model, keep=world.main):
+        if world.main:
+            model.eval().save_pretrained(folder / "model", dtype=torch.float16)
     run.close()
     return folder / "model"
+
+
+class Told(UserDict[int, Tensor]):
+    """What layers tell, each under its number. No dict: FSDP2 hands a copy of one to a layer, which nobody reads."""
+
+
+def _whole_again(encoder: FrameEncoder) -> FrameEncoder:
+    """A new encoder with the weights of one that is shared out."""
+    again = FrameEncoder(tower_from_config(encoder.tower.to_config()), encoder.grid)
+    with whole_weights(encoder, keep=True):
+        again.load_state_dict(encoder.state_dict())
+    return again
 
 
 class StreamStage(Stage):
@@ -72,36 +97,90 @@ class StreamStage(Stage):
     def samples(self) -> StreamSamples:
         return StreamSamples(self.recipe)
 
-    def forward(self, items: list[StreamSample], step: int) -> tuple[Tensor, dict[str, float]]:
+    def units(self) -> list[nn.Module]:
+        return [*find_decoder(self.model.lm).layers, self.model.encoder.tower]
+
+    def counts(self, items: list[StreamSample]) -> dict[str, int]:
+        """Labels of replies and of decisions, vision tokens, and labels of what changed."""
+        found = dict.fromkeys(("lm", "stream", "vision", *CHANGE_LABELS), 0)
+        for item in items:
+            example = self.model.template.encode(item.segments)
+            learned = example.labels != IGNORE
+            found["lm"] += int((learned & ~example.decision).sum())
+            found["stream"] += int((learned & example.decision).sum())
+            found["vision"] += int((example.frame_index >= 0).sum())
+            if item.changes is not None:
+                for name, labels in zip(CHANGE_LABELS, item.changes.unbind(-1)):
+                    found[name] += int((labels != IGNORE).sum())
+        return found
+
+    def forward(
+        self, items: list[StreamSample], step: int, total: Counts | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The LM's and the streams' loss are divided by the labels of the whole step, those on what changed by theirs.
+
+        The balance is not: each part of a step has its own mean score, and counts by its number of vision tokens.
+        """
         self._keep(min(1.0, step / self.recipe.keep_warmup) if self.recipe.keep_warmup else 1.0)
-        recipe, scores = self.recipe, dict[int, Tensor]()
+        recipe, scores = self.recipe, Told()
+        own = self.counts(items) if total is not None else {}
+        if not any(len(item.frames) for item in items):
+            items = [*items, self._blank()]
         with self.head.listening(self.model) as hidden:
             output, batch = forward(
-                self.model, items, train_tower=recipe.tower_lr > 0, scores_out=scores if recipe.balance else None
+                self.model,
+                items,
+                train_tower=recipe.tower_lr > 0,
+                scores_out=scores if recipe.balance else None,
+                label_count=total["lm"] + total["stream"] if total is not None else None,
             )
         assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
-        changes, recall = self._changes(hidden[0], items, batch.frame_index, step)
-        balance = self._balance(scores, batch.frame_index)
+        changes, recall = self._changes(hidden[0], items, batch.frame_index, step, own, total)
+        balance = share(own, total, "vision") * self._balance(scores, batch.frame_index)
         return output.loss + recipe.change_weight * changes + recipe.balance * balance, {
             "loss": float(output.loss.detach()),
-            "lm_loss": float(output.lm_loss),
-            "stream_loss": float(output.stream_loss),
+            "lm_loss": share(own, total, "lm") * float(output.lm_loss),
+            "stream_loss": share(own, total, "stream") * float(output.stream_loss),
             "change_loss": float(changes.detach()),
             **({"balance_loss": float(balance.detach())} if scores else {}),
             **{f"{name}_recall": value for name, value in recall.items()},
         }
 
+    def _blank(self) -> StreamSample:
+        """A stream of one black frame of which nothing is learned."""
+        side, tokens = self.model.encoder.tower.image_size, self.model.encoder.tokens_per_frame
+        return StreamSample(
+            frames=torch.zeros(1, side, side, 3, dtype=torch.uint8),
+            segments=[Stream(1, learn=False)],
+            matter=torch.zeros(1, tokens),
+            changes=torch.full((1, tokens, len(CHANGE_LABELS)), IGNORE),
+        )
+
     def _changes(
-        self, hidden: Tensor, items: list[StreamSample], frame_index: Tensor, step: int
+        self,
+        hidden: Tensor,
+        items: list[StreamSample],
+        frame_index: Tensor,
+        step: int,
+        own: Counts,
+        total: Counts | None,
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of the change head, and its recalls for the log; 0 where nobody knows what changed."""
         known = [item.changes for item in items if item.changes is not None]
+        if total is None:
+            shares = None
+        else:
+            shares = {name: share(own, total, name) for name in CHANGE_LABELS}
+            if not any(total[name] for name in CHANGE_LABELS):
+                known = []
+            elif not any(own[name] for name in CHANGE_LABELS) and self.recipe.change_weight:
+                return self.head.nothing(hidden), {}
         if not known or not self.recipe.change_weight:
             return hidden.new_zeros((), dtype=torch.float32), {}
         before_weight = self.recipe.phase_of(step).before_weight
-        return self.head.loss(hidden, frame_index, torch.cat(known).to(hidden.device), before_weight)
+        return self.head.loss(hidden, frame_index, torch.cat(known).to(hidden.device), before_weight, shares)
 
-    def _balance(self, scores: dict[int, Tensor], frame_index: Tensor) -> Tensor:
+    def _balance(self, scores: Told, frame_index: Tensor) -> Tensor:
         """How far the mean sigma(score) of all vision tokens is from what each layer keeps: squared, mean over layers.
 
         With a gate that only carries a gradient, every kept token that helps pushes its score up, and in the end all
@@ -143,7 +222,7 @@ class StreamStage(Stage):
     def gradients(self) -> dict[str, float]:
         """The mean norm of the experts' gradients: a router that is not trained is the field's known fault."""
         experts = [p.grad for name, p in self.named_parameters() if "depth_expert.weight" in name]
-        norms = [float(grad.norm()) for grad in experts if grad is not None]
+        norms = [float(whole(grad.norm())) for grad in experts if grad is not None]
         return {"expert_gradient": sum(norms) / max(len(norms), 1)}
 
     def summary(self, means: dict[str, float], step: int, numbers: dict[str, float]) -> dict[str, float]:
@@ -152,11 +231,12 @@ class StreamStage(Stage):
             means[name] = means.get(name, value) + 0.05 * (value - means.get(name, value))
         return means
 
-    def validate(self, step: int) -> dict[str, float] | None:
-        if step % self.recipe.validate_every and step != self.recipe.steps:
-            return None
+    def validates(self, step: int) -> bool:
+        return step % self.recipe.validate_every == 0 or step == self.recipe.steps
+
+    def validate(self) -> dict[str, float]:
         self._keep(1.0)
-        return validate(self.model, self.recipe)
+        return validate(self.model, self.recipe, self.world)
 
     def _keep(self, share: float) -> None:
         """Let routed layers keep, of 1 - ratio, this share less: 0 = all tokens, 1 = what the plan says."""
@@ -174,9 +254,10 @@ def forward(
     *,
     train_tower: bool = False,
     kept_out: dict[int, Tensor] | None = None,
-    scores_out: dict[int, Tensor] | None = None,
+    scores_out: Told | None = None,
+    label_count: int | None = None,
 ) -> tuple[Output, Batch]:
-    """One pass over a batch of streams with their labels; `kept_out` and `scores_out` as for the model."""
+    """One pass over a batch of streams with their labels; the options are those of the model's forward."""
     batch = collate([model.template.encode(item.segments) for item in items])
     with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
         features = model.encoder(torch.cat([item.frames for item in items]).to(model.device))
@@ -193,23 +274,33 @@ def forward(
         labels=batch.labels.to(model.device),
         decision=batch.decision.to(model.device),
         kept_out=kept_out,
-        scores_out=scores_out,
+        scores_out=scores_out,  # type: ignore[arg-type]
+        label_count=label_count,
     )
     return output, batch
 
 
 @torch.no_grad()
-def validate(model: StreamingVideoLM, recipe: Recipe) -> dict[str, float]:
-    """Teacher-forced on validation streams of the longest phase: losses; decisions, words and whole sentences right."""
+def validate(model: StreamingVideoLM, recipe: Recipe, world: World | None = None) -> dict[str, float]:
+    """Teacher-forced on validation streams of the longest phase: losses; decisions, words and whole sentences right.
+
+    Several processes take turns, and all get the numbers of all streams. They make the same number of passes, whether
+    there are streams left or not: where weights are shared out, a pass is a common one.
+    """
+    world = world or World()
     model.eval()
-    sums: dict[str, float] = {}
+    scores: dict[int, dict[str, float]] = {}
     phase = max(recipe.phases, key=lambda phase: phase.world.seconds)
-    for number in range(recipe.validation_streams):
+    for first in range(0, recipe.validation_streams, world.size):
+        number = min(first + world.rank, recipe.validation_streams - 1)
         sample, kept = stream_sample("validation", number, phase, recipe), dict[int, Tensor]()
         output, batch = forward(model, [sample], kept_out=kept)
-        for name, value in (_score(model, output, batch) | _on_things(kept, batch, sample.matter)).items():
-            sums[name] = sums.get(name, 0.0) + value
+        scores[number] = _score(model, output, batch) | _on_things(kept, batch, sample.matter)
     model.train()
+    sums: dict[str, float] = {}
+    for _, score in sorted({number: score for own in world.gather(scores) for number, score in own.items()}.items()):
+        for name, value in score.items():
+            sums[name] = sums.get(name, 0.0) + value
     streams = recipe.validation_streams
     return {
         "loss": round((sums["lm_loss"] + model.settings.stream_weight * sums["stream_loss"]) / streams, 4),

@@ -9,9 +9,22 @@ from typing import Any
 from videollm_mod.adapters import LoraSettings
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamSettings
+from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTowerConfig
 from videollm_mod.world import WorldConfig
 from videollm_mod.world.camera import CameraConfig
+
+SHARDINGS = ("ddp", "fsdp2")
+# How a run is computed, not what: a run may go on with other values, and at their defaults no file mentions them.
+MEANS = ("accumulate", "checkpointing", "sharding")
+
+
+def check_means(accumulate: int, sharding: str) -> None:
+    """Raise InputError for what cannot be."""
+    if accumulate < 1:
+        raise InputError(f"accumulate is {accumulate}; give the number of parts of a step's share, 1 or more.")
+    if sharding not in SHARDINGS:
+        raise InputError(f"sharding '{sharding}' is unknown; take one of {', '.join(SHARDINGS)}.")
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Phase:
     """A stretch of the second stage with streams of one length."""
 
     steps: int
-    streams: int  # per step
+    streams: int  # per step, of all processes together
     world: WorldConfig
     camera: CameraConfig | None = None  # besides, streams of fixed cameras
     camera_share: float = 0.5  # of the streams, if there is a camera
@@ -82,6 +95,12 @@ class Recipe:
     validation_streams: int = 16
     calibration_streams: int = 32  # of the validation split, at the end
     checkpoint_every: float = 120.0  # seconds
+    accumulate: int = 1  # parts in which each process takes its share of a step's streams, one after another
+    checkpointing: bool = False  # of gradients: layers are computed again in the backward pass, to save memory
+    sharding: str = "ddp"  # among several processes: ddp = each has the whole model, fsdp2 = each has its share of it
+
+    def __post_init__(self) -> None:
+        check_means(self.accumulate, self.sharding)
 
     @property
     def steps(self) -> int:
@@ -102,13 +121,14 @@ class Recipe:
         return any(phase.camera is not None for phase in self.phases)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a checkpoint remembers them and refuses to go on with others.
+        """Plain JSON values; a run remembers them and refuses to go on with others (but see MEANS).
 
         What is newer than some runs is left out where it is not used, so that those can be gone on with.
         """
         values = dataclasses.asdict(self)
-        newer = ((values, "as_start", False), (values, "lora", None), (values["settings"], "template", "plain"))
-        for place, name, unused in newer:
+        usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in MEANS}
+        newer = [(values, "as_start", False), (values, "lora", None), (values["settings"], "template", "plain")]
+        for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:
             if place[name] == unused:
                 del place[name]
         return values

@@ -21,7 +21,7 @@ from typing import Any
 
 from videollm_mod.files import atomic_write
 from videollm_mod.train.curves import draw_curves
-from videollm_mod.train.recipe import Recipe
+from videollm_mod.train.recipe import MEANS, Recipe
 from videollm_mod.types import InputError
 
 Log = Callable[[dict[str, Any]], None]
@@ -42,6 +42,7 @@ class Checkpoint:
 class Run:
     """An open run. `show` gets every line as it is logged.
 
+    Where several processes train together, one of them opens the run, and a `Guest` stands for it in the others.
     Raises InputError when the folder holds a run and `resume` is off, or holds one of another recipe.
     """
 
@@ -129,10 +130,30 @@ class Run:
         return found
 
 
+class Guest(Run):
+    """A run that another process has opened: nothing is written, and it asks for nothing."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder, self.best_loss = recipe, folder, math.inf
+
+    @property
+    def due(self) -> bool:
+        return False
+
+    def log(self, stage: str, step: int, **numbers: float) -> None:
+        pass
+
+    def draw(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _refuse_another(folder: Path, asked: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise InputError(f"{folder} holds a run already; add --resume to go on with it, or give another --out.")
     before = json.loads((folder / "recipe.json").read_text())
-    changed = sorted(key for key in {*asked, *before} if asked.get(key) != before.get(key))
+    changed = sorted(key for key in {*asked, *before}.difference(MEANS) if asked.get(key) != before.get(key))
     if changed:
         raise InputError(f"{folder} holds a run whose recipe differs in '{changed[0]}'; give another --out.")
