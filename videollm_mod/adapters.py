@@ -107,7 +107,7 @@ def save_adapter(
         for name, tensor in model.state_dict().items()
         if _is_adapter(name) or (own_tower and name.startswith(TOWER))
     }
-    lora = copy.copy(model.lm.peft_config[NAME])  # type: ignore[index]
+    lora: Any = copy.copy(model.lm.peft_config[NAME])  # type: ignore[index]
     lora.base_model_name_or_path = base.get("lm") or base["model"]
     lora.modules_to_save = ["connector", *(["depth_expert"] if model.plan.has_experts else [])]
     lora.inference_mode = True

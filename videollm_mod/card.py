@@ -21,12 +21,12 @@ def write_card(folder: Path, config: dict[str, Any], metrics: dict[str, float] |
 
 def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
     """The card's text; the block at its head is what a hub reads."""
-    base, plan, grid = config.get("base"), config["plan"], config["grid"]
+    base, plan, tower = config.get("base"), config["plan"], config["tower"]
+    h, w = config["grid"]
     on_hub = [place for place in (base or {}).values() if _is_id(place)]
     head = ["library_name: videollm-mod", "pipeline_tag: video-text-to-text"]
     head += ["base_model:", *(f"- {place}" for place in on_hub)] if on_hub else []
     head += ["tags:", "- streaming-video", "- mixture-of-depths"]
-    tower, h, w = config["tower"], *grid
     lines = [
         *("---", *head, "---", MARK, ""),
         "# A streaming video language model",

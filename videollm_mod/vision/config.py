@@ -15,7 +15,7 @@ def tower_from_config(config: dict[str, Any]) -> VisionTower:
     """Builds the tower that `to_config` described, with random weights. Raises InputError when it cannot."""
     if not isinstance(config, dict):
         raise InputError(f'tower is {config!r}; give an object, such as {{"kind": "conv"}}.')
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     kind = settings.pop("kind", None)
     if kind == "conv":
         _check_entries(settings, _CONV_ENTRIES)
