@@ -25,8 +25,7 @@ from videollm_mod.train.cost import Sample, Setting, activation_bytes, adapter_p
 from videollm_mod.train.data import stream_sample
 from videollm_mod.train.paper import PaperRecipe
 from videollm_mod.train.recipe import Phase, Recipe
-from videollm_mod.vision import Connector, FrameEncoder
-from videollm_mod.vision import TransformersTower
+from videollm_mod.vision import Connector, FrameEncoder, TransformersTower
 
 DENSE = DepthPlan("full")
 HOW = (
