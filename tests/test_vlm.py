@@ -26,6 +26,7 @@ from vlm_cases import (
     FAMILIES,
     IMAGE,
     LAYERS,
+    SIBLINGS,
     SPECIAL,
     TEXT,
     Piece,
@@ -33,6 +34,7 @@ from vlm_cases import (
     joined,
     pieces,
     text,
+    tiny_sibling,
     tiny_vlm,
     written_frames,
 )
@@ -513,6 +515,21 @@ def test_rotary_tables_of_three_coordinates_are_gathered_like_those_of_one() -> 
     assert torch.equal(_take(table, place), torch.stack([_take(one, place) for one in table]))
     assert torch.equal(_take(table[0], place), torch.stack([table[0, 0, [0, 4]], table[0, 1, [1, 1]]]))
     assert torch.equal(_take(table[0, :1], place), torch.stack([table[0, 0, [0, 4]], table[0, 0, [1, 1]]]))
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_a_model_of_the_same_structure_needs_no_line_of_its_own(name: str) -> None:
+    model, row = tiny_sibling(name), row_of(SIBLINGS[name], ROW)
+    inputs = batch(SIBLINGS[name], [row], torch.float32)
+    index = written_frames([row])
+    assert torch.equal(frame_index_of(model, inputs), index)
+    with torch.no_grad():
+        dense, said = model(**inputs).logits, generate(model, inputs)
+        with routed(model, ALL_KEPT):
+            assert torch.equal(model(**inputs).logits, dense) and torch.equal(generate(model, inputs), said)
+        with routed(model, DepthPlan("early-exit", exit_after=1)):
+            stored = model(**inputs).past_key_values.stored
+    assert stored == [[len(row.ids)], *[[int((index < 0).sum())]] * (LAYERS - 1)]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
