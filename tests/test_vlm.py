@@ -26,6 +26,7 @@ from vlm_cases import (
     FAMILIES,
     IMAGE,
     LAYERS,
+    SIBLINGS,
     SPECIAL,
     TEXT,
     Piece,
@@ -33,6 +34,7 @@ from vlm_cases import (
     joined,
     pieces,
     text,
+    tiny_sibling,
     tiny_vlm,
     written_frames,
 )
@@ -346,6 +348,23 @@ def test_law_5_experts_learn_are_saved_and_come_back(vlms: Vlms, family: str, tm
         load_experts(apply_depth(fresh, DepthPlan((2, 3))), tmp_path)
 
 
+def test_gradient_checkpointing_gives_the_same_gradients_with_deepstack(vlms: Vlms) -> None:
+    model, inputs = vlms("qwen3_vl").train(), inputs_of("qwen3_vl", ROW)
+    gradients = []
+    with routed(model, PLAN):
+        for checkpointing in (False, True):
+            if checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+            model.zero_grad()
+        model.gradient_checkpointing_disable()
+    model.eval()
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any("depth_expert" in name for name in gradients[0]) and any("visual" in name for name in gradients[0])
+    assert all(far(gradient, gradients[1][name]) < 1e-10 for name, gradient in gradients[0].items())
+
+
 @families
 def test_law_6_cropped_to_a_border_the_stream_goes_on_as_if_nothing_had_been_behind_it(vlms: Vlms, family: str) -> None:
     model, row = vlms(family), pieces(family, ROW)
@@ -422,6 +441,20 @@ def test_a_second_question_goes_on_from_the_cache_of_the_first(vlms: Vlms, famil
         assert torch.equal(second, generate(model, anew))
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "internvl", "smolvlm"])
+def test_a_second_question_may_show_another_picture(vlms: Vlms, family: str) -> None:
+    """Qwen cannot: Transformers takes its positions from the grids of the whole talk, and pixels of the new part."""
+    model, row = vlms(family), pieces(family, ROW)
+    more = pieces(family, "1t IMAGE 2t", seed=3)
+    with routed(model, replace(PLAN, scorer="random")):  # whose choice depends on the frames' numbers
+        first = generate(model, batch(family, [joined(row)]), return_dict_in_generate=True)
+        said = Piece(first.sequences[0, -NEW:].tolist(), [-1] * NEW)
+        anew = batch(family, [joined([*row, said, *more])])
+        ids = {name: anew[name] for name in ("input_ids", "attention_mask")}
+        second = generate(model, batch(family, [joined(more)]) | ids, past_key_values=first.past_key_values)
+        assert torch.equal(second, generate(model, anew))
+
+
 # --- what it costs ---------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +515,21 @@ def test_rotary_tables_of_three_coordinates_are_gathered_like_those_of_one() -> 
     assert torch.equal(_take(table, place), torch.stack([_take(one, place) for one in table]))
     assert torch.equal(_take(table[0], place), torch.stack([table[0, 0, [0, 4]], table[0, 1, [1, 1]]]))
     assert torch.equal(_take(table[0, :1], place), torch.stack([table[0, 0, [0, 4]], table[0, 0, [1, 1]]]))
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_a_model_of_the_same_structure_needs_no_line_of_its_own(name: str) -> None:
+    model, row = tiny_sibling(name), row_of(SIBLINGS[name], ROW)
+    inputs = batch(SIBLINGS[name], [row], torch.float32)
+    index = written_frames([row])
+    assert torch.equal(frame_index_of(model, inputs), index)
+    with torch.no_grad():
+        dense, said = model(**inputs).logits, generate(model, inputs)
+        with routed(model, ALL_KEPT):
+            assert torch.equal(model(**inputs).logits, dense) and torch.equal(generate(model, inputs), said)
+        with routed(model, DepthPlan("early-exit", exit_after=1)):
+            stored = model(**inputs).past_key_values.stored
+    assert stored == [[len(row.ids)], *[[int((index < 0).sum())]] * (LAYERS - 1)]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import torch
 from depth_cases import ExactNorm
 from torch import Tensor
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
@@ -22,13 +24,18 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
 
+SIBLINGS = {"qwen2_vl": "qwen2_5_vl", "qwen3_vl_moe": "qwen3_vl", "idefics3": "smolvlm"}  # whose inputs look alike
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "smolvlm")
 LAYERS = 4
 VOCABULARY = 60  # words are 5..59
@@ -92,6 +99,27 @@ def tiny_vlm(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel
             if hasattr(module, "variance_epsilon"):
                 module.__class__ = ExactNorm
     return model.to(dtype).eval()
+
+
+def tiny_sibling(name: str) -> PreTrainedModel:
+    """A model of another name and the structure of one of the five, in single precision."""
+    torch.manual_seed(0)
+    both = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
+    rotary = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+    if name == "qwen2_vl":
+        tower = dict(depth=2, embed_dim=16, hidden_size=32, mlp_ratio=2, num_heads=2, patch_size=4)
+        config = Qwen2VLConfig(text_config=TEXT | dict(rope_parameters=rotary), vision_config=tower, **both)
+        return Qwen2VLForConditionalGeneration(config).eval()
+    if name == "qwen3_vl_moe":
+        tower = dict(depth=2, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=4, out_hidden_size=32)
+        tower |= dict(num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
+        text = TEXT | dict(head_dim=8, rope_parameters=rotary | dict(mrope_interleaved=True))
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+        config = Qwen3VLMoeConfig(text_config=text, vision_config=tower, **both)
+        return Qwen3VLMoeForConditionalGeneration(config).eval()
+    vision = dict(**TOWER, num_hidden_layers=2, image_size=SIDE, patch_size=2)
+    config = Idefics3Config(text_config=LlamaConfig(**TEXT), vision_config=vision, image_token_id=IMAGE, scale_factor=2)
+    return Idefics3ForConditionalGeneration(config).eval()
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ placeholders each frame takes, in that order. Known by structure, and tested, as
     LLaVA-OneVision        image_sizes; pixel_values_videos (videos, frames, ...). The newline vector behind a video, or
                            behind an image without tiles, carries no picture and counts as text.
     InternVL               pixel_values (tiles, ...), all of one size. A frame of a video is a tile.
-    SmolVLM, Idefics3      as many placeholders as the model has per tile.
+    SmolVLM                as many placeholders as the model has per tile.
+
+Qwen2-VL, Qwen3-VL-MoE and Idefics3 look the same from here.
 
 A tile is a frame of its own, because that is how the tower saw it: each gets its share of the places, so no part of a
 large image can be left out altogether. LLaVA-OneVision lays the tiles of an image out as one map, row by row, so there
