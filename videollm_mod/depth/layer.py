@@ -120,8 +120,8 @@ class DepthLayer(nn.Module):
                 kwargs[name] = _take(kwargs[name], place, dim)
         if "flash" in str(self.self_attn.config._attn_implementation):  # gaps would look to it like packed sequences
             kwargs.pop("position_ids", None)
-        mask = kept_mask(kwargs.pop("attention_mask", None), place, keys)
-        y = super().forward(x, attention_mask=mask, past_key_values=cache, **kwargs)
+        attends = kept_mask(kwargs.pop("attention_mask", None), place, keys)
+        y = super().forward(x, attention_mask=attends, past_key_values=cache, **kwargs)
         if plan.gate_acts and layout.groups:
             s = self._score(x)[..., None].to(y.dtype)
             vision = layout.vision[padded][..., None]  # (batch, kept, 1)
