@@ -13,21 +13,13 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from videollm_mod.depth import GATES, SCORERS, DepthPlan, RaggedCache, apply_depth, remove_depth
 
-BACKBONES = ("llama", "qwen3", "mistral")
+BACKBONES = ("llama", "qwen3", "mistral")  # these go through every plan, scorer and gate; all of FAMILIES through some
 LAYERS = 5
-WINDOW = 8  # of the Mistral, in tokens: shorter than the conversations
+WINDOW = 8  # of those that slide, in tokens: shorter than the conversations
 VOCABULARY = 61
 DTYPES = (torch.float32, torch.float64)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # on hidden states before the final norm
@@ -52,8 +44,112 @@ def variants(plan: DepthPlan) -> list[DepthPlan]:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def tiny_model(backbone: str, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-    """A decoder of 5 layers with grouped queries and large random weights, in eval mode."""
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A decoder of Transformers, small and with all that is peculiar to it."""
+
+    title: str
+    peculiar: str  # for docs/backbones.md
+    options: dict[str, Any]  # of its config, beyond what all have
+    model_type: str = ""  # of Transformers, where it is not the family's name here
+    experts: bool = False
+
+
+FAMILIES = {
+    "llama": Family("Llama", "the plain case", {}),
+    "mistral": Family("Mistral", "a sliding window in every layer", dict(sliding_window=WINDOW)),
+    "qwen2": Family(
+        "Qwen2",
+        "biases; a sliding window in the upper layers only",
+        dict(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
+    ),
+    "qwen3": Family("Qwen3", "norms of each head's queries and keys", dict(head_dim=16)),
+    "gemma3": Family(
+        "Gemma 3",
+        "local and global layers, each kind with its mask and rotary table; scaled embeddings; norms before and after",
+        dict(
+            head_dim=16,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+            layer_types=[LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
+            tie_word_embeddings=False,
+        ),
+        model_type="gemma3_text",
+    ),
+    "phi3": Family(
+        "Phi-3",
+        "fused projections; rotates half of each head",
+        dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)),
+    ),
+    "olmo2": Family("OLMo 2", "norms after attention and MLP, none before", {}),
+    "smollm3": Family("SmolLM3", "layers without rotary embedding", dict(no_rope_layers=[1, 0, 1, 1, 0])),
+    "granite": Family(
+        "Granite",
+        "multipliers of embeddings, attention, residuals and logits",
+        dict(embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.6, logits_scaling=2.0),
+    ),
+    "mixtral": Family(
+        "Mixtral", "a mixture of experts in every layer", dict(num_local_experts=4, num_experts_per_tok=2), experts=True
+    ),
+    "qwen3_moe": Family(
+        "Qwen3-MoE",
+        "mixtures of experts, and layers without",
+        dict(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, mlp_only_layers=[2]),
+        experts=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A model that cannot be routed, and the word by which it is told why."""
+
+    model_type: str
+    told: str
+    options: dict[str, Any]
+    seq2seq: bool = False
+
+
+REFUSED = {
+    "Mamba": Refused("mamba", "its state needs every token", dict(num_hidden_layers=2)),
+    "Jamba": Refused("jamba", "its state needs every token", dict(num_hidden_layers=2)),
+    "RecurrentGemma": Refused("recurrent_gemma", "its state needs every token", dict(num_hidden_layers=3)),
+    "Qwen3-Next": Refused("qwen3_next", "'linear_attention': its state needs", dict(num_hidden_layers=4)),
+    "Falcon-H1": Refused("falcon_h1", "its state needs every token", dict(num_hidden_layers=2)),
+    "LFM2": Refused(
+        "lfm2",
+        "'conv': its state needs every token",
+        dict(num_hidden_layers=2, layer_types=["conv", "full_attention"]),
+    ),
+    "MiniMax": Refused("minimax", "'linear_attention': its state needs", dict(num_hidden_layers=2)),
+    "DeepSeek-V3.2": Refused("deepseek_v32", "'indexed_attention'", dict(num_hidden_layers=2)),
+    "Gemma 3n": Refused("gemma3n_text", "'per_layer_input'", dict(num_hidden_layers=5, num_kv_shared_layers=0)),
+    "Gemma 3 for embeddings": Refused(
+        "gemma3_text", "in both directions", dict(num_hidden_layers=2, use_bidirectional_attention=True)
+    ),
+    "T5": Refused("t5", "is an encoder-decoder", dict(num_layers=2), seq2seq=True),
+    "BART's decoder": Refused("bart", "'encoder_hidden_states'", dict(decoder_layers=2)),
+    "GPT-2": Refused("gpt2", "no list 'layers'", dict(n_layer=2)),
+}
+
+
+def refused_model(name: str) -> PreTrainedModel:
+    """Of the size it has by default, but without weights."""
+    refused = REFUSED[name]
+    config = CONFIG_MAPPING[refused.model_type](**refused.options)
+    with torch.device("meta"):
+        return (AutoModelForSeq2SeqLM if refused.seq2seq else AutoModelForCausalLM).from_config(config)
+
+
+def tiny_model(backbone: str, dtype: torch.dtype, attention: str = "sdpa", **sizes: Any) -> PreTrainedModel:
+    """A decoder of 5 layers with grouped queries and large random weights, in eval mode; `sizes` replace the config's.
+
+    In double precision it is double all through: see `ExactNorm`.
+    """
+    family = FAMILIES[backbone]
     shared: dict[str, Any] = dict(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -65,18 +161,15 @@ def tiny_model(backbone: str, dtype: torch.dtype, attention: str = "sdpa") -> Pr
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
-        attn_implementation=attention,
     )
+    config = CONFIG_MAPPING[family.model_type or backbone](**(shared | family.options | sizes))
     torch.manual_seed(0)
-    model: PreTrainedModel
-    if backbone == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**shared))
-    elif backbone == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(**shared, head_dim=16))
-    else:
-        model = MistralForCausalLM(MistralConfig(**shared, sliding_window=WINDOW))
+    # the default way of running experts knows no double
+    experts = dict(experts_implementation="eager") if family.experts and dtype == torch.float64 else {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **experts)
     with torch.no_grad():
-        model.get_input_embeddings().weight.normal_()
+        embeddings = model.get_input_embeddings()
+        embeddings.weight.normal_()
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.normal_(1, 0.3)
@@ -84,6 +177,10 @@ def tiny_model(backbone: str, dtype: torch.dtype, attention: str = "sdpa") -> Pr
         for module in model.modules():
             if hasattr(module, "variance_epsilon"):
                 module.__class__ = ExactNorm
+            elif "RMSNorm" in type(module).__name__:
+                module.__class__ = ExactGemmaNorm
+            elif "Router" in type(module).__name__:
+                module.__class__ = ExactRouter
     return model.to(dtype).eval()
 
 
@@ -97,6 +194,30 @@ class ExactNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
+class ExactGemmaNorm(nn.Module):
+    """The same for Gemma's, whose weights are deviations from one."""
+
+    weight: Tensor
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 + self.weight) * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
+class ExactRouter(nn.Module):
+    """The same for the choice of experts, by Mixtral and by Qwen3-MoE."""
+
+    weight: Tensor
+    top_k: int
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = nn.functional.linear(x.reshape(-1, x.shape[-1]), self.weight)  # (tokens, experts)
+        shares, experts = logits.softmax(-1).topk(self.top_k, dim=-1)
+        if getattr(self, "norm_topk_prob", True):
+            shares = shares / shares.sum(-1, keepdim=True)
+        return logits, shares, experts
 
 
 @contextmanager

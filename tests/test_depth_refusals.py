@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from depth_cases import routed
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from depth_cases import REFUSED, refused_model, routed, run, tiny_model
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, remove_depth
@@ -143,3 +145,83 @@ def test_the_scorer_given_needs_a_score_for_every_token_of_a_step_with_frames(ll
                 llama(IDS, frame_index=FRAMES, token_scores=scores)
     with routed(llama, DepthPlan("early-exit", scorer="given")), torch.no_grad():
         llama(IDS, frame_index=FRAMES)  # nothing is chosen
+
+
+# --- decoders that cannot be routed ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [PLAN, DepthPlan("full")], ids=["routed", "full"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_that_cannot_be_routed_is_refused_in_one_sentence_and_left_as_it_was(
+    name: str, plan: DepthPlan
+) -> None:
+    model = refused_model(name)
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(InputError, match=REFUSED[name].told) as told:
+        apply_depth(model, plan)
+    sentence = str(told.value)
+    assert type(model).__name__ in sentence and "take a causal LM with attention in every layer" in sentence
+    assert sentence.count(". ") == 0 and sentence.endswith(".")
+    assert [type(module) for module in model.modules()] == classes
+
+
+class OddLayer(nn.Module):
+    """It has attention, but takes its hidden states under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn = nn.Linear(2, 2)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return activations
+
+
+def test_a_layer_that_does_not_take_hidden_states_first_is_refused() -> None:
+    model = tiny_model("llama", torch.float32)
+    model.model.layers[2] = OddLayer()
+    with pytest.raises(InputError, match="OddLayer of LlamaForCausalLM does not take hidden_states first"):
+        apply_depth(model, PLAN)
+
+
+def test_a_layer_with_the_cache_of_another_is_refused() -> None:
+    model = tiny_model("llama", torch.float32)
+    model.model.layers = nn.ModuleList([model.model.layers[i] for i in (0, 1, 1, 3)])  # one layer twice
+    with pytest.raises(InputError, match="layer 2 of LlamaForCausalLM has no KV cache of its own"):
+        apply_depth(model, PLAN)
+
+
+def test_hooks_that_went_in_before_are_refused_and_hooks_that_go_in_after_see_every_layer() -> None:
+    """Accelerate's replace the forward of the module itself, so that a change of class would go unseen."""
+    model = tiny_model("llama", torch.float32)
+    add_hook_to_module(model.model.layers[1], ModelHook())
+    with pytest.raises(InputError, match="LlamaDecoderLayer of LlamaForCausalLM has been given another forward"):
+        apply_depth(model, PLAN)
+    remove_hook_from_module(model.model.layers[1])
+    with routed(model, PLAN):
+        plain = run(model, IDS, FRAMES)
+        seen: list[int] = []
+
+        class Count(ModelHook):
+            def pre_forward(self, module: nn.Module, *args: object, **kwargs: object) -> tuple:
+                seen.append(args[0].shape[1])
+                return args, kwargs
+
+        for layer in model.model.layers:
+            add_hook_to_module(layer, Count())
+        hooked = run(model, IDS, FRAMES)
+        for layer in model.model.layers:
+            remove_hook_from_module(layer)
+    assert seen == [IDS.shape[1]] * len(model.model.layers) and torch.equal(hooked.hidden, plain.hidden)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma3", "mixtral"])
+def test_flash_attention_is_refused_where_a_routed_layer_has_a_sliding_window(
+    models: Callable[..., PreTrainedModel], family: str
+) -> None:
+    """It would count the window in kept tokens; the config alone says so, for it is not installed here."""
+    sizes = dict(sliding_window=8) if family == "mixtral" else {}
+    model = tiny_model(family, torch.float32, **sizes)
+    apply_depth(model, PLAN)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match="counts a sliding window in kept tokens"):
+        model(IDS, frame_index=FRAMES)

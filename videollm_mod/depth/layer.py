@@ -1,8 +1,9 @@
 """Depth routing around unchanged Transformers decoder layers, by swapping the classes of existing modules.
 
 A routed layer gathers the kept tokens, runs the decoder layer it is, gates the vision tokens among them and scatters
-the result back (VideoLLM-MoD, arXiv 2408.16730, section 3.2). All that touches Transformers' internals is in this file:
-the swap keeps every weight and its name, only `depth_expert.*` keys are new, and `remove_depth` undoes it.
+the result back (VideoLLM-MoD, arXiv 2408.16730, section 3.2). All that touches Transformers' internals is in this file
+and in families.py: the swap keeps every weight and its name, only `depth_expert.*` keys are new, and `remove_depth`
+undoes it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from transformers import PreTrainedModel
 
 from videollm_mod.depth.cache import RaggedCache, RaggedLayer
 from videollm_mod.depth.expert import LayerExpert, kept_tokens
+from videollm_mod.depth.families import INSTEAD, first_norm, has_window, is_own, refuse_layers, refuse_recurrent
 from videollm_mod.depth.layout import FrameLayout
 from videollm_mod.depth.plan import DepthPlan
 from videollm_mod.depth.vision_language import vision_mixins
 from videollm_mod.types import InputError
 
 Model = TypeVar("Model", bound=nn.Module)
+LEARNING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def apply_gate(gate: str, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
@@ -49,8 +52,9 @@ class DepthLayer(nn.Module):
     depth_plan: DepthPlan
     depth_ratio: float | None  # None: an ordinary layer
     depth_index: int
+    depth_norm: str | None  # the name of the decoder layer's own norm before its attention
     depth_expert: LayerExpert  # where the plan has experts
-    input_layernorm: nn.Module  # of the decoder layer's own
+    self_attn: Any  # of the decoder layer's own
 
     def forward(self, hidden_states: Tensor, *args: Any, depth: FrameLayout | None = None, **kwargs: Any) -> Tensor:
         """hidden_states (batch, tokens, d) -> the same shape. `depth` comes from `DepthDecoder.forward`."""
@@ -65,7 +69,9 @@ class DepthLayer(nn.Module):
 
     def _score(self, hidden: Tensor) -> Tensor:
         """(..., d) -> the expert's scores (...)."""
-        scores: Tensor = self.depth_expert(self.input_layernorm(hidden) if self.depth_plan.reads == "norm" else hidden)
+        if self.depth_plan.reads == "norm":
+            hidden = getattr(self, str(self.depth_norm))(hidden)
+        scores: Tensor = self.depth_expert(hidden)
         return scores
 
     def _routed(
@@ -109,14 +115,14 @@ class DepthLayer(nn.Module):
             return hidden
 
         x = hidden.reshape(-1, width)[padded]  # (batch, kept, d)
-        kwargs.pop("position_ids", None)  # with gaps they would look like packed sequences to flash attention
-        y = super().forward(
-            x,
-            attention_mask=kept_mask(kwargs.pop("attention_mask", None), place, keys),
-            position_embeddings=tuple(_take(table, place) for table in kwargs.pop("position_embeddings")),
-            past_key_values=cache,
-            **kwargs,
-        )
+        # the tokens' own places, for the layers that turn their heads by them and for those that look at the numbers
+        for name, dim in (("position_embeddings", -2), ("position_ids", -1)):
+            if name in kwargs:
+                kwargs[name] = _take(kwargs[name], place, dim)
+        if "flash" in str(self.self_attn.config._attn_implementation):  # gaps would look to it like packed sequences
+            kwargs.pop("position_ids", None)
+        attends = kept_mask(kwargs.pop("attention_mask", None), place, keys)
+        y = super().forward(x, attention_mask=attends, past_key_values=cache, **kwargs)
         if plan.gate_acts and layout.groups:
             s = self._score(x)[..., None].to(y.dtype)
             vision = layout.vision[padded][..., None]  # (batch, kept, 1)
@@ -133,10 +139,23 @@ class DepthLayer(nn.Module):
         return f"depth keep={self.depth_ratio}" if self.depth_ratio is not None else ""
 
 
-def _take(table: Tensor, place: Tensor) -> Tensor:
-    """Rows of a rotary table (..., 1 or batch, tokens, e) at `place` (batch, kept): (..., batch, kept, e)."""
-    table = table.expand(*table.shape[:-3], place.shape[0], -1, -1)
-    return table.gather(-2, place[..., None].expand(*table.shape[:-2], -1, table.shape[-1]))
+def _take(values: Any, place: Tensor, dim: int) -> Any:
+    """What belongs to tokens, at `place` (batch, kept): a tensor, or tensors in a tuple, or a dict by layer type.
+
+    Rotary tables are (..., 1 or batch, tokens, e), so that `dim`, where the tokens are, is -2; position ids are
+    (..., 1 or batch, tokens): -1. Dimensions in front (positions in time, height and width) stay. None stays None.
+    """
+    if values is None:
+        return None
+    if isinstance(values, dict):
+        return {kind: _take(each, place, dim) for kind, each in values.items()}
+    if isinstance(values, tuple | list):
+        return tuple(_take(each, place, dim) for each in values)
+    table = values if dim == -2 else values[..., None]
+    front, width = table.shape[:-3], table.shape[-1]
+    table = table.expand(*front, place.shape[0], -1, -1)
+    taken = table.gather(-2, place[..., None].expand(*front, *place.shape, width))
+    return taken if dim == -2 else taken[..., 0]
 
 
 @dataclass(frozen=True)
@@ -185,7 +204,7 @@ class DepthDecoder(nn.Module):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
@@ -211,19 +230,22 @@ class DepthDecoder(nn.Module):
                 "it needs one number per token (-1 = text)."
             )
         self._refuse_what_cannot_work()
+        if kwargs.get("output_router_logits") and attention_mask is not None and self._routes():
+            raise InputError(
+                "the load-balancing loss of a mixture of experts knows only tokens that go through a routed layer, and "
+                "cannot set them against an attention_mask; leave attention_mask out (padding on the right needs none)."
+            )
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache = self._cache(past_key_values, use_cache)
         seen = cache.seen if cache is not None else 0
-        if (
-            attention_mask is not None
-            and attention_mask.dim() == 2
-            and attention_mask.shape[1] != seen + inputs.shape[1]
-        ):
+        # masks made beforehand, 4-D or a dict of them by layer type, tell nothing of padding; their layers take them
+        padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
+        if padding is not None and padding.shape[1] != seen + inputs.shape[1]:
             raise InputError(
-                f"attention_mask covers {attention_mask.shape[1]} tokens; it must cover the {seen} seen before and the "
+                f"attention_mask covers {padding.shape[1]} tokens; it must cover the {seen} seen before and the "
                 f"{inputs.shape[1]} of this step."
             )
-        layout = FrameLayout.of(frame_index, attention_mask, inputs.device)
+        layout = FrameLayout.of(frame_index, padding, inputs.device)
         layout.given = self._given(token_scores, layout)
         if cache is not None:
             cache.refuse_split_frames(layout)
@@ -272,15 +294,16 @@ class DepthDecoder(nn.Module):
             raise InputError(f"token_scores is {have}; the plan's scorer 'given' needs one number per token, {shape}.")
         return token_scores.to(layout.device).flatten()
 
+    def _routes(self) -> bool:
+        return any(layer.depth_ratio is not None for layer in self.layers)
+
     def _refuse_what_cannot_work(self) -> None:
         implementation = self.config._attn_implementation
         if implementation in ("eager", "sdpa"):
             return
         if "flash" not in str(implementation):
             raise InputError(f"attn_implementation='{implementation}' cannot be routed; use sdpa, eager or flash.")
-        if any(
-            getattr(layer.self_attn, "sliding_window", None) for layer in self.layers if layer.depth_ratio is not None
-        ):
+        if any(has_window(layer, self.config) for layer in self.layers if layer.depth_ratio is not None):
             raise InputError("flash attention counts a sliding window in kept tokens; use attn_implementation='sdpa'.")
 
 
@@ -315,7 +338,7 @@ def find_decoder(model: nn.Module) -> Any:
     decoder: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
-        raise InputError(f"{type(model).__name__} has no list of decoder layers with self-attention to route.")
+        raise InputError(f"{type(model).__name__} has no list 'layers', each with a 'self_attn'; {INSTEAD}.")
     return decoder
 
 
@@ -323,7 +346,14 @@ def _swap(module: nn.Module, mixin: type) -> None:
     """Put `mixin` in front of the module's class. The name stays: saving and sharding go by it."""
     now = type(module)
     own = getattr(now, "depth_own_class", now)  # a module may get two
+    _drop_bound_forward(module)
     module.__class__ = type(own.__name__, (mixin, now), {"__module__": own.__module__, "depth_own_class": own})
+
+
+def _drop_bound_forward(module: nn.Module) -> None:
+    """Forget a forward that hooks have left on the module: it is that of its class, and of no other class."""
+    if is_own(vars(module).get("forward"), module):
+        del module.forward
 
 
 def apply_depth(model: Model, plan: DepthPlan) -> Model:
@@ -331,20 +361,23 @@ def apply_depth(model: Model, plan: DepthPlan) -> Model:
 
     On a model that is routed already the plan changes and the experts of layers that stay routed remain.
     """
+    refuse_recurrent(model)
     decoder = find_decoder(model)
+    refuse_layers(model, decoder)
     ratios = plan.ratios(len(decoder.layers))
+    if plan.reads == "norm" and not all(first_norm(layer, decoder.config) for layer in decoder.layers):
+        kind = type(decoder.layers[0]).__name__
+        raise InputError(f"{kind} has no norm before its attention; take a plan with reads='input'.")
     experts = {i: layer.depth_expert for i, layer in enumerate(decoder.layers) if hasattr(layer, "depth_expert")}
     remove_depth(model)
     width = decoder.config.hidden_size
     for index, (layer, ratio) in enumerate(zip(decoder.layers, ratios)):
-        if ratio is not None and plan.reads == "norm" and not hasattr(layer, "input_layernorm"):
-            raise InputError(
-                f"{type(layer).__name__} has no norm before its attention; take a plan with reads='input'."
-            )
+        norm = first_norm(layer, decoder.config)
         _swap(layer, DepthLayer)
-        layer.depth_plan, layer.depth_ratio, layer.depth_index = plan, ratio, index
+        layer.depth_plan, layer.depth_ratio, layer.depth_index, layer.depth_norm = plan, ratio, index, norm
         if ratio is not None and plan.has_experts:
-            like = next(layer.parameters())
+            # a quantised layer has weights of types that no expert can learn in; its norms have not
+            like = next(weight for weight in layer.parameters() if weight.dtype in LEARNING)
             layer.depth_expert = experts.get(index) or LayerExpert(width, device=like.device, dtype=like.dtype)
     _swap(decoder, DepthDecoder)
     decoder.depth_plan = plan
@@ -363,8 +396,9 @@ def remove_depth(model: Model) -> Model:
         own = getattr(type(module), "depth_own_class", None)
         if own is None:
             continue
+        _drop_bound_forward(module)
         module.__class__ = own
-        for name in ("depth_plan", "depth_ratio", "depth_index"):
+        for name in ("depth_plan", "depth_ratio", "depth_index", "depth_norm"):
             module.__dict__.pop(name, None)
         module._modules.pop("depth_expert", None)
     if hasattr(decoder.config, "depth_plan"):
