@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from depth_cases import tiny_model as family_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_cases import frames, tiny_model
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import videollm_mod as vm
 from videollm_mod.depth import DepthPlan, RaggedCache
-from videollm_mod.depth.layer import find_decoder, turned
+from videollm_mod.depth.layer import find_decoder, turned, turns
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
 
@@ -119,11 +120,22 @@ def test_keys_are_turned_as_if_they_stood_elsewhere(kind: str) -> None:
     assert torch.allclose(turned(find_decoder(model), there[0], -9), here[0], atol=1e-5)
 
 
-def test_angles_that_depend_on_the_length_are_refused() -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
-    model = llama(1, DepthPlan("full"), rope_parameters=rope)
-    with pytest.raises(InputError, match="type dynamic; a window cannot turn its keys"):
-        turned(find_decoder(model), torch.zeros(1, 1, 8), -1)
+def test_whether_keys_turn_is_found_out_by_trying() -> None:
+    """Not where angles depend on the length, where layers have no rotary embedding or tables by their type."""
+    dynamic = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    assert turns(find_decoder(llama(2, DepthPlan("interleaved", 0.4))))
+    assert not turns(find_decoder(llama(1, DepthPlan("full"), rope_parameters=dynamic)))
+    for family, wanted in (("phi3", True), ("qwen3", True), ("smollm3", False), ("gemma3", False)):
+        model = vm.apply_depth(family_model(family, torch.float32), DepthPlan("full"))
+        assert turns(find_decoder(model)) == wanted, family
+
+
+def test_a_decoder_whose_keys_do_not_turn_gets_no_window() -> None:
+    model = tiny_model(DepthPlan("interleaved", 0.4))
+    find_decoder(model.lm).rotary_emb.rope_type = "dynamic"
+    assert StreamSession(model, window=math.inf)
+    with pytest.raises(InputError, match="LlamaForCausalLM cannot forget"):
+        StreamSession(model, window=5)
 
 
 @pytest.mark.parametrize("decide", ["last", "own"])

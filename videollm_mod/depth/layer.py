@@ -409,20 +409,36 @@ def remove_depth(model: Model) -> Model:
 def turned(decoder: Any, keys: Tensor, by: int) -> Tensor:
     """Keys (..., head_dim) as if their tokens stood `by` positions further on; for `RaggedCache.forget`.
 
-    Rotary embeddings add up: R(p + by) k = R(by) R(p) k. Raises InputError for a decoder whose angles depend on more
-    than the position.
+    Rotary embeddings add up: R(p + by) k = R(by) R(p) k. Right only where `turns` says so.
     """
-    rotary: Any = getattr(decoder, "rotary_emb", None)
-    kind = getattr(rotary, "rope_type", None)
-    if kind not in ("default", "linear", "llama3", "yarn"):
-        raise InputError(
-            f"{type(decoder).__name__} has rotary embeddings of type {kind}; a window cannot turn its keys."
-        )
+    rotary = decoder.rotary_emb
     cos, sin = rotary(keys.float(), torch.tensor([[by]], device=keys.device))  # (1, 1, e), e <= head_dim
     cos, sin = (table[0] / rotary.attention_scaling for table in (cos, sin))  # keys were scaled when they were made
     turning, rest = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]
     one, two = turning.chunk(2, -1)
     return torch.cat([(turning * cos + torch.cat([-two, one], -1) * sin).to(keys.dtype), rest], -1)
+
+
+@torch.no_grad()
+def turns(decoder: Any, by: int = 7) -> bool:
+    """Whether `turned` is right for a decoder, found out by trying: one token alone, at two positions.
+
+    What layers make of it is the same at both but for the keys. It is not right for layers without rotary embeddings,
+    for tables by layer type, for pairs that stand side by side, or where angles depend on the length.
+    """
+    token = torch.randn(1, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    like = next(decoder.parameters())
+    caches = [RaggedCache(len(decoder.layers)) for _ in range(2)]
+    try:
+        for cache, place in zip(caches, (0, by)):
+            where = torch.full((1, 1), place, device=like.device)
+            decoder(inputs_embeds=token.to(like), position_ids=where, past_key_values=cache, use_cache=True)
+        pairs = [(turned(decoder, a.keys[:, :, :1], by), b.keys[:, :, :1]) for a, b in zip(*(c.layers for c in caches))]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        return False
+    near = 1e-3 if like.dtype in (torch.float32, torch.float64) else 0.05
+    fixed = getattr(decoder.rotary_emb, "rope_type", None) not in ("dynamic", "longrope")
+    return fixed and all(bool((a - b).abs().max() <= near * b.abs().max()) for a, b in pairs)
 
 
 def get_plan(model: nn.Module) -> DepthPlan | None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from videollm_mod.depth import RaggedCache
-from videollm_mod.depth.layer import find_decoder, turned
+from videollm_mod.depth.layer import find_decoder, turned, turns
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.packed import pack_linears
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
@@ -78,6 +78,9 @@ class StreamSession:
         self.kept: dict[int, np.ndarray] = {}  # layer -> (1 + h * w,) bool, of the newest frame
         own = math.inf if self.settings.window is None else self.settings.window
         self.window = own if window is None else window
+        if self.window < math.inf and not turns(find_decoder(model.lm)):
+            kind = type(model.lm).__name__
+            raise InputError(f"{kind} cannot forget: its keys do not turn with the position; give window=inf.")
         self.context: list[int] = []  # every id that it remembers, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
