@@ -1,9 +1,10 @@
 """A dense streaming model made a routed one: `videollm-mod train convert --start FOLDER [--data FILE.jsonl]`.
 
 The gate starts as the plain layer, and routed layers keep all tokens at first and fewer with every step, down to a
-fifth: so the model begins as it was and never meets a jump. Grid, prompt, frame rate and picture size stay the model's.
-One with LoRA (a VideoLLM-online checkpoint, say) goes on with it: connector and experts are trained in full, its base
-stays as it is. The paper's low learning rate, as the weights are good already.
+fifth: so the model begins as it was and never meets a jump. A frame's last token, which may be the one that decides,
+skips no layer, so that an expert in the last layer can learn too. Grid, prompt, frame rate and picture size stay as
+they are. One with LoRA (a VideoLLM-online checkpoint, say) goes on with it: connector and experts are trained in full,
+its base stays as it is. The paper's low learning rate, as the weights are good already.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def recipe() -> Recipe:
         name="convert",
         as_start=True,
         tower_stage=None,
-        plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
+        plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight", keep_last=True),
         phases=(Phase(600, 2, WorldConfig(seconds=24, events_per_minute=15, questions=10)),),
         keep_warmup=300,
         lr=2e-4,
