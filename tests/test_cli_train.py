@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
         (["tiny", "--gate", "garden"], "gate 'garden' is unknown; take one of identity"),
         (["tiny", "--out", "taken"], "--out taken is a file; give the name of a folder."),
         (["tiny", "--out", "nowhere", "--resume"], "--resume finds no run in nowhere"),
-        (["../../etc"], "there is no recipe '../../etc'; take one of camera, own, paper.coin"),
+        (["../../etc"], "there is no recipe '../../etc'; take one of camera, convert, own, paper.coin"),
         (["a.b"], "there is no recipe 'a.b'"),
         (["__init__"], "there is no recipe '__init__'"),
     ],

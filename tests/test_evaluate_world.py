@@ -237,7 +237,7 @@ def test_a_plan_and_a_threshold_from_the_command_line_are_those_that_run(model_f
     assert (result["threshold"], result["plan"]["layers"]) == (0.0, "full")
     assert result["events"] > 0
     assert result["f1"] == result["f1_heldout"] == 0  # it never speaks
-    assert result["description"].startswith("world streams heldout-000000 to heldout-000000")
+    assert result["description"].startswith("shapes, streams heldout-000000 to heldout-000000")
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_a_recipe_of_ours_is_reckoned_too(capsys: pytest.CaptureFixture[str]) ->
         (["paper.coin", "--dry-run", "--devices", "0"], "--devices 0 is too small; give 1 or more."),
         (["paper.coin", "--dry-run", "--start", "tiny"], "--start does not go with paper.coin"),
         (["paper.coin", "--dry-run", "--sharding", "zero"], "sharding 'zero' is unknown"),
-        (["paper.nothing", "--dry-run"], "there is no recipe 'paper.nothing'; take one of camera, own, paper.coin"),
+        (["paper.nothing", "--dry-run"], "no recipe 'paper.nothing'; take one of camera, convert, own, paper.coin"),
         (["paper", "--dry-run"], "there is no recipe 'paper'"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_letterboxed_frame_is_what_pillow_makes_of_it(clip: str) -> None:
     x0, y0, x1, y1 = letterbox_box(*frame.shape[1:3], 384)
     square = np.zeros((384, 384, 3), np.uint8)
     square[y0:y1, x0:x1] = Image.fromarray(frame[0]).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
-    assert np.abs(letterbox(frame, 384)[0].numpy().astype(int) - square).max() <= 1
+    assert np.abs(letterbox(frame, 384)[0].numpy().astype(int) - square).max() <= 2  # both round once per axis
 
 
 def test_a_checkpoint_says_how_its_pictures_were_made(tmp_path: Path) -> None:

@@ -512,9 +512,9 @@ def test_the_model_without_its_head_can_be_routed(vlms: Vlms, family: str) -> No
 def test_rotary_tables_of_three_coordinates_are_gathered_like_those_of_one() -> None:
     table = torch.arange(3 * 2 * 5 * 2).view(3, 2, 5, 2)
     place = torch.tensor([[0, 4], [1, 1]])
-    assert torch.equal(_take(table, place), torch.stack([_take(one, place) for one in table]))
-    assert torch.equal(_take(table[0], place), torch.stack([table[0, 0, [0, 4]], table[0, 1, [1, 1]]]))
-    assert torch.equal(_take(table[0, :1], place), torch.stack([table[0, 0, [0, 4]], table[0, 0, [1, 1]]]))
+    assert torch.equal(_take(table, place, -2), torch.stack([_take(one, place, -2) for one in table]))
+    assert torch.equal(_take(table[0], place, -2), torch.stack([table[0, 0, [0, 4]], table[0, 1, [1, 1]]]))
+    assert torch.equal(_take(table[0, :1], place, -2), torch.stack([table[0, 0, [0, 4]], table[0, 0, [1, 1]]]))
 
 
 @pytest.mark.parametrize("name", SIBLINGS)

@@ -21,6 +21,7 @@ from torch import Tensor
 from videollm_mod.evaluate.self_conditioned import SelfConditioned, self_conditioned
 from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, teacher_forced
 from videollm_mod.model import StreamingVideoLM
+from videollm_mod.packed import pack_linears
 from videollm_mod.types import InputError
 from videollm_mod.video import letterbox
 from videollm_mod.world import Narrated, WorldStream, matter
@@ -55,6 +56,7 @@ def scores_of(model: StreamingVideoLM, stream: Narrated) -> Tensor | None:
 
 def watch_both(model: StreamingVideoLM, stream: Narrated) -> Watched:
     """Both protocols, at the model's own threshold."""
+    pack_linears(model)  # as a session does, so that all streams go the same way
     features, scores = features_of(model, stream), scores_of(model, stream)
     truth = teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
     return Watched(stream, truth, self_conditioned(model, stream, features, scores=scores))
@@ -62,6 +64,7 @@ def watch_both(model: StreamingVideoLM, stream: Narrated) -> Watched:
 
 def watch_truth(model: StreamingVideoLM, stream: Narrated) -> TeacherForced:
     """The teacher-forced protocol alone."""
+    pack_linears(model)
     features, scores = features_of(model, stream), scores_of(model, stream)
     return teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
 

@@ -1,7 +1,8 @@
 """uint8 pictures -> a tower's squares as its publishers made them: squashed, or scaled and cut out of the middle.
 
-Byte for byte, to one level, what Pillow gives, which the published processors use: antialiased, and rounded once per
-axis. (DINOv3's rounds nothing, so that it differs by the rounding.) A stream's frames are letterboxed instead.
+With Pillow, as the published processors do it: antialiased, rounded and cut off at 0 and 255 once per axis. (DINOv3's
+rounds nothing, so that it differs by the rounding.) PyTorch's own resampling of bytes is up to seven levels off at sharp
+edges; it serves pictures that are not on the CPU. A stream's frames are letterboxed instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from videollm_mod.types import InputError
@@ -46,10 +48,10 @@ def _resized(images: np.ndarray | torch.Tensor, high: int, wide: int, how: Filte
         )
     if images.shape[1:3] == (high, wide) or not len(images):
         return images.new_zeros(0, high, wide, 3) if not len(images) else images.clone()
-    planes = images.permute(0, 3, 1, 2)  # (F, 3, height, width)
-    if images.device.type != "cpu":  # only the CPU resamples bytes
-        planes = planes.float()
+    if images.device.type == "cpu":
+        kernel = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[how]
+        pictures = [Image.fromarray(image).resize((wide, high), kernel) for image in images.numpy()]
+        return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    planes = images.permute(0, 3, 1, 2).float()  # (F, 3, height, width)
     resized = interpolate(planes, size=(high, wide), mode=how, align_corners=False, antialias=True)
-    if resized.is_floating_point():
-        resized = resized.round().clamp(0, 255).to(torch.uint8)
-    return resized.permute(0, 2, 3, 1)
+    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
