@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 CLIP := videollm_mod/assets/demo.mp4
 
-.PHONY: demo test check clean
+.PHONY: demo test slow check clean
 
 # One stamp per set of extras, newer than what it was made from. torch is pinned by constraints.txt.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -25,7 +25,11 @@ demo: $(VENV)/.installed
 	$(BIN)/videollm-mod show $(CLIP) --start 25 --end 37 --picture $(OUT)/kept.png
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# What takes long: whole runs, several processes, resuming.
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -77,6 +77,7 @@ def test_without_accelerate_training_says_how_to_get_it(
     assert "needs accelerate, which is not installed; run pip install -e '.[train]'." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_recipe_file_of_ones_own_is_trained(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.py"
     here = str(Path(__file__).parent)
@@ -92,6 +93,7 @@ def test_a_recipe_file_of_ones_own_is_trained(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model" / "calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_train_takes_numbers_of_layers_and_no_worker_at_all(tmp_path: Path) -> None:
     """Stopped by Ctrl-C as soon as the run has begun; what it says then goes on with the very same recipe."""
     out = tmp_path / "my run"

@@ -147,6 +147,7 @@ def test_calibration_chooses_a_threshold_of_its_grid_and_tells_what_it_measured(
         calibrate(random_model(), STREAMS, grid=(0.5, 0.2))
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds() -> None:
     model, streams = random_model(), [short_stream(number, seconds=6) for number in range(3)]
     alone = run_jobs(model, watch_truth, streams)

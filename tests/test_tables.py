@@ -68,6 +68,7 @@ def test_a_cell_is_trained_once_from_its_base_and_its_result_kept(home: Path, ba
     assert known(tmp_path, cell, 1, dataclasses.replace(recipe, lr=0.1)) is None  # it would be another result
 
 
+@pytest.mark.slow
 def test_the_tower_of_a_cell_that_freezes_it_is_its_bases(home: Path, base: Path, tmp_path: Path) -> None:
     cell = Cell("frozen", ("plans",), routed())
     recipe = dataclasses.replace(cell.recipe(small(), base, 0), tower_lr=0.0)

@@ -103,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["stream", "tower"])
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("by", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights_validation_and_log(
     tmp_path: Path, whole: Path, stage: str, by: signal.Signals
 ) -> None:
@@ -131,6 +131,7 @@ def test_ctrl_c_loses_no_step(tmp_path: Path) -> None:
     assert seen[-1] == ("validation", 3) and newest_step(tmp_path, "stream") == 3
 
 
+@pytest.mark.slow
 def test_the_best_model_is_kept_beside_the_last_and_the_curves_are_drawn(tmp_path: Path) -> None:
     last = train(small_recipe(), tmp_path, workers=0)
     losses = {row["step"]: row["loss"] for row in stream_lines(tmp_path) if row["stage"] == "validation"}
@@ -155,6 +156,7 @@ def test_a_resumed_run_forgets_no_best_model(tmp_path: Path) -> None:
     assert run.best_loss == 0.0
 
 
+@pytest.mark.slow
 def test_drawing_in_another_process_changes_no_sample(tmp_path: Path) -> None:
     alone, helped = tmp_path / "alone", tmp_path / "helped"
     train(small_recipe(), alone, workers=0)

@@ -29,6 +29,7 @@ from videollm_mod.train.stage import Order, Stage
 from videollm_mod.train.tower import TowerStage
 from videollm_mod.types import InputError
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 BOTH = pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 

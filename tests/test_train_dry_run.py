@@ -115,6 +115,7 @@ def test_flops_with_low_rank_maps_are_what_pytorch_counts(
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_run_of_the_paper_is_reckoned_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
     seen = set()
     for make in RECIPES:
@@ -147,6 +148,7 @@ def test_llama_3_8b_is_counted_to_the_number(capsys: pytest.CaptureFixture[str])
     assert per_frame["dense"] > 1.375 * 2**20 and per_frame["routed"] > 0.875 * 2**20
 
 
+@pytest.mark.slow
 def test_sharing_out_and_more_devices_take_less_memory_each(capsys: pytest.CaptureFixture[str]) -> None:
     taken = []
     for flags in (["--sharding", "ddp"], ["--sharding", "fsdp2"], ["--sharding", "fsdp2", "--devices", "64"]):
@@ -209,6 +211,7 @@ def test_the_papers_settings_are_those_of_the_paper() -> None:
     assert {make().lm.id for make in RECIPES} == {LLAMA_3_8B.id, "Qwen/Qwen3-4B"}
 
 
+@pytest.mark.slow
 def test_the_8b_step_runs_at_toy_size(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "runs" / "train_8b.py"), "--toy", "--out", str(tmp_path / "toy.json")]
     run = subprocess.run(words, capture_output=True, text=True, check=True)
