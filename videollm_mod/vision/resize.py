@@ -1,8 +1,8 @@
 """uint8 pictures -> a tower's squares as its publishers made them: squashed, or scaled and cut out of the middle.
 
 With Pillow, as the published processors do it: antialiased, rounded and cut off at 0 and 255 once per axis. (DINOv3's
-rounds nothing, so that it differs by the rounding.) PyTorch's own resampling of bytes is up to seven levels off at sharp
-edges; it serves pictures that are not on the CPU. A stream's frames are letterboxed instead.
+rounds nothing, so that it differs by the rounding.) PyTorch's own resampling of bytes is up to seven levels off at
+sharp edges; it serves pictures that are not on the CPU. A stream's frames are letterboxed instead.
 """
 
 from __future__ import annotations
