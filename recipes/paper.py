@@ -1,7 +1,8 @@
 """The paper's runs: Ego4D narration, COIN, long-term anticipation on Ego4D, EgoExo4D narration; Llama-3-8B + SigLIP-L.
 
 `videollm-mod train paper.coin --dry-run` tells what one takes; the same runs with Qwen3-4B end in `_qwen3`. Settings
-are those of VideoLLM-MoD and of VideoLLM-online, which it follows. What a sample is like is our estimate.
+are those of VideoLLM-MoD and of VideoLLM-online, which it follows. What a sample is like is our estimate; how many
+there are is told where it is published (113K narration streams: VideoLLM-online's README).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def ego4d_narration(lm: Pretrained = LLAMA_3_8B, name: str = "ego4d_narration") 
 def coin(lm: Pretrained = LLAMA_3_8B, name: str = "coin") -> PaperRecipe:
     """Questions at the end of an instructional video: its step, its task, what comes next. 2.4 minutes in the mean."""
     about = {"frames": 283, "text": 100, "replies": 20, "narrated": False}
-    return _run(name, "COIN", lm, samples=9_030, epochs=5, lr=1e-4, **about)
+    return _run(name, "COIN", lm, epochs=5, lr=1e-4, **about)
 
 
 def ego4d_lta(lm: Pretrained = LLAMA_3_8B, name: str = "ego4d_lta") -> PaperRecipe:

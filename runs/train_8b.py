@@ -1,7 +1,7 @@
 """One training step of a Llama-3-8B with random weights, dense and routed: time, peak memory, share of the FLOPs bound.
 
-The decoder is frozen in bf16; what learns is like a LoRA of rank 128 on all linear maps of every layer, and the experts
-in float32; with gradient checkpointing, as the paper trains, and without. 600 frames of 10 tokens, 128 of 50. On a GPU,
+The decoder is frozen in bf16; what learns is LoRA of rank 128 on all linear maps of every layer, and the experts, in
+float32; with gradient checkpointing, as the paper trains, and without. 600 frames of 10 tokens, 128 of 50. On a GPU,
 at true size, a quarter of an hour:
 
     python runs/train_8b.py --out docs/results/train_8b.json
@@ -26,16 +26,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs without being installed
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from recipes.paper import LLAMA_3_8B
+from videollm_mod.adapters import LoraSettings, wrap_linears
 from videollm_mod.bench.measure import PeakMemory, environment, progress, rounded, time_in_turn
 from videollm_mod.depth import DepthPlan, apply_depth
 from videollm_mod.files import atomic_write
 from videollm_mod.train.cost import Sample, Setting, activation_bytes, decoder_flops
 from videollm_mod.train.devices import checkpoint_layers
-from videollm_mod.train.paper import Adapter
 
 ROUTED = DepthPlan("interleaved", keep=0.2)
 DENSE = DepthPlan("full")
@@ -50,36 +50,19 @@ TOY = {
 }
 
 
-class LowRank(nn.Module):
-    """W x + (alpha / r) B A dropout(x), W frozen: what LoRA computes, so that its time and memory are there."""
-
-    def __init__(self, base: nn.Linear, adapter: Adapter) -> None:
-        super().__init__()
-        self.base, self.scale, self.dropout = base, adapter.alpha / adapter.rank, nn.Dropout(adapter.dropout)
-        place = {"device": base.weight.device, "dtype": torch.float32, "bias": False}
-        self.a = nn.Linear(base.in_features, adapter.rank, **place)
-        self.b = nn.Linear(adapter.rank, base.out_features, **place)
-        nn.init.zeros_(self.b.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scale * self.b(self.a(self.dropout(x))).to(x.dtype)
-
-
-def build(architecture: dict[str, Any], adapter: Adapter, device: str) -> Any:
-    """A decoder with random weights, frozen in bf16, and low-rank maps and experts that learn."""
+def build(architecture: dict[str, Any], adapter: LoraSettings, device: str) -> Any:
+    """A decoder with random weights, frozen in bf16, and LoRA and experts that learn."""
     config = dataclasses.replace(LLAMA_3_8B, architecture=architecture).config
     torch.manual_seed(0)
     with torch.device(device):
         lm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
-    for module in [*lm.modules()]:
-        for name, child in [*module.named_children()]:
-            if isinstance(child, nn.Linear) and name in adapter.targets:
-                setattr(module, name, LowRank(child, adapter))
+    wrap_linears(lm, adapter)
     apply_depth(lm, ROUTED)
     for name, parameter in lm.named_parameters():
-        if "depth_expert" in name:
+        learns = "depth_expert" in name or ".lora_" in name
+        parameter.requires_grad_(learns)
+        if learns:
             parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
     return lm.train()
 
 
@@ -176,7 +159,7 @@ def main() -> None:
     if flags.device != "cuda" and not flags.toy:
         parser.error("a decoder of this size needs a GPU; add --toy for a small one on a CPU")
     many, few, words, replies = (6, 2, 6, 4) if flags.toy else (600, 128, 630, 400)
-    adapter = Adapter(rank=4, alpha=8) if flags.toy else Adapter()
+    adapter = LoraSettings(rank=4, alpha=8) if flags.toy else LoraSettings()
     samples = {
         "600x10": Sample(many, 10, many + words, many + replies),
         "128x50": Sample(few, 50, few + words, few + replies),

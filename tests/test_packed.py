@@ -55,6 +55,13 @@ def test_a_weight_that_changes_is_laid_out_anew() -> None:
         assert torch.allclose(layer(x), x.sum(-1, keepdim=True).expand(-1, 40), atol=1e-5)
 
 
+def test_a_model_made_in_inference_mode_is_packed_too() -> None:
+    with torch.inference_mode():
+        layer, x = pack_linears(linear()), torch.randn(3, 24)
+        assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)
+        assert layer.weight in packed._packed
+
+
 def test_training_autocast_and_other_types_go_the_ordinary_way() -> None:
     layer, x = pack_linears(linear()), torch.randn(2, 3, 24)
     layer(x).sum().backward()

@@ -18,13 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from recipes.paper import LLAMA_3_8B, RECIPES, coin, ego4d_narration
 from recipes.tiny import recipe as tiny_recipe
+from videollm_mod.adapters import LoraSettings
 from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan, apply_depth
 from videollm_mod.train.build import build
 from videollm_mod.train.cost import Sample, Setting, activation_bytes, adapter_parameters, decoder_flops
 from videollm_mod.train.devices import checkpoint_layers
 from videollm_mod.train.dry_run import dry_run
-from videollm_mod.train.paper import Adapter
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -99,9 +99,9 @@ def test_flops_with_low_rank_maps_are_what_pytorch_counts(
     script: Any, plan: DepthPlan, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("videollm_mod.depth.layout.ROW_BLOCK", 1)
-    adapter = Adapter(rank=4, alpha=8)
+    adapter = LoraSettings(rank=4, alpha=8)
     lm = apply_depth(script.build(script.TOY, adapter, "cpu").float(), plan)
-    low_rank = sum(p.numel() for name, p in lm.named_parameters() if name.endswith(("a.weight", "b.weight")))
+    low_rank = sum(p.numel() for name, p in lm.named_parameters() if ".lora_" in name)
     assert low_rank == adapter_parameters(lm.config, adapter)
     if checkpointing:
         checkpoint_layers(lm)
@@ -186,7 +186,7 @@ def test_a_recipe_of_ours_is_reckoned_too(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["paper.coin"], "paper.coin cannot run yet: a reader of COIN and LoRA around meta-llama"),
+        (["paper.coin"], "paper.coin cannot run yet: a reader of COIN is missing"),
         (["paper.coin", "--dry-run", "--plan", "33"], "the plan names layer 33, but the model has layers 0 to 31."),
         (["paper.coin", "--dry-run", "--devices", "0"], "--devices 0 is too small; give 1 or more."),
         (["paper.coin", "--dry-run", "--start", "tiny"], "--start does not go with paper.coin"),

@@ -71,17 +71,21 @@ def apply_lora(model: StreamingVideoLM, settings: LoraSettings | None = None) ->
     """
     if has_lora(model):
         raise InputError("the model has LoRA already; go on training that, or begin from its base.")
-    chosen = settings or LoraSettings()
-    config = _peft().LoraConfig(
-        r=chosen.rank,
-        lora_alpha=chosen.alpha,
-        lora_dropout=chosen.dropout,
-        target_modules=list(chosen.targets),
-        task_type="CAUSAL_LM",
-    )
-    _inject(model.lm, config)
+    wrap_linears(model.lm, settings or LoraSettings())
     train_adapter(model)
     return model
+
+
+def wrap_linears(lm: nn.Module, settings: LoraSettings) -> None:
+    """Put LoRA around a decoder's linear layers, in place; what is frozen is the caller's affair."""
+    config = _peft().LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    _inject(lm, config)
 
 
 def train_adapter(model: StreamingVideoLM) -> None:

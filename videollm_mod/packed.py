@@ -42,7 +42,8 @@ class PackedLinear(nn.Linear):
 
 def laid_out(weight: Tensor) -> Tensor:
     """The laid-out copy of a weight (out, in), made when it is first asked for and when the weight has changed."""
-    version, address = weight._version, weight.data_ptr()
+    version = 0 if weight.is_inference() else weight._version  # what was made in inference mode counts no changes
+    address = weight.data_ptr()
     known: tuple[int, int, Tensor] | None = _packed.get(weight)
     if known is None or known[:2] != (version, address):
         with torch.no_grad():

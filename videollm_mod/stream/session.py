@@ -1,7 +1,8 @@
 """One stream = one state machine: push frames, ask at any time. No threads, no UI.
 
 What it puts into the model's context is token for token what `StreamTemplate.encode` gives for the same conversation,
-and a step never splits a frame, so a session equals one pass over that conversation. Not thread-safe: one caller.
+and a step never splits a frame, so a session equals one pass over that conversation, for as long as it forgets nothing
+(`window`). Not thread-safe: one caller.
 """
 
 from __future__ import annotations

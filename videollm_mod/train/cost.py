@@ -26,8 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from videollm_mod.adapters import LoraSettings
 from videollm_mod.depth import DepthPlan, flops
-from videollm_mod.train.paper import Adapter
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Sample:
 class Setting:
     """How a decoder is trained."""
 
-    adapter: Adapter | None  # None: all of its weights learn
+    adapter: LoraSettings | None  # None: all of its weights learn
     checkpointing: bool
     bf16: bool  # arithmetic
 
@@ -83,10 +83,10 @@ def linear_maps(config: Any) -> Mapping[str, tuple[int, int]]:
     }
 
 
-def adapter_parameters(config: Any, adapter: Adapter) -> int:
+def adapter_parameters(config: Any, adapter: LoraSettings) -> int:
     """Numbers in A and B of all layers and of the head: r (inputs + outputs) each."""
     sizes = linear_maps(config)
-    each = {name: adapter.rank * sum(sizes[name]) for name in adapter.targets}
+    each = {name: adapter.rank * sum(sizes[name]) for name in adapter.targets if name in sizes}
     head = each.pop("lm_head", 0)
     return config.num_hidden_layers * sum(each.values()) + head
 
@@ -113,7 +113,7 @@ def _layer_bytes(config: Any, setting: Setting) -> int:
     total = 2 * 4 * d + c * (2 * sizes["q_proj"][1] + 2 * sizes["k_proj"][1]) + 3 * c * inner
     if setting.adapter is None:
         return total + 2 * s * d + c * ((5 if setting.bf16 else 2) * d + inner)
-    names = [name for name in setting.adapter.targets if name != "lm_head"]
+    names = [name for name in setting.adapter.targets if name in sizes and name != "lm_head"]
     return total + sum(sizes[name][0] * (1 + c) + c * setting.adapter.rank for name in names)
 
 
@@ -126,7 +126,7 @@ def decoder_flops(config: Any, plan: DepthPlan, sample: Sample, setting: Setting
         return total + (layers if setting.checkpointing else 0)
     sizes, rank = linear_maps(config), setting.adapter.rank
     entries = flops.kv_entries(config, plan, *shape)
-    low_rank = {name: 2 * rank * sum(sizes[name]) for name in setting.adapter.targets}
+    low_rank = {name: 2 * rank * sum(sizes[name]) for name in setting.adapter.targets if name in sizes}
     head = low_rank.pop("lm_head", 0) * sample.labels
     inside = sum(low_rank.values()) * sum(entries)
     # frozen weights need no gradient, and a product with them costs one forward less; in attention both factors do

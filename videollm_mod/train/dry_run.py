@@ -30,7 +30,8 @@ from videollm_mod.vision import Connector, FrameEncoder, TransformersTower
 DENSE = DepthPlan("full")
 HOW = (
     "parameters counted on the meta device; memory of one process: weights, gradients, AdamW's moments exact, "
-    "activations by the formulas of train/cost.py; FLOPs of decoder and connector, of a frozen tower beside them: "
+    "activations by the formulas of train/cost.py, which with checkpointing were held against nothing yet; "
+    "FLOPs of decoder and connector, of a frozen tower beside them: "
     "nothing, where the frames' features were extracted beforehand"
 )
 

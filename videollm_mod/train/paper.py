@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from videollm_mod.adapters import LoraSettings
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamSettings
 from videollm_mod.train.recipe import check_means
@@ -31,16 +32,6 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """LoRA: W x + alpha / rank B A x for each of the decoder's linear maps that are named."""
-
-    rank: int = 128
-    alpha: int = 256
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
-
-
-@dataclass(frozen=True)
 class PaperRecipe:
     """A run. The connector and the experts are trained in full, the tower not at all."""
 
@@ -57,7 +48,7 @@ class PaperRecipe:
     epochs: int = 2
     plan: DepthPlan = field(default_factory=DepthPlan)
     grid: tuple[int, int] = (3, 3)
-    adapter: Adapter = field(default_factory=Adapter)
+    adapter: LoraSettings = field(default_factory=LoraSettings)
     settings: StreamSettings = field(default_factory=StreamSettings)
     corrupt: float = 1.0  # share of samples in which one earlier reply is wrong: see corrupt.py
     streams: int = 64  # per step, of all processes together: 8 of batch 1, accumulated 8 times
@@ -83,7 +74,4 @@ class PaperRecipe:
 
     def missing(self) -> str:
         """Why it cannot run yet, and what can be done."""
-        return (
-            f"{self.name} cannot run yet: a reader of {self.data} and LoRA around {self.lm.id} are missing; "
-            "--dry-run tells what it would take."
-        )
+        return f"{self.name} cannot run yet: a reader of {self.data} is missing; --dry-run tells what it would take."
