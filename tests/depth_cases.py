@@ -5,7 +5,7 @@ The weights are large and the experts' are not small, so that every choice and e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -291,6 +291,11 @@ def talk(words: str) -> Conversation:
     return Conversation(tuple(index))
 
 
+TALK = talk("2t 10 5 2t 1 10 10 2t")  # longer than the sliding window
+STEPS = [2, 19, 20, 30]  # text | two frames and a question | a frame | a frame | a frame and text
+SHORT = talk("1t 10 3t 1 5 1t")
+
+
 @st.composite
 def conversations(draw: st.DrawFn, longest: int = 90) -> Conversation:
     """System text, frames of 1, 5, 10 and 50 tokens mixed, questions in between, text after; any of it may lack."""
@@ -393,3 +398,17 @@ def left_padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(
         [row[0] for row in rows], batch_first=True, padding_value=value, padding_side="left"
     )
+
+
+def assert_checkpointing_changes_no_gradient(model: PreTrainedModel, loss: Callable[[], Tensor]) -> None:
+    """The gradients of a routed model in double precision, with its layers computed once and again."""
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        loss().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and any("depth_expert" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        assert far(gradient, gradients[1][name]) < 1e-10, name

@@ -22,9 +22,13 @@ from depth_cases import (
     GLOBAL,
     LAYERS,
     LOCAL,
+    SHORT,
+    STEPS,
+    TALK,
     TOLERANCE,
     WINDOW,
     Conversation,
+    assert_checkpointing_changes_no_gradient,
     conversations,
     cuts,
     far,
@@ -60,9 +64,6 @@ from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, ConvTower, ConvTowerConfig, FrameEncoder
 
 Models = Callable[..., PreTrainedModel]
-TALK = talk("2t 10 5 2t 1 10 10 2t")  # longer than the sliding window
-STEPS = [2, 19, 20, 30]  # text | two frames and a question | a frame | a frame | a frame and text
-SHORT = talk("1t 10 3t 1 5 1t")
 PLANS = (  # together: each scorer, a gate of each kind, a ratio per layer, layers that keep no vision at all
     DepthPlan("interleaved", 0.2),
     DepthPlan("all", 0.4, gate="update", keep_last=True),
@@ -237,17 +238,8 @@ def test_law_5_the_expert_gets_a_gradient_is_moved_saved_and_comes_back(family: 
 @families
 def test_law_5_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
     model = tiny_model(family, torch.float64).train()
-    gradients = []
     with routed(model, PLANS[2]):
-        for checkpointing in (False, True):
-            if checkpointing:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.zero_grad()
-            loss_of(model, use_cache=False).backward()
-            gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys() and any("depth_expert" in name for name in gradients[0])
-    for name, gradient in gradients[0].items():
-        assert far(gradient, gradients[1][name]) < 1e-10, name
+        assert_checkpointing_changes_no_gradient(model, lambda: loss_of(model, use_cache=False))
 
 
 # --- 6: the cache ----------------------------------------------------------------------------------------------------

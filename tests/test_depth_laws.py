@@ -15,6 +15,9 @@ from depth_cases import (
     DTYPES,
     LAYERS,
     PLANS,
+    SHORT,
+    STEPS,
+    TALK,
     TOLERANCE,
     Conversation,
     far,
@@ -36,9 +39,6 @@ from videollm_mod.depth.plan import GRADIENT_GATES
 from videollm_mod.types import InputError
 
 Models = Callable[..., PreTrainedModel]
-TALK = talk("2t 10 5 2t 1 10 10 2t")  # longer than the sliding window
-STEPS = [2, 19, 20, 30]  # text | two frames and a question | a frame | a frame | a frame and text
-SHORT = talk("1t 10 3t 1 5 1t")
 
 backbones = pytest.mark.parametrize("backbone", BACKBONES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp64"])
