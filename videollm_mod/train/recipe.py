@@ -75,6 +75,7 @@ class Recipe:
     settings: StreamSettings = field(default_factory=StreamSettings)
     tower_stage: TowerStage | None = field(default_factory=TowerStage)  # None: the tower can see already
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
+    cell_weight: float = 0.0  # of the tower stage's loss while streams are learned, lest the tower forget names
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
     lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
@@ -127,7 +128,12 @@ class Recipe:
         """
         values = dataclasses.asdict(self)
         usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in MEANS}
-        newer = [(values, "as_start", False), (values, "lora", None), (values["settings"], "template", "plain")]
+        newer = [
+            (values, "as_start", False),
+            (values, "lora", None),
+            (values, "cell_weight", 0.0),
+            (values["settings"], "template", "plain"),
+        ]
         for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:
             if place[name] == unused:
                 del place[name]
