@@ -106,6 +106,13 @@ class StreamStage(Stage):
         for name, parameter in model.lm.named_parameters():
             if "depth_expert" in name:
                 parameter.requires_grad_(recipe.train_experts)
+        if recipe.lora is not None:  # 16 GB less in each checkpoint of an 8B model
+            towered = "model.encoder." if recipe.tower_stage is not None else None  # as the stage before left it
+            self.frozen = frozenset(
+                name
+                for name, parameter in self.named_parameters()
+                if not parameter.requires_grad and not (towered and name.startswith(towered))
+            )
 
     def samples(self) -> StreamSamples:
         return StreamSamples(self.recipe)
