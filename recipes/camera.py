@@ -33,7 +33,8 @@ def recipe() -> Recipe:
         start="tiny",
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
         settings=StreamSettings(system="Say what happens.", decide="own", window=30.0),
-        tower_stage=TowerStage(steps=1500, lr=1.2e-3),
+        tower_stage=TowerStage(steps=2600, streams=8, frames=8, lr=1.5e-3),  # frames of one stream are much alike
+        tower_lr=5e-4,
         cell_weight=0.2,
         corrupt=0.15,
         lr=1.2e-3,
