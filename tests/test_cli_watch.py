@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -27,7 +26,7 @@ from videollm_mod.dialogue import word_tokenizer
 from videollm_mod.doctor import Check, install_command
 from videollm_mod.flags import PLANS
 from videollm_mod.model import StreamingVideoLM, StreamSettings, load
-from videollm_mod.pace import catch_interrupts, newest
+from videollm_mod.pace import catch_interrupts
 from videollm_mod.show.overlay import CELL, GAP
 from videollm_mod.show.terminal import Terminal
 from videollm_mod.stream.session import StreamSession
@@ -326,37 +325,6 @@ def test_doctor_fails_nothing_that_is_optional_and_names_the_mend_that_applies_h
     assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -e '.[dev]'"
     assert install_command(extra="dev", root=tmp_path) == "pip install 'videollm-mod[dev]'"
     assert install_command("--force-reinstall", root=tmp_path) == "pip install --force-reinstall 'videollm-mod'"
-
-
-def frames(count: int, seconds: float) -> Iterator[Frame]:
-    for number in range(count):
-        yield Frame(np.zeros((2, 2, 3), dtype=np.uint8), number * seconds, number)
-        time.sleep(seconds)
-
-
-def test_of_a_live_source_a_slow_reader_gets_the_newest_frame_and_the_others_are_counted() -> None:
-    dropped: list[int] = []
-    taken = []
-    for frame, _ in newest(frames(20, 0.02), dropped.append):
-        taken.append(frame.index)
-        time.sleep(0.1)
-    assert taken == sorted(set(taken)) and taken[-1] == 19
-    assert len(taken) + sum(dropped) == 20 and sum(dropped) > 0
-
-
-def test_a_quick_reader_of_a_live_source_loses_nothing() -> None:
-    dropped: list[int] = []
-    assert [frame.index for frame, _ in newest(frames(6, 0.1), dropped.append)] == list(range(6))
-    assert sum(dropped) == 0
-
-
-def test_what_goes_wrong_while_reading_live_is_raised_where_frames_are_taken() -> None:
-    def failing() -> Iterator[Frame]:
-        yield from frames(1, 0.01)
-        raise OSError("the camera is gone")
-
-    with pytest.raises(OSError, match="the camera is gone"):
-        list(newest(failing(), lambda count: None))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,7 +6,7 @@
     stream.ask("What is in view?")
     while engine.waiting:
         for output in engine.step():        # one thread steps
-            print(output.stream, output.text, output.event, output.decision)
+            print(output.stream, output.delta, output.event, output.decision)
 
 A stream is a `StreamSession` whose steps the engine runs: linear layers once over the tokens of all streams, attention
 stream by stream (depth/step.py). What it says and keeps is what it would alone. Frames of one stream that wait share a
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, dataclass
-from typing import Any
 
+import numpy as np
 import torch
 
 from videollm_mod.depth.layer import find_decoder
@@ -46,17 +46,13 @@ class QueueFull(InputError):
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """Something that a step gave: one of words, an event, a decision on a frame."""
+    """Something that a step gave: one of delta, event, decision."""
 
     stream: EngineStream
-    text: str | None = None  # the next words of the reply that is being made
+    delta: str | None = None  # the next words of the reply that is being made
     event: StreamEvent | None = None  # a reply that is finished
-    decision: Decision | None = None
-
-    @property
-    def kept(self) -> dict[int, Any] | None:
-        """With a decision, if the stream records it: layer -> (1 + h * w,) bool, what of the frame went through."""
-        return self.decision.kept if self.decision is not None and self.decision.kept else None
+    decision: tuple[float, float] | None = None  # on a frame: its time, seconds, and the probability of silence
+    kept: dict[int, np.ndarray] | None = None  # with a decision, if recorded: layer -> (1 + h * w,) bool
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ class EngineStream:
                 self.engine._streams.remove(self)
 
     @property
-    def kept(self) -> dict[int, Any]:
+    def kept(self) -> dict[int, np.ndarray]:
         """If recorded: layer -> (1 + h * w,) bool, the tokens of the newest frame that went through."""
         return self._session.kept
 
@@ -345,7 +341,7 @@ class Engine:
                 queue.drop("memory", len(frames))
         return _Turn(stream, session.propose(), [])
 
-    def _run(self, turns: list[_Turn]) -> tuple[list[float], list[int], dict[int, Any]]:
+    def _run(self, turns: list[_Turn]) -> tuple[list[float], list[int], dict[int, np.ndarray]]:
         """The model's step: of each end the probability of silence and the likeliest token; and what was kept."""
         device = self.model.device
         frames = [frame for turn in turns for frame in turn.frames]
@@ -375,7 +371,9 @@ class Engine:
         silence, words = turns[0].stream._session.judge(out.logits[0])
         return silence, words, {layer: row[0].cpu().numpy() for layer, row in (kept or {}).items()}
 
-    def _receive(self, turn: _Turn, silence: list[float], words: list[int], kept: dict[int, Any]) -> list[EngineOutput]:
+    def _receive(
+        self, turn: _Turn, silence: list[float], words: list[int], kept: dict[int, np.ndarray]
+    ) -> list[EngineOutput]:
         stream, session = turn.stream, turn.stream._session
         items = session.receive(turn.step, silence, words, kept if session.records else None)
         with self._arrived:
@@ -388,9 +386,10 @@ class Engine:
         outputs = []
         for item in items:
             if isinstance(item, Decision):
-                outputs.append(EngineOutput(stream, decision=item))
+                kept_of_frame = item.kept if session.records else None
+                outputs.append(EngineOutput(stream, decision=(item.time, item.silence), kept=kept_of_frame))
             elif isinstance(item, StreamEvent):
                 outputs.append(EngineOutput(stream, event=item))
             else:
-                outputs.append(EngineOutput(stream, text=item))
+                outputs.append(EngineOutput(stream, delta=item))
         return outputs
