@@ -132,21 +132,31 @@ def test_after_a_step_the_model_attends_as_before(attention: str) -> None:
         assert torch.equal(run(model, TALK.ids(), TALK.index).hidden, before)
 
 
+@torch.no_grad()
 def test_another_thread_may_use_the_model_in_the_middle_of_a_step(models: Models) -> None:
     with routed(models("mistral", torch.float64), PLANS["interleaved"]) as model:
-        expected = run(model, TALK.ids(), TALK.index).hidden
+        decoder, film = model.get_decoder(), OTHERS[0][0]
+        expected, alone = (decoder(each.ids(), frame_index=each.index).last_hidden_state for each in (TALK, film))
         found: list[torch.Tensor] = []
+
+        @torch.no_grad()
+        def meanwhile() -> None:
+            found.append(decoder(TALK.ids(), frame_index=TALK.index).last_hidden_state)
 
         def elsewhere(*args: object) -> None:
             handle.remove()
             assert model.config._attn_implementation == IMPLEMENTATION
-            thread = threading.Thread(target=lambda: found.append(run(model, TALK.ids(), TALK.index).hidden))
+            thread = threading.Thread(target=meanwhile)
             thread.start()
             thread.join()
 
-        handle = model.get_decoder().layers[2].register_forward_pre_hook(elsewhere)
-        assert_as_alone(model, OTHERS, TOLERANCE[torch.float64])
+        handle = decoder.layers[2].register_forward_pre_hook(elsewhere)
+        step = StepCache(decoder, [RaggedCache(LAYERS), RaggedCache(LAYERS)], [film.frame_index] * 2)
+        row = torch.cat([film.ids(), film.ids()], 1)
+        out = decoder(row, frame_index=step.frame_index, position_ids=step.position_ids, past_key_values=step)
         assert far(found[0], expected) < TOLERANCE[torch.float64]
+        for share in step.shares:
+            assert far(out.last_hidden_state[:, share.begin : share.end], alone) < TOLERANCE[torch.float64]
 
 
 def test_a_step_that_fails_leaves_every_stream_as_it_was(models: Models) -> None:

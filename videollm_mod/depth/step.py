@@ -163,7 +163,10 @@ class StepCache(RaggedCache):
     """
 
     def __init__(self, decoder: Any, caches: Sequence[RaggedCache], numbers: Sequence[Sequence[int]]) -> None:
-        shares, index, slots, begin = [], [], [], 0
+        shares: list[Share] = []
+        index: list[int] = []
+        slots: list[int] = []
+        begin = 0
         self.numbers: list[int] = []  # the streams' own numbers of the row's frames
         for cache, row in zip(caches, numbers, strict=True):
             first, frames, sizes = cache.seen, [], []
@@ -270,11 +273,11 @@ def _attend(
     return layer.attend(query, attention_mask, scaling), None
 
 
-def _mask(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:
+def _mask(*args: Any, **kwargs: Any) -> Any:
     """The mask function of `IMPLEMENTATION`."""
     if _current.get() is None:
-        return sdpa_mask(*args, mask_function=mask_function, **kwargs)
-    return StepMask(mask_function)
+        return sdpa_mask(*args, **kwargs)
+    return StepMask(kwargs.get("mask_function", causal_mask_function))
 
 
 @contextmanager
