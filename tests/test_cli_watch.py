@@ -118,6 +118,21 @@ def test_realtime_takes_as_long_as_the_video_and_max_does_not_wait(
     assert seconds["max"] < seconds["realtime"]
 
 
+def test_what_is_dropped_has_a_policy_and_is_reported(
+    model: str, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", model, "--threshold", "0", "--fps", "8", "--end", "1"]
+    for more, policy in (([], "all"), (["--drop", "adaptive"], "adaptive"), (["--drop", "newest"], "newest")):
+        assert main(["watch", clip, *flags, *more]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["drop"], result["frames"], result["dropped"], result["drops"]) == (policy, 8, 0, {})
+    assert main(["watch", clip, *flags, "--drop", "newest", "--speed", "realtime"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["frames"] + result["dropped"] == 8 and sum(result["drops"].values()) == result["dropped"]
+    assert main(["watch", clip, *flags, "--drop", "oldest"]) == 2
+    assert "--drop 'oldest' is unknown; take one of newest, all, adaptive" in capsys.readouterr().err
+
+
 def test_a_frame_rate_above_the_sources_is_a_warning(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", clip, "--model", model, "--threshold", "0", "--fps", "50", "--end", "1"]) == 0
     printed = capsys.readouterr()

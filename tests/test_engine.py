@@ -286,17 +286,18 @@ def test_a_stream_that_does_not_fit_is_not_opened_and_fits_when_another_has_left
     assert len(engine.streams) == 2
 
 
-def test_a_stream_with_a_window_watches_for_ever_within_a_budget(model: StreamingVideoLM) -> None:
-    engine = Engine(model, max_bytes=100_000)
-    stream, endless = (engine.open(threshold=0.0, window=window) for window in (1.0, math.inf))
+def test_a_stream_with_a_window_has_its_room_from_the_start_and_watches_for_ever(model: StreamingVideoLM) -> None:
+    engine = Engine(model, max_bytes=120_000)
+    greedy, stream = (engine.open(threshold=0.0, window=window) for window in (math.inf, 1.0))
+    with pytest.raises(EngineFull):
+        engine.open(window=60.0)
     for frame in frames(40):
-        stream.push(frame)
+        for each in (greedy, stream):
+            each.push(frame)
         engine.step()
+        assert engine.kv_bytes <= 120_000
     assert stream.state().dropped == {} and stream.state().frames == 40
-    for frame in frames(40):
-        endless.push(frame)
-        engine.step()
-    assert endless.state().dropped["memory"] > 0, "the control"
+    assert greedy.state().dropped["memory"] > 0, "the control: without a window it takes all that is left"
 
 
 # --- queues --------------------------------------------------------------------------------------------------------

@@ -134,14 +134,15 @@ class StepLayer(RaggedLayer):
             # entries stand in the order of their slots and the newest are the queries' own: numbers alone tell
             return self._step.causal(count, entries, group, dtype)
         layer, key = self._own[stream], (stream, id(mask.rule), group)
-        if self._ratio is None and key in self._step.masks:  # dense layers of a kind all hold the same entries
+        whole = layer.seen == entries  # then all layers of the kind hold the same entries
+        if whole and key in self._step.masks:
             return self._step.masks[key]
         assert layer.slots is not None
         slots = layer.slots[0, :entries]
         nothing = torch.zeros((), dtype=torch.long, device=slots.device)
         seen = mask.rule(nothing, nothing, slots[entries - count :, None], slots[None, :])  # (count, entries)
         added = _added(seen.expand(count, entries), group, dtype)
-        if self._ratio is None:
+        if whole:
             self._step.masks[key] = added
         return added
 
