@@ -58,7 +58,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *, doors: Doors | None = None, rules: Any = None, model: Any = None, **hub: Any) -> Iterator[Running]:
+def serving(
+    folder: Path, *, doors: Doors | None = None, rules: Any = None, model: Any = None, **hub: Any
+) -> Iterator[Running]:
     """A running server whose events go to a new file in `folder`, or to the one that is there."""
     model = model or tiny_model(DepthPlan("interleaved", keep=0.4))
     made = Hub(model, Store(str(folder / "events.db")), **hub)

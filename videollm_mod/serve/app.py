@@ -196,7 +196,11 @@ def make_app(server: Server, *, chat_bytes: int | None = None) -> FastAPI:
     _add_open_routes(app, server)
     _add_stream_routes(app, server)
     _add_chat(app, server)
-    app.add_api_websocket_route("/live", lambda socket: _live(socket, server))
+
+    @app.websocket("/live")
+    async def live(socket: WebSocket) -> None:
+        await _live(socket, server)
+
     app.add_middleware(Guard, most=64 * 2**10, larger={"/v1/chat/completions": chat_bytes or hub.bounds.body_bytes})
     return app
 
@@ -228,7 +232,7 @@ async def _watch(server: Server, client: str, wish: NewStream, id: str | None = 
     live = await hub.open(client, wanted, source=hidden(wish.source), id=id)
     if id is not None:
         row = await asyncio.to_thread(hub.store.stream, id, client)
-        live.time = (row or {}).get("last") or -1.0
+        live.taken = (row or {}).get("last") or -1.0
     how = {"address": wish.source, **wish.model_dump(exclude={"source"}, exclude_none=True)}
     await asyncio.to_thread(hub.store.remember, live.id, json.dumps(how))
     live.state = protocol.State(state="connecting")
@@ -475,7 +479,9 @@ def _add_stream_routes(app: FastAPI, server: Server) -> None:
 
     text = {"schema": {"type": "string"}}
     lists = {200: {"model": Listing, "content": {"text/event-stream": text}}}
-    files = {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in export.TYPES.values()}}}
+    files = {
+        200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in export.TYPES.values()}}
+    }
     jpeg = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
     for method, path, function, more in (
         ("GET", "/streams", streams, {}),
@@ -651,7 +657,9 @@ class _Connection:
             else:
                 live, reopened = await hub.back(self._client, message)
         except asyncio.TimeoutError:
-            await self._leave(protocol.Failure(code="bad_message", message="nothing was said for 10 s.", fatal=True), 1008)
+            await self._leave(
+                protocol.Failure(code="bad_message", message="nothing was said for 10 s.", fatal=True), 1008
+            )
             return
         except Refusal as refusal:
             await self._leave(refusal.failure(), 1013 if refusal.code == "full" else 1008)
@@ -673,7 +681,9 @@ class _Connection:
                     self._after = one.number
             sender = asyncio.create_task(self._tell())
             reader = asyncio.create_task(self._listen(live))
-            await asyncio.wait({sender, reader, cut := asyncio.create_task(self._cut_off())}, return_when="FIRST_COMPLETED")
+            await asyncio.wait(
+                {sender, reader, cut := asyncio.create_task(self._cut_off())}, return_when="FIRST_COMPLETED"
+            )
             cut.cancel()
         finally:
             for task in (sender, reader):

@@ -56,7 +56,7 @@ class Doors:
         return name
 
     def _check_host(self, host: str) -> None:
-        """A name that a foreign page had pointed at us (DNS rebinding) is not let in; a token keeps that out as well."""
+        """A name that a foreign page had pointed at us (DNS rebinding) is not let in; a token does the same."""
         if self.tokens:
             return
         name = (urlsplit(f"//{host}").hostname or "") if _well_formed(host) else ""

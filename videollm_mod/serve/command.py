@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,7 +111,9 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
     check_keep(config.keep)
     check_probability(threshold=config.threshold)
     check_least(1, threads=config.threads, max_streams=config.max_streams, streams_per_client=config.streams_per_client)
-    check_least(1, kv_bytes=config.kv_bytes, keep_bytes=config.keep_bytes, question_characters=config.question_characters)
+    check_least(
+        1, kv_bytes=config.kv_bytes, keep_bytes=config.keep_bytes, question_characters=config.question_characters
+    )
     check_least(1, messages_per_second=config.messages_per_second, frame_pixels=config.frame_pixels)
     check_least(1024, frame_bytes=config.frame_bytes)
     check_least(0, linger=config.linger, keep_days=config.keep_days)
@@ -138,14 +141,9 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
 def _check_installed() -> None:
     from videollm_mod.types import InputError
 
-    try:
-        import fastapi
-        import prometheus_client
-        import sqlalchemy
-        import uvicorn
-        import websockets  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{error.name} is not installed; pip install 'videollm-mod[serve]'.") from error
+    for name in ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn", "websockets"):
+        if find_spec(name) is None:
+            raise InputError(f"{name} is not installed; pip install 'videollm-mod[serve]'.")
 
 
 def build(config: ServeConfig, doors: Any, rules: Any, plan: Any) -> tuple[Any, Any]:

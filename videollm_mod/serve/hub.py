@@ -101,7 +101,7 @@ class Live:
     store_frames: bool
     source: str | None = None
     number: int = 0  # of the newest event; the scribe's
-    time: float = -1.0  # of the newest picture taken
+    taken: float = -1.0  # time of the newest picture taken
     watched: float = 0.0  # time of the newest frame watched
     frames: int = 0
     pushed: int = 0
@@ -252,7 +252,7 @@ class Hub:
         if row["ended"] is not None:
             raise Refusal("ended", "that stream has ended; what was said in it is stored. Open a new one.")
         live = await self.open(client, wish, id=wish.stream)
-        live.time = row["last"] or -1.0
+        live.taken = row["last"] or -1.0
         return live, True
 
     def _full(self, why: str) -> Refusal:
@@ -303,7 +303,7 @@ class Hub:
             stream=live.id,
             resumed=resumed,
             reopened=reopened,
-            time=max(live.time, 0.0),
+            time=max(live.taken, 0.0),
             linger=self.linger,
             model=self.name,
             fps=model.settings.fps,
@@ -328,11 +328,13 @@ class Hub:
         """A picture of a stream. With the policy "all" this waits for room. Raises InputError for what it cannot be."""
         if isinstance(picture, bytes):
             open_picture(picture, self.bounds)  # its header; pixels are decoded when its turn comes
-        if not when > live.time:
-            raise InputError(f"the frame at {when:.3f} s does not come after the one at {live.time:.3f} s; time goes on.")
+        if not when > live.taken:
+            raise InputError(
+                f"the frame at {when:.3f} s does not come after the one at {live.taken:.3f} s; time goes on."
+            )
         if when > self.bounds.stream_seconds:
             raise Refusal("ended", f"a stream may last {self.bounds.stream_seconds:g} s; open a new one.")
-        live.time = when
+        live.taken = when
         live.mailbox.append(Waiting(when, picture, time.monotonic()))
         if live.policy == "newest":
             while len(live.mailbox) > MAILBOX["newest"]:
@@ -532,5 +534,3 @@ def encode_jpeg(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-

@@ -98,9 +98,7 @@ class Engine:
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
 
-    def open(
-        self, threshold: float | None = None, window: float | None = None, record_kept: bool = False
-    ) -> Stream:
+    def open(self, threshold: float | None = None, window: float | None = None, record_kept: bool = False) -> Stream:
         session = StreamSession(self.model, threshold=threshold, window=window, record_kept=record_kept)
         cost = self._cost(session.window)
         with self._lock:

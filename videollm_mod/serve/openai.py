@@ -143,7 +143,9 @@ def plan_steps(request: ChatRequest, bounds: Bounds) -> list[Step]:
             shown.append(decode_picture(data, bounds))
         question = " ".join(" ".join(asked).split())
         if len(question) > bounds.question_characters:
-            raise InputError(f"the question has {len(question)} characters; ask with at most {bounds.question_characters}.")
+            raise InputError(
+                f"the question has {len(question)} characters; ask with at most {bounds.question_characters}."
+            )
         # a question is about the pictures beside it, also where it stands before them
         steps += [*shown, question] if question else shown
     if not steps:

@@ -164,7 +164,7 @@ class Watcher:
         self._hub, self._live, self._address, self._rules, self._fps = hub, live, address, rules, fps
         self._loop = asyncio.get_running_loop()
         self._leaving = threading.Event()
-        self._zero = time.monotonic() - max(0.0, live.time)  # when the stream's time 0 was
+        self._zero = time.monotonic() - max(0.0, live.taken)  # when the stream's time 0 was
         # a daemon: a dead camera keeps its thread inside FFmpeg until a timeout, and must not keep the server alive
         self._thread = threading.Thread(target=self._run, name="source", daemon=True)
 
@@ -214,7 +214,7 @@ class Watcher:
                     self._tell("watching")
                     # time goes on through a loss, so that events lie where they happened
                     offset = time.monotonic() - self._zero - frame.time if video.live else 0.0
-                    offset = max(offset, self._live.time + 1 / self._fps - frame.time) if self._live.frames else offset
+                    offset = max(offset, self._live.taken + 1 / self._fps - frame.time) if self._live.frames else offset
                 self._await(self._hub.push(self._live, max(0.0, frame.time + offset), frame.image))
             return not video.live
         finally:

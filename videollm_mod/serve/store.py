@@ -98,8 +98,9 @@ POSTGRES_INDEX = (
 )
 # words of a question that say nothing about what is looked for
 SMALL_WORDS = frozenset(
-    "a an and are at be been by did do does for from had has have how i in is it its last me my of on or please show so "
-    "that the their then there they this time to was we were what when where which who whom whose why will with you".split()
+    "a an and are at be been by did do does for from had has have how i in is it its last me my of on or please show "
+    "so that the their then there they this time to was we were what when where which who whom whose why will with "
+    "you".split()
 )
 
 
@@ -137,7 +138,7 @@ class Store:
             raise InputError(f"--store {url} cannot be written; give another path.") from error
         except SQLAlchemyError as error:
             shown = url if "://" not in url else "the database"
-            raise InputError(f"--store: {shown} cannot be opened; check the path, the server and the rights.") from error
+            raise InputError(f"--store: {shown} cannot be opened; check the path, the server, the rights.") from error
 
     def close(self) -> None:
         self._engine.dispose()
