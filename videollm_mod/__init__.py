@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "DepthPlan": "depth",
+    "Engine": "stream.engine",
+    "EngineFull": "stream.engine",
     "Frame": "types",
     "FrameTokens": "types",
     "InputError": "types",

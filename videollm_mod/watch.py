@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
-from videollm_mod.pace import Interrupts, catch_interrupts, close_source, newest, paced, sleep_until
+from videollm_mod.pace import Interrupts, catch_interrupts, close_source, sleep_until
 
 if TYPE_CHECKING:
     from videollm_mod.depth import DepthPlan
     from videollm_mod.model import StreamingVideoLM
     from videollm_mod.show.terminal import Terminal
+    from videollm_mod.stream.pipeline import Pipeline
     from videollm_mod.stream.session import StreamSession
     from videollm_mod.stream.sinks import Sink
     from videollm_mod.types import StreamEvent
@@ -64,6 +65,9 @@ class StreamFlags:
     window: float | None = None
     """Seconds of video that the model remembers at least: older frames and words are forgotten, so that memory stays
     bounded; the model's own if not given, inf to forget nothing."""
+    drop: Literal["newest", "all", "adaptive"] | None = None
+    """What a model that is too slow does not see: all but the newest frame, nothing, or at a lowered rate just as much
+    as is needed; if not given, nothing of a file, and of a live source all but the newest."""
     threads: int | None = None
     """CPU threads; all of them if not given."""
 
@@ -102,12 +106,13 @@ class Tally:
     lag: float = 0.0  # of the newest frame, and the largest: how late the model was done with it, seconds
     lag_max: float = 0.0
     dropped: int = 0
+    drops: dict[str, int] = dataclasses.field(default_factory=dict)  # the same by reason
     interrupted: bool = False
     answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
-    def add_dropped(self, count: int) -> None:
-        self.dropped += count
+    def count_drops(self, drops: dict[str, int]) -> None:
+        self.drops, self.dropped = drops, sum(drops.values())
 
 
 def watch(config: WatchConfig) -> dict[str, Any]:
@@ -163,6 +168,7 @@ def run(
             warnings.warn(message, stacklevel=1)
         # seconds to import, and a source that cannot be opened is told before
         from videollm_mod.model import load
+        from videollm_mod.stream.pipeline import Pipeline
         from videollm_mod.stream.session import StreamSession
 
         model = load(flags.model, plan=plan, keep=flags.keep)
@@ -171,7 +177,10 @@ def run(
         session = StreamSession(model, threshold=flags.threshold, window=flags.window, record_kept=record_kept)
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
         realtime = flags.speed == "realtime" or video.live
-        follow(video, session, sinks, questions, realtime, terminal, tally, interrupts)
+        drop = flags.drop or ("newest" if video.live else "all")
+        encode = session.encode if model.device.type != "cpu" else None
+        with Pipeline(video, drop=drop, live=video.live, realtime=realtime, encode=encode) as frames:
+            follow(frames, 1 / video.fps, session, sinks, questions, realtime, terminal, tally, interrupts)
         for message in video.warnings:  # those about damage come at the end
             warnings.warn(message, stacklevel=1)
         state = session.state()
@@ -184,6 +193,8 @@ def run(
         "fps": round(tally.frames / tally.wall_seconds, 2) if tally.wall_seconds else 0.0,
         "lag_max": round(tally.lag_max, 3),
         "dropped": tally.dropped,
+        "drops": tally.drops,
+        "drop": drop,
         "kv_bytes": state.kv_bytes,
         "kv_bytes_dense": state.kv_bytes_dense,
         "questions": tally.answers,
@@ -296,7 +307,8 @@ def _plan_words(plan: DepthPlan) -> str:
 
 
 def follow(
-    video: VideoSource,
+    frames: Pipeline,
+    period: float,
     session: StreamSession,
     sinks: Sequence[Sink],
     questions: Sequence[Question],
@@ -305,7 +317,10 @@ def follow(
     tally: Tally,
     interrupts: Interrupts,
 ) -> None:
-    """Push every frame when it is due, ask every question when its time has come, tell sinks and terminal."""
+    """Push every frame when it is due, ask every question when its time has come, tell sinks and terminal.
+
+    period: how long a frame is shown, seconds.
+    """
     waiting = list(questions)
 
     def say(words: Iterator[str | StreamEvent], now: float, question: Question | None = None) -> None:
@@ -326,7 +341,8 @@ def follow(
 
     began = time.monotonic()
     try:
-        for frame, due in newest(video, tally.add_dropped) if video.live else paced(video):
+        for ready in frames:
+            frame, due = ready.frame, ready.due
             if not tally.frames:
                 tally.first = frame.time
             while waiting and waiting[0].time < frame.time:
@@ -337,16 +353,17 @@ def follow(
             if realtime:
                 sleep_until(due)
             with interrupts.shielded():
-                say(session.push_iter(frame), frame.time)
+                say(session.push_iter(ready.tokens or frame), frame.time)
                 for sink in sinks:
                     sink.frame(frame, session)
                 tally.frames, tally.last = tally.frames + 1, frame.time
                 now = time.monotonic()
                 tally.lag = max(0.0, now - due)
+                tally.count_drops(frames.dropped)
                 tally.lag_max = max(tally.lag_max, tally.lag)
                 tally.wall_seconds = now - began
                 terminal.progress(tally, session)
-        end = tally.last + 1 / video.fps  # of what the last frame shows
+        end = tally.last + period  # of what the last frame shows
         for question in waiting:
             if question.time > end + 0.005:
                 message = f"the question at {question.time:g} s was put at the end of the source, {end:.4g} s"
@@ -356,6 +373,7 @@ def follow(
         tally.interrupted = True
     finally:
         interrupts.shield = True  # files are closed next
+        tally.count_drops(frames.dropped)
         tally.wall_seconds = time.monotonic() - began
 
 

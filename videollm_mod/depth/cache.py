@@ -124,7 +124,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def crop_to(self, position: int) -> None:
         """Forget every entry of a token at `position` or later."""
-        self.seen = min(self.seen, position)
+        self.seen, self._pending = min(self.seen, position), None
         if self.slots is None:
             return
         stay = (self.slots >= 0) & (self.slots < position)  # (batch, capacity); slots ascend, so a prefix of each row

@@ -20,6 +20,7 @@ from videollm_mod.depth.expert import LayerExpert, kept_tokens
 from videollm_mod.depth.families import INSTEAD, first_norm, has_window, is_own, refuse_layers, refuse_recurrent
 from videollm_mod.depth.layout import FrameLayout
 from videollm_mod.depth.plan import DepthPlan
+from videollm_mod.depth.step import IMPLEMENTATION, StepCache, StepMask, attention_for
 from videollm_mod.depth.vision_language import vision_mixins
 from videollm_mod.types import InputError
 
@@ -167,12 +168,14 @@ class Keys:
     even: bool  # every row has the same number of entries, so that no slot is -1
 
 
-def kept_mask(mask: Tensor | None, place: Tensor, keys: Keys) -> Tensor | None:
+def kept_mask(mask: Any, place: Tensor, keys: Keys) -> Any:
     """The dense model's attention mask, with the rows of the kept queries and the columns of the stored keys.
 
     mask: None, or (1 or batch, 1 or heads, tokens, seen) bool or additive float; place: (batch, kept). Returns
-    (batch, 1 or heads, kept, stored) or None.
+    (batch, 1 or heads, kept, stored) or None. A step of many streams has a mask that finds its rows and columns itself.
     """
+    if isinstance(mask, StepMask):
+        return mask
     if mask is None:
         # To the kernels, no mask and several queries means: query i sees keys 0..i. With no older keys that is right,
         # for what pads the rows stands behind everything that is kept. With older keys, Transformers leaves the mask
@@ -247,19 +250,22 @@ class DepthDecoder(nn.Module):
             )
         layout = FrameLayout.of(frame_index, padding, inputs.device)
         layout.given = self._given(token_scores, layout)
+        if isinstance(cache, StepCache):
+            layout.groups = cache.own_numbers(layout.groups)
         if cache is not None:
             cache.refuse_split_frames(layout)
         try:
-            output = super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                inputs_embeds=inputs_embeds,
-                use_cache=use_cache,
-                depth=layout,
-                **kwargs,
-            )
+            with attention_for(self, cache):
+                output = super().forward(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    past_key_values=cache,
+                    inputs_embeds=inputs_embeds,
+                    use_cache=use_cache,
+                    depth=layout,
+                    **kwargs,
+                )
         except BaseException:  # an interrupt, too: some layers have stored this step and others have not
             if cache is not None:
                 cache.crop_to(seen)
@@ -299,7 +305,7 @@ class DepthDecoder(nn.Module):
 
     def _refuse_what_cannot_work(self) -> None:
         implementation = self.config._attn_implementation
-        if implementation in ("eager", "sdpa"):
+        if implementation in ("eager", "sdpa", IMPLEMENTATION):
             return
         if "flash" not in str(implementation):
             raise InputError(f"attn_implementation='{implementation}' cannot be routed; use sdpa, eager or flash.")

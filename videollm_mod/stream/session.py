@@ -1,5 +1,8 @@
 """One stream = one state machine: push frames, ask at any time. No threads, no UI.
 
+The machine proposes what it wants to run next, and receives the logits; who runs the model is another matter. A
+`StreamSession` that is pushed to runs it itself; an `Engine` runs the steps of many sessions at once.
+
 What it puts into the model's context is token for token what `StreamTemplate.encode` gives for the same conversation,
 and a step never splits a frame, so a session equals one pass over that conversation, for as long as it forgets nothing
 (`window`). Not thread-safe: one caller.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +38,25 @@ class SessionState:
     kv_bytes_dense: int  # what the tokens that it remembers take without routing
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a session wants to run next: the text that waits, then frames, or none."""
+
+    ids: list[int]
+    numbers: list[int]  # of each id: -1 = text, else the number of its frame
+    ends: list[int]  # places in `ids` whose logits it needs: the end of each frame, or of the text
+    times: tuple[float, ...]  # of the frames, seconds
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a session thought of one frame."""
+
+    time: float  # of the frame, seconds
+    silence: float  # the probability of silence; it speaks if that is below the threshold
+    kept: dict[int, np.ndarray]  # if recorded: layer -> (1 + h * w,) bool, the tokens that went through
+
+
 @dataclass
 class _Reply:
     """A reply in the making."""
@@ -46,6 +68,7 @@ class _Reply:
     frame: int
     probability: float
     ids: list[int]
+    said: str = ""  # the words that have been told so far
     event: StreamEvent | None = None  # set when it is finished
 
 
@@ -85,7 +108,7 @@ class StreamSession:
         self.context: list[int] = []  # every id that it remembers, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
-        self._record_kept = record_kept
+        self.records = record_kept  # whether `kept` is kept up to date
         self._cache = RaggedCache(model.num_layers)
         self._pending = self.template.system(self.settings.system)  # text not yet run through the model
         self._stream_open = False
@@ -101,12 +124,12 @@ class StreamSession:
         """Watch one frame: [] while the model keeps silent, else what it says about it."""
         return [item for item in self.push_iter(frame) if isinstance(item, StreamEvent)]
 
-    def push_iter(self, frame: Frame) -> Iterator[str | StreamEvent]:
+    def push_iter(self, frame: Frame | FrameTokens) -> Iterator[str | StreamEvent]:
         """As `push`, but yields the reply word by word as it is made, then its event.
 
         Between two words anything may be done with the session: a question finishes the reply first.
         """
-        yield from self._push(self._encode(frame))
+        yield from self._push(frame if isinstance(frame, FrameTokens) else self.encode(frame))
 
     def push_tokens(self, tokens: FrameTokens) -> list[StreamEvent]:
         """As `push`, for a frame whose tokens `model.encoder` has made already: many frames at once are cheaper."""
@@ -125,10 +148,8 @@ class StreamSession:
         `time` (s) is when it was asked, if not now. Between two frames that is after the newest: the event's time is
         then `time`, as no answer comes before its question; its `frame` is still the newest one seen.
         """
-        if not text.strip():
-            raise InputError("the question is empty; ask something.")
         self._finish()
-        self._begin("answer", text, self._time if time is None else time)
+        self.hear(text, time)
         yield from self._speak()
 
     def state(self) -> SessionState:
@@ -139,63 +160,114 @@ class StreamSession:
         seen = cache.seen + self._forgotten
         return SessionState(self._time, self._frames, seen, stored, cache.kv_bytes, cache.seen * entry)
 
-    # -- the machine ---------------------------------------------------------------------------------------------------
+    # -- the machine: for whoever runs the model -----------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def _encode(self, frame: Frame) -> FrameTokens:
-        square = letterbox(frame.image[None], self.image_size)  # (1, size, size, 3) uint8
-        tokens = self.model.encoder(square.to(self.model.device))[0]  # (tokens, width)
-        return FrameTokens(tokens, self.grid, frame.time, frame.index)
+    @property
+    def speaking(self) -> bool:
+        """Whether a reply is being made: then the next step can only be its next token."""
+        return self._reply is not None
 
-    def _push(self, frame: FrameTokens) -> Iterator[str | StreamEvent]:
-        self._finish()
-        if self._frames and frame.time <= self._time:
-            raise InputError(
-                f"frame at {frame.time:.3f} s after one at {self._time:.3f} s: frames come in order of time."
-            )
-        self._forget(frame.time)
-        self.silence = self._watch(frame)
-        if self.silence >= self.threshold:
-            return
-        self._begin("narration", None, None, probability=1 - self.silence)
-        yield from self._speak()
+    def hear(self, text: str, time: float | None = None) -> None:
+        """Begin the answer to a question; not while it is speaking. Raises InputError for an empty one."""
+        if not text.strip():
+            raise InputError("the question is empty; ask something.")
+        assert not self.speaking
+        self._begin("answer", text, self._time if time is None else time)
 
-    @torch.inference_mode()
-    def _forget(self, now: float) -> None:
-        """Before a frame at `now`: if the oldest frame is two windows old, forget all but the newest window.
+    def propose(self, times: Sequence[float] = ()) -> Step:
+        """What to run next: the next token of the reply, or the frames that wait, `times` being theirs in seconds.
 
-        From the first frame on everything goes, up to the first frame that stays: before that one there is then the "["
-        of the first. The newest frame stays in any case.
+        It takes as many of them as may share a step: up to one before which something is to be forgotten. What is due
+        now is forgotten here; else nothing changes until `receive`, and a step that failed may be proposed again.
         """
-        if len(self._times) < 2 or now - self._times[0] < 2 * self.window:
-            return
-        spans = self._cache.frames[0]
-        gone = min(sum(time <= now - self.window for time in self._times), len(spans) - 1)
-        begin, end = spans[0].begin, spans[gone].begin
-        decoder = find_decoder(self.model.lm)
-        self._cache.forget(begin, end, lambda keys, by: turned(decoder, keys, by))
-        del self.context[begin:end]
-        for _ in range(gone):
-            self._times.popleft()
-        self._forgotten += end - begin
+        if times:
+            self._forget(times[0])
+        ids, numbers, ends, taken = list(self._pending), [-1] * len(self._pending), [], 0
+        remembered = list(self._times)
+        for time in times:
+            if taken and self._due(remembered, time):
+                break
+            frame, vision = self.template.frame(first=not self._stream_open and taken == 0)
+            ids += frame
+            numbers += [self._frames + taken if each else -1 for each in vision]
+            ends.append(len(ids) - 1)
+            remembered.append(time)
+            taken += 1
+        return Step(ids, numbers, ends or [len(ids) - 1], tuple(times[:taken]))
+
+    def judge(self, logits: torch.Tensor) -> tuple[list[float], list[int]]:
+        """Logits (ends, vocabulary) -> of each the probability of silence, and the likeliest token that can be said.
+
+        The same for all sessions of a model, so an engine asks one of them for all.
+        """
+        silence = logits.float().softmax(-1)[:, self.template.interval_id]
+        words = logits.index_fill(1, self._unspeakable, -torch.inf).argmax(-1)
+        return silence.tolist(), words.tolist()
 
     @torch.inference_mode()
-    def _watch(self, frame: FrameTokens) -> float:
-        """Run one frame and all text that waits before it, in one step; returns the probability of silence."""
-        ids, mask = self.template.frame(first=not self._stream_open)
-        text = self._take_pending()
-        numbers = [-1] * len(text) + [self._frames if vision else -1 for vision in mask]
-        kept: dict[int, torch.Tensor] | None = {} if self._record_kept else None
-        scores = None if frame.scores is None else frame.scores[None]
-        logits = self._run([*text, *ids], numbers, frame.tokens[None], scores, kept)
-        if kept is not None:
-            where = torch.tensor(numbers) >= 0
-            self.kept = {layer: row[0].cpu()[where].numpy() for layer, row in kept.items()}
-        self._stream_open = True
-        self._frames += 1
-        self._time = frame.time
-        self._times.append(frame.time)
-        return float(logits.float().softmax(-1)[self.template.interval_id])
+    def receive(
+        self,
+        step: Step,
+        silence: Sequence[float],
+        words: Sequence[int],
+        kept: Mapping[int, np.ndarray] | None = None,
+    ) -> list[Decision | str | StreamEvent]:
+        """Take what a step gave, as `judge` read it at its ends; returns decisions on frames, or words, or an event.
+
+        kept: routed layer -> (ids,) bool, which tokens went through. The first frame that makes it speak is the last
+        that it has seen, whatever came after it in the step: that is rolled back, to be proposed again.
+        """
+        if not step.times:
+            self.context += step.ids
+            self._pending = []
+            return self._say(words[0])
+        decisions: list[Decision | str | StreamEvent] = []
+        numbers = np.array(step.numbers)
+        for place, time in enumerate(step.times):
+            self.kept = {layer: row[numbers == self._frames] for layer, row in (kept or {}).items()}
+            self.silence = silence[place]
+            self._frames += 1
+            self._time = time
+            self._times.append(time)
+            decisions.append(Decision(time, self.silence, self.kept))
+            if self.silence < self.threshold:
+                break
+        end = step.ends[len(decisions) - 1] + 1
+        if end < len(step.ids):
+            self._cache.crop_to(self._cache.seen - (len(step.ids) - end))
+        self.context += step.ids[:end]
+        self._pending, self._stream_open = [], True
+        if self.silence < self.threshold:
+            self._begin("narration", None, None, probability=1 - self.silence)
+        return decisions
+
+    def _say(self, token: int) -> list[Decision | str | StreamEvent]:
+        """One more token of the reply; greedy. The end, or the bound on its length, closes it with EOS."""
+        reply = self._reply
+        assert reply is not None
+        going_on = token != self.template.eos_id and len(reply.ids) < self.settings.max_reply_tokens
+        if going_on:
+            reply.ids.append(token)
+            self._pending = [token]
+        told: list[Decision | str | StreamEvent] = []
+        text = self.template.decode(reply.ids)
+        if len(text) > len(reply.said) and text.startswith(reply.said):  # a character may still be half-made
+            told.append(text[len(reply.said) :])
+            reply.said = text
+        if going_on:
+            return told
+        self._pending = [self.template.eos_id, *self.template.after_reply]  # through the model with what comes next
+        self._reply = None
+        reply.event = StreamEvent(
+            time=reply.time,
+            kind=reply.kind,
+            text=text,
+            frame=reply.frame,
+            question=reply.question,
+            asked=reply.asked,
+            probability=reply.probability,
+        )
+        return [*told, reply.event]
 
     def _begin(self, kind: str, question: str | None, asked: float | None, probability: float = 1.0) -> None:
         if self._stream_open:
@@ -207,71 +279,81 @@ class StreamSession:
         time = self._time if asked is None else max(self._time, asked)
         self._reply = _Reply(kind, question, asked, time, self._frames - 1, probability, [])
 
+    def _due(self, times: Sequence[float], now: float) -> bool:
+        """Whether something is to be forgotten before a frame at `now`, if it remembers frames at `times`."""
+        return len(times) >= 2 and now - times[0] >= 2 * self.window
+
+    @torch.inference_mode()
+    def _forget(self, now: float) -> None:
+        """Before a frame at `now`: if the oldest frame is two windows old, forget all but the newest window.
+
+        From the first frame on everything goes, up to the first frame that stays: before that one there is then the "["
+        of the first. The newest frame stays in any case.
+        """
+        if not self._due(self._times, now):
+            return
+        spans = self._cache.frames[0]
+        gone = min(sum(time <= now - self.window for time in self._times), len(spans) - 1)
+        begin, end = spans[0].begin, spans[gone].begin
+        decoder = find_decoder(self.model.lm)
+        self._cache.forget(begin, end, lambda keys, by: turned(decoder, keys, by))
+        del self.context[begin:end]
+        for _ in range(gone):
+            self._times.popleft()
+        self._forgotten += end - begin
+
+    # -- its own driver ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, frame: Frame) -> FrameTokens:
+        """What `push` makes of a frame first; for whoever does that in a thread of his own."""
+        square = letterbox(frame.image[None], self.image_size)  # (1, size, size, 3) uint8
+        tokens = self.model.encoder(square.to(self.model.device))[0]  # (tokens, width)
+        return FrameTokens(tokens, self.grid, frame.time, frame.index)
+
+    def _push(self, frame: FrameTokens) -> Iterator[str | StreamEvent]:
+        self._finish()
+        if self._frames and frame.time <= self._time:
+            raise InputError(
+                f"frame at {frame.time:.3f} s after one at {self._time:.3f} s: frames come in order of time."
+            )
+        scores = None if frame.scores is None else frame.scores[None]
+        self._run(self.propose([frame.time]), frame.tokens[None], scores)
+        if self.speaking:
+            yield from self._speak()
+
     def _speak(self) -> Iterator[str | StreamEvent]:
         """Make the current reply, one token at a time."""
         reply, said = self._reply, ""
         assert reply is not None
         while reply.event is None:
-            self._advance()
-            text = self.template.decode(reply.ids)
-            if len(text) > len(said) and text.startswith(said):  # a character may still be half-made
-                new, said = text[len(said) :], text
-                yield new
+            for item in self._run(self.propose()):
+                if isinstance(item, str):
+                    said += item
+                    yield item
         if len(reply.event.text) > len(said):  # a question came in between and had it finished
             yield reply.event.text[len(said) :]
         yield reply.event
 
     def _finish(self) -> None:
         """Complete a reply whose reader went away or was interrupted, so that the context stays well formed."""
-        while self._reply is not None:
-            self._advance()
+        while self.speaking:
+            self._run(self.propose())
 
     @torch.inference_mode()
-    def _advance(self) -> None:
-        """One more token of the reply; greedy. The end, or the bound on its length, closes it with EOS."""
-        reply = self._reply
-        assert reply is not None
-        text = self._take_pending()
-        logits = self._run(text, [-1] * len(text))
-        token = int(logits.index_fill(0, self._unspeakable, -torch.inf).argmax())
-        if token != self.template.eos_id and len(reply.ids) < self.settings.max_reply_tokens:
-            reply.ids.append(token)
-            self._pending = [token]
-            return
-        self._pending = [self.template.eos_id, *self.template.after_reply]  # through the model with what comes next
-        self._reply = None
-        reply.event = StreamEvent(
-            time=reply.time,
-            kind=reply.kind,
-            text=self.template.decode(reply.ids),
-            frame=reply.frame,
-            question=reply.question,
-            asked=reply.asked,
-            probability=reply.probability,
-        )
-
-    def _take_pending(self) -> list[int]:
-        text, self._pending = self._pending, []
-        return text
-
     def _run(
-        self,
-        ids: list[int],
-        numbers: list[int],
-        features: torch.Tensor | None = None,
-        scores: torch.Tensor | None = None,
-        kept: dict[int, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """One step of the model; returns the logits of its last position, (vocabulary,)."""
-        self.context += ids
-        device = self.model.device
+        self, step: Step, features: torch.Tensor | None = None, scores: torch.Tensor | None = None
+    ) -> list[Decision | str | StreamEvent]:
+        """One step of the model, of one frame at most."""
+        kept: dict[int, torch.Tensor] | None = {} if self.records and step.times else None
         out = self.model(
-            torch.tensor([ids], device=device),
-            torch.tensor([numbers]),  # read on the CPU, where it is
+            torch.tensor([step.ids], device=self.model.device),
+            torch.tensor([step.numbers]),  # read on the CPU, where it is
             features,
             frame_scores=scores,
             past_key_values=self._cache,
             use_cache=True,
             kept_out=kept,
         )
-        return out.logits[0, -1]
+        rows = {layer: row[0].cpu().numpy() for layer, row in (kept or {}).items()}
+        return self.receive(step, *self.judge(out.logits[0]), rows)

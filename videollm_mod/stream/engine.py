@@ -1,0 +1,396 @@
+"""Many sessions in one model: whatever waits in any of them, frames, questions, words, goes through in one step.
+
+    engine = vm.Engine(model)
+    stream = engine.open()                  # any number, at any time; any thread may push and ask
+    stream.push(frame)
+    stream.ask("What is in view?")
+    while engine.waiting:
+        for output in engine.step():        # one thread steps
+            print(output.stream, output.text, output.event, output.decision)
+
+A stream is a `StreamSession` whose steps the engine runs: linear layers once over the tokens of all streams, attention
+stream by stream (depth/step.py). What it says and keeps is what it would alone. Frames of one stream that wait share a
+step, too; if one of them makes the model speak, those behind it are rolled back and wait again.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.plan import keep_count
+from videollm_mod.depth.step import StepCache, try_together
+from videollm_mod.model import StreamingVideoLM
+from videollm_mod.stream.drops import FrameQueue
+from videollm_mod.stream.session import Decision, SessionState, Step, StreamSession
+from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
+from videollm_mod.video import letterbox
+
+CHUNK = 8  # frames of one stream in one step: more would be more to roll back
+STEP_TOKENS = 2048  # of frames in one step, so that words do not wait for long; but one frame of each stream goes
+QUEUE = 8  # frames of one stream that wait, unless `open` is told otherwise
+QUESTIONS = 16  # questions of one stream that wait
+
+
+class EngineFull(InputError):
+    """No memory is left in the engine's budget; close a stream, or come back later."""
+
+
+class QueueFull(InputError):
+    """A stream that may drop no frame has no room for one; step, then push it again."""
+
+
+@dataclass(frozen=True)
+class EngineOutput:
+    """Something that a step gave: one of words, an event, a decision on a frame."""
+
+    stream: EngineStream
+    text: str | None = None  # the next words of the reply that is being made
+    event: StreamEvent | None = None  # a reply that is finished
+    decision: Decision | None = None
+
+    @property
+    def kept(self) -> dict[int, Any] | None:
+        """With a decision, if the stream records it: layer -> (1 + h * w,) bool, what of the frame went through."""
+        return self.decision.kept if self.decision is not None and self.decision.kept else None
+
+
+@dataclass(frozen=True)
+class EngineState(SessionState):
+    """Where a stream of an engine stands. In the middle of a step numbers may be those before or after it."""
+
+    queued: int  # frames and questions that wait
+    dropped: dict[str, int]  # reason -> frames: "newest" and "adaptive" as in drops.py, "memory" beyond the budget
+
+
+@dataclass
+class _Frame:
+    """A frame that waits, and its tokens once they are made."""
+
+    time: float
+    square: torch.Tensor | None  # (size, size, 3) uint8, on the CPU
+    tokens: torch.Tensor | None  # (1 + h * w, width)
+    scores: torch.Tensor | None  # (1 + h * w,)
+
+
+@dataclass(frozen=True)
+class _Question:
+    text: str
+    time: float | None
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One stream's part of a step."""
+
+    stream: EngineStream
+    step: Step
+    frames: list[_Frame]
+
+
+class EngineStream:
+    """One stream of an engine; made by `Engine.open`. All methods may be called from any thread."""
+
+    def __init__(self, engine: Engine, session: StreamSession, queue: FrameQueue) -> None:
+        self.engine, self.closed = engine, False
+        self._session, self._queue = session, queue
+        self._newest: float | None = None  # time of the newest frame that was pushed, dropped ones included
+        self._questions = 0  # that wait
+        self._reserved = 0  # bytes for questions that are not answered yet
+        self.grid, self.threshold = session.grid, session.threshold
+
+    def push(self, frame: Frame) -> bool:
+        """Queue a frame; returns whether it was taken, which it may later have to give way to others.
+
+        Raises InputError for a frame that is not later than the one before, QueueFull if nothing may be dropped.
+        """
+        # here, in the caller's thread, and so that a picture that waits is small
+        square = letterbox(frame.image[None], self._session.image_size)[0]
+        return self._offer(_Frame(frame.time, square, None, None))
+
+    def push_tokens(self, tokens: FrameTokens) -> bool:
+        """As `push`, for a frame whose tokens `model.encoder` has made already."""
+        if tokens.scores is None and self.engine.model.plan.scorer == "given":
+            raise InputError("the plan's scorer is 'given', and the frame has no scores; give FrameTokens some.")
+        return self._offer(_Frame(tokens.time, None, tokens.tokens, tokens.scores))
+
+    def ask(self, text: str, time: float | None = None) -> None:
+        """Queue a question behind the frames that wait. `time`, in seconds, is when it was asked, if not then.
+
+        Raises InputError for an empty one, or if too many wait, and EngineFull if there is no memory for an answer.
+        """
+        if not text.strip():
+            raise InputError("the question is empty; ask something.")
+        with self.engine._arrived:
+            self._refuse_closed()
+            if self._questions >= QUESTIONS:
+                raise InputError(f"{QUESTIONS} questions wait for an answer already; ask again later.")
+            self.engine._reserve_answer(self, text)
+            self._questions += 1
+            self._queue.note(_Question(text, time))
+            self.engine._arrived.notify_all()
+
+    def state(self) -> EngineState:
+        """Time, frames, tokens seen and stored, bytes, what waits, what was dropped."""
+        with self.engine._arrived:
+            queued, dropped = len(self._queue), dict(self._queue.dropped)
+        return EngineState(**asdict(self._session.state()), queued=queued, dropped=dropped)
+
+    def close(self) -> None:
+        """Leave the engine; what waits is forgotten, and the memory free again. May be called again."""
+        with self.engine._arrived:
+            if not self.closed:
+                self.closed = True
+                self.engine._streams.remove(self)
+
+    @property
+    def kept(self) -> dict[int, Any]:
+        """If recorded: layer -> (1 + h * w,) bool, the tokens of the newest frame that went through."""
+        return self._session.kept
+
+    def _offer(self, frame: _Frame) -> bool:
+        with self.engine._arrived:
+            self._refuse_closed()
+            if self._newest is not None and frame.time <= self._newest:
+                raise InputError(
+                    f"frame at {frame.time:.3f} s after one at {self._newest:.3f} s: frames come in order of time."
+                )
+            taken = self._queue.offer(frame)
+            if not taken and self._queue.policy == "all":
+                raise QueueFull(f"{self._queue.limit} frames wait and none may be dropped; step, then push again.")
+            self._newest = frame.time
+            self.engine._arrived.notify_all()
+            return taken
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise InputError("the stream is closed; open another.")
+
+    @property
+    def _waiting(self) -> bool:
+        return self._session.speaking or len(self._queue) > 0
+
+
+class Engine:
+    """Runs any number of streams through one model, a step at a time.
+
+    max_bytes: of KV entries in use, all streams together (buffers are up to 1.5 times as large); None: no bound. It is
+        never exceeded: each stream has room set aside for a frame and a reply, else it is not opened, and frames
+        beyond the budget are dropped. Streams with a window do not grow without end; those without use up what is left.
+
+    Raises InputError for a decoder that cannot run many streams in one step.
+    """
+
+    def __init__(self, model: StreamingVideoLM, max_bytes: int | None = None) -> None:
+        if max_bytes is not None and max_bytes < 1:
+            raise InputError(f"max_bytes {max_bytes} holds nothing; give a number of bytes, or None.")
+        self.model, self.max_bytes = model, max_bytes
+        self._decoder = find_decoder(model.lm)
+        self._streams: list[EngineStream] = []
+        self._arrived = threading.Condition()  # guards queues and the list of streams
+        self._stepping = threading.Lock()
+        self._planned = 0  # bytes that the step in progress adds
+        entry = try_together(self._decoder)
+        template, settings = model.template, model.settings
+        vision = model.encoder.tokens_per_frame
+        self._token_bytes = sum(entry)  # of one token of text
+        self._vision_bytes = sum(  # of the vision tokens of one frame
+            size * (vision if layer.depth_ratio is None else keep_count(layer.depth_ratio, vision))
+            for size, layer in zip(entry, self._decoder.layers)
+        )
+        self._frame_tokens = len(template.frame(first=True)[0])
+        around = len(template.close()) + len(template.reply_prompt()) + 1 + len(template.after_reply)
+        self._reply_bytes = self._token_bytes * (around + settings.max_reply_tokens)
+        opening = len(template.system(settings.system)) + self._frame_tokens - vision + 1 + len(template.after_reply)
+        self._frame_bytes = self._token_bytes * opening + self._vision_bytes  # with all text that may come before it
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        threshold: float | None = None,
+        window: float | None = None,
+        record_kept: bool = False,
+        *,
+        drop: str = "newest",
+        queue: int = QUEUE,
+    ) -> EngineStream:
+        """A new stream; the first three as of `StreamSession`.
+
+        drop: what happens to frames that come faster than they are seen, `newest`, `all` or `adaptive`: see drops.py.
+        queue: frames that may wait. Raises EngineFull when the budget has no room for another stream.
+        """
+        session = StreamSession(self.model, threshold=threshold, window=window, record_kept=record_kept)
+        stream = EngineStream(self, session, FrameQueue(drop, queue))
+        with self._arrived:
+            more = self._frame_bytes + self._reply_bytes
+            if self.max_bytes is not None and self._spoken_for() + more > self.max_bytes:
+                raise EngineFull(
+                    f"{len(self._streams)} streams leave {max(self.max_bytes - self._spoken_for(), 0):,} of "
+                    f"{self.max_bytes:,} bytes, and another needs {more:,}; close one, or raise max_bytes."
+                )
+            self._streams.append(stream)
+        return stream
+
+    @property
+    def streams(self) -> tuple[EngineStream, ...]:
+        """Those that are open."""
+        with self._arrived:
+            return tuple(self._streams)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step would have something to do."""
+        with self._arrived:
+            return any(stream._waiting for stream in self._streams)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until something waits, or for `timeout` seconds; returns whether something does."""
+        with self._arrived:
+            return self._arrived.wait_for(lambda: any(stream._waiting for stream in self._streams), timeout)
+
+    @property
+    def kv_bytes(self) -> int:
+        """KV entries in use, all streams."""
+        return sum(stream._session._cache.kv_bytes for stream in self.streams)
+
+    # -- the budget ----------------------------------------------------------------------------------------------------
+
+    def _spoken_for(self) -> int:
+        """Bytes in use, about to be, and set aside: for each stream a frame and a reply, for a question its answer."""
+        used = self._planned + sum(stream._session._cache.kv_bytes + stream._reserved for stream in self._streams)
+        return used + len(self._streams) * (self._frame_bytes + self._reply_bytes)
+
+    def _reserve_answer(self, stream: EngineStream, question: str) -> None:
+        if self.max_bytes is None:
+            return
+        need = self._reply_bytes + self._token_bytes * len(self.model.template.user(question))
+        if self._spoken_for() + need > self.max_bytes:
+            raise EngineFull(f"an answer may take {need:,} bytes, more than is left; close a stream, or ask later.")
+        stream._reserved += need
+
+    def _plan(self, step: Step) -> bool:
+        """Count a step with frames in, if it stays within the budget. (Words have their room set aside.)"""
+        if self.max_bytes is None:
+            return True
+        more = step.numbers.count(-1) * self._token_bytes + len(step.times) * self._vision_bytes
+        with self._arrived:
+            fits = self._spoken_for() - self._frame_bytes + more <= self.max_bytes
+            self._planned += more if fits else 0
+        return fits
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[EngineOutput]:
+        """Run everything that waits, as far as one step goes: of each stream its frames, or its next word.
+
+        Returns what came of it, [] if nothing waits. A step that fails leaves all streams as they were before it.
+        """
+        with self._stepping:
+            turns = self._turns()
+            if not turns:
+                return []
+            try:
+                silence, words, kept = self._run(turns)
+            except BaseException:
+                with self._arrived:
+                    for turn in turns:
+                        turn.stream._queue.put_back(turn.frames)
+                raise
+            finally:
+                self._planned = 0
+            outputs, end, place = [], 0, 0
+            for turn in turns:
+                begin, end = end, end + len(turn.step.ids)
+                first, place = place, place + len(turn.step.ends)
+                rows = {layer: row[begin:end] for layer, row in kept.items()}
+                outputs += self._receive(turn, silence[first:place], words[first:place], rows)
+            return outputs
+
+    def _turns(self) -> list[_Turn]:
+        """What each stream wants to run; none of those that have nothing to do."""
+        self._planned = 0
+        with self._arrived:
+            streams = [stream for stream in self._streams if stream._waiting]
+            watching = sum(stream._queue.frames > 0 for stream in streams)
+        chunk = min(CHUNK, max(1, STEP_TOKENS // (self._frame_tokens * max(watching, 1))))
+        turns = (self._turn(stream, chunk) for stream in streams)
+        return [turn for turn in turns if turn is not None]
+
+    def _turn(self, stream: EngineStream, chunk: int) -> _Turn | None:
+        session, queue = stream._session, stream._queue
+        while not session.speaking:
+            with self._arrived:
+                frames = queue.take(len(queue.head(chunk)))
+                question = None if frames or not len(queue) else queue.take(1)[0]
+            if question is not None:
+                stream._questions -= 1
+                session.hear(question.text, question.time)
+                break
+            if not frames:
+                return None
+            times = [frame.time for frame in frames]
+            step = session.propose(times)
+            while step.times and not self._plan(step):
+                step = session.propose(times[: len(step.times) - 1])
+            with self._arrived:
+                if step.times:
+                    queue.put_back(frames[len(step.times) :])
+                    return _Turn(stream, step, frames[: len(step.times)])
+                queue.drop("memory", len(frames))
+        return _Turn(stream, session.propose(), [])
+
+    def _run(self, turns: list[_Turn]) -> tuple[list[float], list[int], dict[int, Any]]:
+        """The model's step: of each end the probability of silence and the likeliest token; and what was kept."""
+        device = self.model.device
+        frames = [frame for turn in turns for frame in turn.frames]
+        raw = [frame for frame in frames if frame.tokens is None]
+        if raw:  # all that waits anywhere, in one call of the tower
+            squares = torch.stack([frame.square for frame in raw if frame.square is not None])
+            for frame, tokens in zip(raw, self.model.encoder(squares.to(device))):
+                frame.tokens, frame.square = tokens, None
+        features = [frame.tokens.to(device) for frame in frames if frame.tokens is not None]
+        scores = [frame.scores for frame in frames if frame.scores is not None]
+        cache = StepCache(
+            self._decoder, [turn.stream._session._cache for turn in turns], [turn.step.numbers for turn in turns]
+        )
+        ends = [share.begin + end for share, turn in zip(cache.shares, turns) for end in turn.step.ends]
+        kept: dict[int, torch.Tensor] | None = {} if any(turn.stream._session.records for turn in turns) else None
+        out = self.model(
+            torch.tensor([[token for turn in turns for token in turn.step.ids]], device=device),
+            cache.frame_index,
+            torch.stack(features) if features else None,
+            frame_scores=torch.stack(scores) if scores else None,
+            position_ids=cache.position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(ends, device=device),
+            kept_out=kept,
+        )
+        silence, words = turns[0].stream._session.judge(out.logits[0])
+        return silence, words, {layer: row[0].cpu().numpy() for layer, row in (kept or {}).items()}
+
+    def _receive(self, turn: _Turn, silence: list[float], words: list[int], kept: dict[int, Any]) -> list[EngineOutput]:
+        stream, session = turn.stream, turn.stream._session
+        items = session.receive(turn.step, silence, words, kept if session.records else None)
+        with self._arrived:
+            if turn.frames:
+                stream._queue.put_back(turn.frames[len(items) :])  # those behind the one that made it speak
+            if not session.speaking and stream._questions == 0:
+                stream._reserved = 0
+            if stream.closed:
+                return []
+        outputs = []
+        for item in items:
+            if isinstance(item, Decision):
+                outputs.append(EngineOutput(stream, decision=item))
+            elif isinstance(item, StreamEvent):
+                outputs.append(EngineOutput(stream, event=item))
+            else:
+                outputs.append(EngineOutput(stream, text=item))
+        return outputs
