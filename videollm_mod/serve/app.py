@@ -59,7 +59,21 @@ class Server:
     doors: Doors
     rules: Rules = field(default_factory=Rules)
     chats: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CHATS))
-    on_start: list[Callable[[], None]] = field(default_factory=list)  # told when the server is ready
+
+
+def _reader(request: Request) -> str:
+    """The client that asks for something; refuses who may not."""
+    server: Server = request.app.state.server
+    return server.doors.client(request.headers, changes=False)
+
+
+def _writer(request: Request) -> str:
+    """The client that changes something."""
+    server: Server = request.app.state.server
+    return server.doors.client(request.headers, changes=True)
+
+
+Reader, Writer = Annotated[str, Depends(_reader)], Annotated[str, Depends(_writer)]
 
 
 # -- what goes over HTTP -----------------------------------------------------------------------------------------------
@@ -178,8 +192,6 @@ def make_app(server: Server, *, chat_bytes: int | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await hub.start()
         await _go_on(server)
-        for told in server.on_start:
-            told()
         yield
         await hub.stop()
 
@@ -192,6 +204,7 @@ def make_app(server: Server, *, chat_bytes: int | None = None) -> FastAPI:
         redoc_url=None,
         responses=REFUSALS,
     )
+    app.state.server = server
     _add_errors(app)
     _add_open_routes(app, server)
     _add_stream_routes(app, server)
@@ -313,13 +326,13 @@ def _add_open_routes(app: FastAPI, server: Server) -> None:
 
     @app.get(
         "/metrics", tags=["health"], response_class=Response, responses={200: {"content": {"text/plain": {}}}},
-        dependencies=[Depends(_reader(server))],
+        dependencies=[Depends(_reader)],
     )  # fmt: skip
     async def metrics() -> Response:
         """Prometheus' text format."""
         return Response(hub.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/info", tags=["streams"], dependencies=[Depends(_reader(server))])
+    @app.get("/info", tags=["streams"], dependencies=[Depends(_reader)])
     async def info() -> Info:
         """What a client must know before it opens a stream."""
         model = hub.model
@@ -329,7 +342,7 @@ def _add_open_routes(app: FastAPI, server: Server) -> None:
             model=hub.name,
             fps=model.settings.fps,
             picture=model.encoder.tower.image_size,
-            routed=[layer for layer, ratio in enumerate(model.plan.ratios(model.num_layers)) if ratio < 1],
+            routed=list(model.plan.routed(model.num_layers)),
             streams=len(hub.live),
             max_streams=hub.max_streams,
             store_frames=hub.may_store_frames,
@@ -338,30 +351,11 @@ def _add_open_routes(app: FastAPI, server: Server) -> None:
         )
 
 
-def _reader(server: Server) -> Callable[[Request], str]:
-    """The client that asks for something; refuses who may not."""
-
-    def client(request: Request) -> str:
-        return server.doors.client(request.headers, changes=False)
-
-    return client
-
-
-def _writer(server: Server) -> Callable[[Request], str]:
-    """The client that changes something."""
-
-    def client(request: Request) -> str:
-        return server.doors.client(request.headers, changes=True)
-
-    return client
-
-
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
 def _add_stream_routes(app: FastAPI, server: Server) -> None:
     hub = server.hub
-    Reader, Writer = Annotated[str, Depends(_reader(server))], Annotated[str, Depends(_writer(server))]
 
     async def known(id: str, client: str) -> dict[str, Any]:
         row = await asyncio.to_thread(hub.store.stream, id, client)
@@ -557,12 +551,12 @@ class ModelList(BaseModel):
 def _add_chat(app: FastAPI, server: Server) -> None:
     hub = server.hub
 
-    @app.get("/v1/models", tags=["openai"], dependencies=[Depends(_reader(server))])
+    @app.get("/v1/models", tags=["openai"], dependencies=[Depends(_reader)])
     async def models() -> ModelList:
         """The model that is served."""
         return ModelList(data=[ModelCard(id=hub.name)])
 
-    async def chat(request: openai.ChatRequest, client: Annotated[str, Depends(_writer(server))]) -> Response:
+    async def chat(request: openai.ChatRequest, client: Writer) -> Response:
         """Images and whole videos as data: URLs, and questions about them. Without a question: the narration."""
         if server.chats.locked():
             raise Refusal("full", f"{CHATS} requests are being answered already; try again later.", retry_after=5.0)

@@ -29,20 +29,21 @@ from PIL import Image
 from videollm_mod.serve import protocol
 from videollm_mod.serve.limits import Bounds, decode_picture, open_picture
 from videollm_mod.serve.metrics import Metrics
-from videollm_mod.serve.one_by_one import Engine, EngineFull
 from videollm_mod.serve.store import Store, Stored
 from videollm_mod.serve.worker import Worker
+from videollm_mod.stream.engine import Engine, EngineFull
 from videollm_mod.types import Frame, InputError
 
 log = logging.getLogger("videollm_mod.serve")
 
-IN_ENGINE = {"newest": 1, "all": 2}  # frames of one stream in the engine at a time
-MAILBOX = {"newest": 1, "all": 4}  # pictures that may wait before it
+IN_ENGINE = {"newest": 1, "all": 8}  # frames of one stream in the engine at a time; it may watch several in a step
+MAILBOX = {"newest": 1, "all": 8}  # pictures that may wait before it
 LISTENER_QUEUE = 256  # messages to a client that does not read
 METER_SECONDS = 1.0
 FPS_SECONDS = 5.0  # over which frames per second are counted
 RETAIN_SECONDS = 600.0
 DISK_TRIES = 3
+UNBOUNDED = 600.0  # seconds that a stream without a window is reckoned with
 DECODERS = 2  # threads that decode pictures
 JPEG_QUALITY = 85
 
@@ -97,7 +98,6 @@ class Live:
     threshold: float
     window: float | None
     kept: bool  # whether kept tokens are sent
-    records: bool  # whether the engine records them
     store_frames: bool
     source: str | None = None
     number: int = 0  # of the newest event; the scribe's
@@ -212,8 +212,10 @@ class Hub:
         try:
             # recording costs little, and lets a client switch the overlay on later
             window = None if wish.window is None else min(wish.window, self.bounds.stream_seconds)
+            self._refuse_beyond_budget(window)
+            queue = {"drop": "all", "queue": IN_ENGINE[wish.policy]}  # what is dropped is dropped before, by us
             stream = await self.run(
-                partial(self.worker.engine.open, threshold=wish.threshold, window=window, record_kept=True)
+                partial(self.worker.engine.open, threshold=wish.threshold, window=window, record_kept=True, **queue)
             )
         except EngineFull as error:
             raise self._full(str(error).rstrip(".")) from None
@@ -224,7 +226,7 @@ class Hub:
             identity, client, stream, wish.policy,
             settings.threshold if wish.threshold is None else wish.threshold,
             settings.window if window is None else window,
-            wish.kept, True, wish.store_frames, source,
+            wish.kept, wish.store_frames, source,
         )  # fmt: skip
         how = json.dumps({"policy": wish.policy, "threshold": live.threshold, "window": live.window})
         try:
@@ -254,6 +256,16 @@ class Hub:
         live = await self.open(client, wish, id=wish.stream)
         live.taken = row["last"] or -1.0
         return live, True
+
+    def _refuse_beyond_budget(self, window: float | None) -> None:
+        """Refuse a stream for which there would not always be room: the engine itself sees to the next frame only."""
+        engine = self.worker.engine
+        if engine.max_bytes is None:
+            return
+        need = stream_bytes(engine, self.model.settings.window if window is None else window)
+        taken = sum(stream_bytes(engine, live.window) for live in self.live.values())
+        if taken + need > engine.max_bytes:
+            raise EngineFull("the memory set apart for streams is taken")
 
     def _full(self, why: str) -> Refusal:
         self.metrics.refused.labels("full").inc()
@@ -311,7 +323,7 @@ class Hub:
             threshold=live.threshold,
             window=window,
             grid=tuple(model.encoder.grid),
-            routed=[layer for layer, ratio in enumerate(model.plan.ratios(model.num_layers)) if ratio < 1],
+            routed=list(model.plan.routed(model.num_layers)),
             limits=protocol.Limits(
                 frame_bytes=bounds.frame_bytes,
                 frame_pixels=bounds.frame_pixels,
@@ -374,20 +386,13 @@ class Hub:
         live.room.set()
 
     async def _bring(self, live: Live, waiting: Waiting) -> None:
+        live.in_engine.append(waiting)
+        taken = False
         try:
             loop = asyncio.get_running_loop()
-            image = waiting.picture
-            if isinstance(image, bytes):
-                image = await loop.run_in_executor(self._decoders, decode_picture, image, self.bounds)
+            taken = await loop.run_in_executor(self._decoders, self._decode_and_push, live, waiting)
             if live.source is not None:
                 live.newest = waiting.picture
-            if live.store_frames:
-                await asyncio.to_thread(self._store_picture, live.id, waiting)
-            if live.ended:
-                return
-            live.in_engine.append(waiting)
-            live.stream.push(Frame(image, waiting.time, live.pushed))
-            live.pushed += 1
             self.worker.wake()
         except InputError as error:
             self._dropped(live, "undecodable")
@@ -396,8 +401,23 @@ class Hub:
             log.exception("a picture was lost")
             self._dropped(live, "failed")
         finally:
+            if not taken and waiting in live.in_engine:
+                live.in_engine.remove(waiting)
             live.feeding = False
             self._feed(live)
+
+    def _decode_and_push(self, live: Live, waiting: Waiting) -> bool:
+        """In a thread of its own: decoding and letterboxing a picture takes milliseconds."""
+        image = waiting.picture
+        if isinstance(image, bytes):
+            image = decode_picture(image, self.bounds)
+        if live.store_frames:
+            self._store_picture(live.id, waiting)
+        if live.ended:
+            return False
+        live.stream.push(Frame(image, waiting.time, live.pushed))
+        live.pushed += 1
+        return True
 
     def _store_picture(self, stream: str, waiting: Waiting) -> None:
         data = waiting.picture if isinstance(waiting.picture, bytes) else encode_jpeg(waiting.picture)
@@ -454,16 +474,13 @@ class Hub:
                 live.questions = 0
                 live.tell(item)
             elif item.decision is not None:
-                self._watched(live, *item.decision, kept=item.kept)
-            elif item.delta:
-                live.tell(protocol.Delta(text=item.delta))
+                self._watched(live, item.decision.time, item.decision.silence, item.kept)
+            elif item.text:
+                live.tell(protocol.Delta(text=item.text))
 
     def _watched(self, live: Live, when: float, silence: float, kept: dict[int, np.ndarray] | None) -> None:
         now = time.monotonic()
-        while live.in_engine and live.in_engine[0].time < when:
-            live.in_engine.popleft()
-            self._dropped(live, "engine")
-        if live.in_engine:
+        while live.in_engine and live.in_engine[0].time <= when:
             live.lag = now - live.in_engine.popleft().arrived
         live.frames, live.watched = live.frames + 1, when
         live.done.append(now)
@@ -502,6 +519,10 @@ class Hub:
         for live, state in zip(lives, states):
             self.metrics.tokens.inc(max(0, state.seen - live.seen))
             live.seen, live.kv_bytes, live.kv_bytes_dense = state.seen, state.kv_bytes, state.kv_bytes_dense
+            if state.dropped.get("memory"):  # without a window a stream grows until nothing is left
+                self.metrics.dropped.labels("memory").inc(state.dropped["memory"])
+                await self.close(live, "the memory set apart for streams is used up; open another, with a window.")
+                continue
             live.tell(self.meters(live))
         self.metrics.kv_bytes.set(sum(live.kv_bytes for live in lives))
         self.metrics.kv_bytes_dense.set(sum(live.kv_bytes_dense for live in lives))
@@ -523,6 +544,14 @@ class Hub:
 def _alone(live: Live) -> bool:
     """Whether nobody feeds a stream that somebody should."""
     return live.source is None and live.owner is None
+
+
+def stream_bytes(engine: Engine, window: float | None) -> int:
+    """KV bytes that a stream may come to: two windows of frames, each with the text that may stand before it, and a
+    reply. Without a window it is reckoned at UNBOUNDED seconds, and ended when it has used up what is left."""
+    seconds = UNBOUNDED if window is None or not math.isfinite(window) else 2 * window
+    frames = math.ceil(seconds * engine.model.settings.fps) + 1
+    return frames * engine._frame_bytes + engine._reply_bytes
 
 
 def _key(stream: Any) -> int:
