@@ -102,7 +102,7 @@ class LiveStream:
         while True:
             try:
                 if not sent or self.welcome.time < frame.time:  # after a loss: if it has not arrived
-                    self._socket.send(picture)
+                    self._send(picture)
                     sent = True
                 self._decided = None
                 self._until(lambda: self._decided is not None and self._decided.time >= frame.time)
@@ -123,16 +123,12 @@ class LiveStream:
         question = protocol.Ask(text=words, time=time).model_dump_json()
         while True:
             try:
-                self._socket.send(question)
+                self._send(question)
                 self._until(lambda: any(event.question == words for event in self._said))
                 answer = next(event for event in self._said if event.question == words)
                 self._said.remove(answer)
                 return answer
             except _Lost:
-                self._come_back()
-            except Exception as error:
-                if not _is_loss(error):
-                    raise
                 self._come_back()
 
     def events(self) -> Iterator[StreamEvent]:
@@ -252,6 +248,14 @@ class LiveStream:
             return protocol.read_server(self._socket.recv(timeout=timeout))
         except TimeoutError:
             raise StreamLost(f"the server said nothing for {timeout:g} s.") from None
+        except Exception as error:
+            if _is_loss(error):
+                raise _Lost("the connection was lost.") from error
+            raise
+
+    def _send(self, message: str | bytes) -> None:
+        try:
+            self._socket.send(message)
         except Exception as error:
             if _is_loss(error):
                 raise _Lost("the connection was lost.") from error

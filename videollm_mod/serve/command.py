@@ -106,7 +106,7 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
 
     _check_installed()
     from videollm_mod.serve.auth import Doors, is_loopback, read_tokens
-    from videollm_mod.serve.sources import Rules, check_pattern
+    from videollm_mod.serve.sources import Rules
 
     check_keep(config.keep)
     check_probability(threshold=config.threshold)
@@ -126,8 +126,7 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
     for origin in config.allow_origin:
         if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
             raise InputError(f"--allow-origin {origin} is no origin; write for example https://cameras.example")
-    for pattern in config.allow_source:
-        check_pattern(pattern)
+    rules = Rules(config.allow_source, config.allow_private)
     tokens = read_tokens(config.token_file)
     if not is_loopback(config.host) and not tokens:
         raise InputError(
@@ -135,7 +134,7 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
             "VIDEOLLM_MOD_TOKEN."
         )
     doors = Doors(config.host, tokens, config.allow_origin)
-    return doors, Rules(config.allow_source, config.allow_private), parse_layers(config.plan)
+    return doors, rules, parse_layers(config.plan)
 
 
 def _check_installed() -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from fastapi import HTTPException
+
 log = logging.getLogger("videollm_mod.serve")
 
 HEADERS = [
@@ -24,8 +26,11 @@ HEADERS = [
 ]
 
 
-class _TooMuch(Exception):
-    """A body is larger than allowed."""
+class _TooMuch(HTTPException):
+    """A body is larger than allowed. FastAPI, which reads it, hands on what is an HTTPException."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(413, f"the request is larger than {most} bytes; send less.")
 
 
 class Guard:
@@ -48,7 +53,7 @@ class Guard:
             message: dict[str, Any] = await receive()
             taken += len(message.get("body", b""))
             if taken > most:
-                raise _TooMuch
+                raise _TooMuch(most)
             return message
 
         async def strict(message: dict[str, Any]) -> None:
@@ -60,7 +65,7 @@ class Guard:
 
         try:
             if not length.isdigit() or int(length) > most:
-                raise _TooMuch
+                raise _TooMuch(most)
             await self._app(scope, bounded, strict)
         except _TooMuch:
             if not status:

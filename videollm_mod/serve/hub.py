@@ -160,7 +160,7 @@ class Hub:
         self._decoders = ThreadPoolExecutor(DECODERS, "decode")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._opening = 0
+        self._door = asyncio.Lock()
         self._storage_fails = False
 
     # -- the server's life ---------------------------------------------------------------------------------------------
@@ -200,15 +200,20 @@ class Hub:
 
     async def open(self, client: str, wish: protocol.Open, source: str | None = None, id: str | None = None) -> Live:
         """A new stream. Raises Refusal when it does not fit, InputError for wishes that cannot be."""
+        async with self._door:  # one after the other: what fits is decided with all that were let in before
+            if id is not None and id in self.live:  # reopened by another connection meanwhile
+                return self.live[id]
+            return await self._open(client, wish, source, id)
+
+    async def _open(self, client: str, wish: protocol.Open, source: str | None, id: str | None) -> Live:
         mine = sum(live.client == client for live in self.live.values())
         if mine >= self.bounds.streams_per_client:
             raise self._full(f"you have {mine} live streams, as many as one client may; end one of them first")
-        if len(self.live) + self._opening >= self.max_streams:
+        if len(self.live) >= self.max_streams:
             raise self._full(f"the server is full: it watches {len(self.live)} streams already")
         if wish.store_frames and not self.may_store_frames:
             raise InputError("this server stores no pictures; leave store_frames out, or start it with --store-frames.")
         settings = self.model.settings
-        self._opening += 1
         try:
             # recording costs little, and lets a client switch the overlay on later
             window = None if wish.window is None else min(wish.window, self.bounds.stream_seconds)
@@ -219,8 +224,6 @@ class Hub:
             )
         except EngineFull as error:
             raise self._full(str(error).rstrip(".")) from None
-        finally:
-            self._opening -= 1
         identity = id or secrets.token_urlsafe(16)
         live = Live(
             identity, client, stream, wish.policy,

@@ -60,10 +60,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Rules:
-    """Which addresses clients may name: patterns such as rtsp://10.0.0.*, https://*.example or rtsp://door:8554."""
+    """Which addresses clients may name: patterns such as rtsp://10.0.0.*, https://*.example or rtsp://door:8554.
+
+    Without a port the scheme's own is meant, with :* any.
+    """
 
     allowed: Sequence[str] = ()
     private: bool = False  # whether addresses of the local network may be among them
+
+    def __post_init__(self) -> None:
+        for pattern in self.allowed:
+            check_pattern(pattern)
 
     def check(self, address: str, schemes: Sequence[str] = WATCHED) -> SplitResult:
         """The parts of an allowed address. Raises InputError; looks nothing up."""
@@ -95,20 +102,15 @@ class Rules:
 
 
 def _matches(pattern: str, scheme: str, host: str, port: int | None) -> bool:
-    try:
-        rule = urlsplit(pattern)
-        wanted = rule.port
-    except ValueError:
-        return False
-    name = rule.hostname or ""
-    right_port = (port or PORTS[scheme]) == (wanted or PORTS.get(rule.scheme))
-    return rule.scheme == scheme and right_port and fnmatch.fnmatchcase(host.lower(), name.lower())
+    rule, any_port = urlsplit(pattern.removesuffix(":*")), pattern.endswith(":*")
+    right_port = any_port or (port or PORTS[scheme]) == (rule.port or PORTS[rule.scheme])
+    return rule.scheme == scheme and right_port and fnmatch.fnmatchcase(host.lower(), (rule.hostname or "").lower())
 
 
 def check_pattern(pattern: str) -> None:
     """Raise InputError for a pattern of --allow-source that can match nothing."""
     try:
-        rule = urlsplit(pattern)
+        rule = urlsplit(pattern.removesuffix(":*"))
         rule.port  # noqa: B018
     except ValueError:
         rule = urlsplit("")

@@ -72,13 +72,13 @@ class Worker:
             began = time.perf_counter()
             try:
                 outputs = self.engine.step()
-                self._failures = 0
             except Exception:  # one step's failure must not end the server; a row of them is told by /readyz
                 log.exception("a step of the model failed")
                 self._failures += 1
                 self._wake.wait(min(2.0**self._failures * 0.05, 5.0))
                 continue
             if outputs:
+                self._failures = 0
                 self._said.put((outputs, time.perf_counter() - began))
             elif not self.engine.waiting:
                 self._wake.wait(IDLE)
