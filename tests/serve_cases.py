@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import socket
@@ -20,6 +21,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_socket
 
 from videollm_mod.depth import DepthPlan
+from videollm_mod.model import StreamingVideoLM
 from videollm_mod.serve import protocol
 from videollm_mod.serve.app import Server, make_app
 from videollm_mod.serve.auth import Doors
@@ -62,13 +64,19 @@ def serving(
     folder: Path, *, doors: Doors | None = None, rules: Any = None, model: Any = None, **hub: Any
 ) -> Iterator[Running]:
     """A running server whose events go to a new file in `folder`, or to the one that is there."""
-    model = model or tiny_model(DepthPlan("interleaved", keep=0.4))
+    model = model or _model()
     made = Hub(model, Store(str(folder / "events.db")), **hub)
     running = Running(Server(made, doors or Doors("127.0.0.1", {}), **({} if rules is None else {"rules": rules})))
     try:
         yield running
     finally:
         running.stop()
+
+
+@functools.cache
+def _model() -> StreamingVideoLM:
+    """One for all servers: it is only read."""
+    return tiny_model(DepthPlan("interleaved", keep=0.4))
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 32), kind: str = "JPEG") -> bytes:

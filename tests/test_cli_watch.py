@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -27,7 +26,7 @@ from videollm_mod.dialogue import word_tokenizer
 from videollm_mod.doctor import Check, install_command
 from videollm_mod.flags import PLANS
 from videollm_mod.model import StreamingVideoLM, StreamSettings, load
-from videollm_mod.pace import catch_interrupts, newest
+from videollm_mod.pace import catch_interrupts
 from videollm_mod.show.overlay import CELL, GAP
 from videollm_mod.show.terminal import Terminal
 from videollm_mod.stream.session import StreamSession
@@ -117,6 +116,21 @@ def test_realtime_takes_as_long_as_the_video_and_max_does_not_wait(
         seconds[speed] = json.loads(capsys.readouterr().out)["wall_seconds"]
     assert seconds["realtime"] >= 1.5  # the last of four frames is due at 1.5 s
     assert seconds["max"] < seconds["realtime"]
+
+
+def test_what_is_dropped_has_a_policy_and_is_reported(
+    model: str, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", model, "--threshold", "0", "--fps", "8", "--end", "1"]
+    for more, policy in (([], "all"), (["--drop", "adaptive"], "adaptive"), (["--drop", "newest"], "newest")):
+        assert main(["watch", clip, *flags, *more]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["drop"], result["frames"], result["dropped"], result["drops"]) == (policy, 8, 0, {})
+    assert main(["watch", clip, *flags, "--drop", "newest", "--speed", "realtime"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["frames"] + result["dropped"] == 8 and sum(result["drops"].values()) == result["dropped"]
+    assert main(["watch", clip, *flags, "--drop", "oldest"]) == 2
+    assert "--drop 'oldest' is unknown; take one of newest, all, adaptive" in capsys.readouterr().err
 
 
 def test_a_frame_rate_above_the_sources_is_a_warning(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,37 +340,6 @@ def test_doctor_fails_nothing_that_is_optional_and_names_the_mend_that_applies_h
     assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -e '.[dev]'"
     assert install_command(extra="dev", root=tmp_path) == "pip install 'videollm-mod[dev]'"
     assert install_command("--force-reinstall", root=tmp_path) == "pip install --force-reinstall 'videollm-mod'"
-
-
-def frames(count: int, seconds: float) -> Iterator[Frame]:
-    for number in range(count):
-        yield Frame(np.zeros((2, 2, 3), dtype=np.uint8), number * seconds, number)
-        time.sleep(seconds)
-
-
-def test_of_a_live_source_a_slow_reader_gets_the_newest_frame_and_the_others_are_counted() -> None:
-    dropped: list[int] = []
-    taken = []
-    for frame, _ in newest(frames(20, 0.02), dropped.append):
-        taken.append(frame.index)
-        time.sleep(0.1)
-    assert taken == sorted(set(taken)) and taken[-1] == 19
-    assert len(taken) + sum(dropped) == 20 and sum(dropped) > 0
-
-
-def test_a_quick_reader_of_a_live_source_loses_nothing() -> None:
-    dropped: list[int] = []
-    assert [frame.index for frame, _ in newest(frames(6, 0.1), dropped.append)] == list(range(6))
-    assert sum(dropped) == 0
-
-
-def test_what_goes_wrong_while_reading_live_is_raised_where_frames_are_taken() -> None:
-    def failing() -> Iterator[Frame]:
-        yield from frames(1, 0.01)
-        raise OSError("the camera is gone")
-
-    with pytest.raises(OSError, match="the camera is gone"):
-        list(newest(failing(), lambda count: None))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

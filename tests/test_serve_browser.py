@@ -1,4 +1,4 @@
-"""The page in a real browser, with the bundled clip as its camera. SCREENSHOTS=docs has it take the README's pictures."""
+"""The page in a real browser, its camera the bundled clip. With SCREENSHOTS=docs it takes the README's pictures."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_page_narrates_its_camera_answers_shows_kept_tokens_and_goes_on_afte
 
 
 def test_a_file_is_narrated_at_the_times_at_which_things_happen(server: Running, page: Page) -> None:
-    """The page against the session on the same clip; the browser decodes and encodes anew, so times may be a frame off."""
+    """The page against the session on the same clip; the browser encodes anew, so times may be a frame off."""
     session = vm.StreamSession(vm.load("tiny"))
     wanted = [event for one in vm.open_video(CLIP, fps=2, end=20) for event in session.push(one)]
     page.open(server.url)

@@ -320,9 +320,12 @@ def test_streams_of_a_stopped_server_are_reopened_and_the_client_is_told(tmp_pat
     with serving(tmp_path, model=model) as again, again.socket() as connection:
         welcome = opened(connection, stream=stream, threshold=1.0)
         assert welcome["reopened"] and not welcome["resumed"] and welcome["time"] == 0.5
-        assert hear(connection, "event")["id"] == 1  # what was said is still there
+        said = hear(connection, "event")
+        assert said["id"] == 1  # what was said is still there
         connection.send(frame(1.0))
         assert hear(connection, "event")["id"] == 2
+        session = again.hub.live[stream].stream._session
+        assert said["text"] in session.template.decode(session.context)  # and the model is told of it
 
 
 def test_questions_in_the_openai_form_are_bounded(server: Running) -> None:

@@ -265,7 +265,8 @@ def test_streams_up_to_the_limit_are_served_and_twice_as_many_are_refused(tmp_pa
     p99 = next(edge for edge, below in buckets if float(below) >= 0.99 * steps)
     report = {
         "streams": limit, "frames": len(lags), "lag_median": round(statistics.median(lags), 4),
-        "lag_p99": round(sorted(lags)[int(0.99 * (len(lags) - 1))], 4), "step_p99_at_most": p99, "refused": len(refused),
+        "lag_p99": round(sorted(lags)[int(0.99 * (len(lags) - 1))], 4), "step_p99_at_most": p99,
+        "refused": len(refused),
     }  # fmt: skip
     print(json.dumps(report))
     if path := os.environ.get("LOAD_REPORT"):

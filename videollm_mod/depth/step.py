@@ -134,14 +134,15 @@ class StepLayer(RaggedLayer):
             # entries stand in the order of their slots and the newest are the queries' own: numbers alone tell
             return self._step.causal(count, entries, group, dtype)
         layer, key = self._own[stream], (stream, id(mask.rule), group)
-        if self._ratio is None and key in self._step.masks:  # dense layers of a kind all hold the same entries
+        whole = layer.seen == entries  # then all layers of the kind hold the same entries
+        if whole and key in self._step.masks:
             return self._step.masks[key]
         assert layer.slots is not None
         slots = layer.slots[0, :entries]
         nothing = torch.zeros((), dtype=torch.long, device=slots.device)
         seen = mask.rule(nothing, nothing, slots[entries - count :, None], slots[None, :])  # (count, entries)
         added = _added(seen.expand(count, entries), group, dtype)
-        if self._ratio is None:
+        if whole:
             self._step.masks[key] = added
         return added
 
@@ -163,7 +164,10 @@ class StepCache(RaggedCache):
     """
 
     def __init__(self, decoder: Any, caches: Sequence[RaggedCache], numbers: Sequence[Sequence[int]]) -> None:
-        shares, index, slots, begin = [], [], [], 0
+        shares: list[Share] = []
+        index: list[int] = []
+        slots: list[int] = []
+        begin = 0
         self.numbers: list[int] = []  # the streams' own numbers of the row's frames
         for cache, row in zip(caches, numbers, strict=True):
             first, frames, sizes = cache.seen, [], []
@@ -270,11 +274,11 @@ def _attend(
     return layer.attend(query, attention_mask, scaling), None
 
 
-def _mask(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Any:
+def _mask(*args: Any, **kwargs: Any) -> Any:
     """The mask function of `IMPLEMENTATION`."""
     if _current.get() is None:
-        return sdpa_mask(*args, mask_function=mask_function, **kwargs)
-    return StepMask(mask_function)
+        return sdpa_mask(*args, **kwargs)
+    return StepMask(kwargs.get("mask_function", causal_mask_function))
 
 
 @contextmanager

@@ -244,8 +244,7 @@ async def _watch(server: Server, client: str, wish: NewStream, id: str | None = 
     )
     live = await hub.open(client, wanted, source=hidden(wish.source), id=id)
     if id is not None:
-        row = await asyncio.to_thread(hub.store.stream, id, client)
-        live.taken = (row or {}).get("last") or -1.0
+        await hub.recall(live)
     how = {"address": wish.source, **wish.model_dump(exclude={"source"}, exclude_none=True)}
     await asyncio.to_thread(hub.store.remember, live.id, json.dumps(how))
     live.state = protocol.State(state="connecting")

@@ -43,6 +43,7 @@ METER_SECONDS = 1.0
 FPS_SECONDS = 5.0  # over which frames per second are counted
 RETAIN_SECONDS = 600.0
 DISK_TRIES = 3
+RECALLED = 8  # sentences that a reopened stream is told of
 UNBOUNDED = 600.0  # seconds that a stream without a window is reckoned with
 DECODERS = 2  # threads that decode pictures
 JPEG_QUALITY = 85
@@ -257,8 +258,14 @@ class Hub:
         if row["ended"] is not None:
             raise Refusal("ended", "that stream has ended; what was said in it is stored. Open a new one.")
         live = await self.open(client, wish, id=wish.stream)
-        live.taken = row["last"] or -1.0
+        await self.recall(live)
         return live, True
+
+    async def recall(self, live: Live) -> None:
+        """After a restart: what it said last is put before what it will see, and its time goes on."""
+        said = await asyncio.to_thread(self.store.events, live.id, max(0, live.number - RECALLED))
+        live.taken = max([live.taken, *(one.event.time for one in said)])
+        live.stream.recall([one.event for one in said])
 
     def _refuse_beyond_budget(self, window: float | None) -> None:
         """Refuse a stream for which there would not always be room: the engine itself sees to the next frame only."""

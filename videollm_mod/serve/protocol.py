@@ -92,9 +92,7 @@ class Welcome(_Message):
     version: Literal[1] = VERSION  # type: ignore[assignment]
     stream: str  # to come back with
     resumed: bool  # it went on: the model remembers what it saw
-    reopened: bool = (
-        False  # it was lost with its server, and began anew; the events are all there, what was seen is not
-    )
+    reopened: bool = False  # lost with its server, and begun anew: it knows what it said last, not what it saw
     time: float  # of the newest frame taken, seconds; later ones are welcome
     linger: float  # seconds that it waits for a client whose connection was lost
     model: str

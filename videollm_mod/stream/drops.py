@@ -84,7 +84,7 @@ class FrameQueue:
 
     def head(self, most: int) -> list[Any]:
         """The frames that are next, at most so many; none if something else stands before them."""
-        found = []
+        found: list[Any] = []
         for is_frame, item in self._items:
             if not is_frame or len(found) == most:
                 break

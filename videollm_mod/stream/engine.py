@@ -6,7 +6,7 @@
     stream.ask("What is in view?")
     while engine.waiting:
         for output in engine.step():        # one thread steps
-            print(output.stream, output.text, output.event, output.decision)
+            print(output.stream, output.delta, output.event, output.decision)
 
 A stream is a `StreamSession` whose steps the engine runs: linear layers once over the tokens of all streams, attention
 stream by stream (depth/step.py). What it says and keeps is what it would alone. Frames of one stream that wait share a
@@ -15,10 +15,12 @@ step, too; if one of them makes the model speak, those behind it are rolled back
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+import numpy as np
 import torch
 
 from videollm_mod.depth.layer import find_decoder
@@ -46,17 +48,13 @@ class QueueFull(InputError):
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """Something that a step gave: one of words, an event, a decision on a frame."""
+    """Something that a step gave: one of delta, event, decision."""
 
     stream: EngineStream
-    text: str | None = None  # the next words of the reply that is being made
+    delta: str | None = None  # the next words of the reply that is being made
     event: StreamEvent | None = None  # a reply that is finished
-    decision: Decision | None = None
-
-    @property
-    def kept(self) -> dict[int, Any] | None:
-        """With a decision, if the stream records it: layer -> (1 + h * w,) bool, what of the frame went through."""
-        return self.decision.kept if self.decision is not None and self.decision.kept else None
+    decision: tuple[float, float] | None = None  # on a frame: its time, seconds, and the probability of silence
+    kept: dict[int, np.ndarray] | None = None  # with a decision, if recorded: layer -> (1 + h * w,) bool
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,8 @@ class EngineStream:
         self._newest: float | None = None  # time of the newest frame that was pushed, dropped ones included
         self._questions = 0  # that wait
         self._reserved = 0  # bytes for questions that are not answered yet
+        self._planned = 0  # bytes that the step in progress adds
+        self._expected = 0  # bytes that it comes to, if it has a window
         self.grid, self.threshold = session.grid, session.threshold
 
     def push(self, frame: Frame) -> bool:
@@ -134,6 +134,11 @@ class EngineStream:
             self._queue.note(_Question(text, time))
             self.engine._arrived.notify_all()
 
+    def recall(self, said: Sequence[StreamEvent]) -> None:
+        """As of `StreamSession`; before anything is pushed."""
+        with self.engine._arrived:
+            self._session.recall(said)
+
     def state(self) -> EngineState:
         """Time, frames, tokens seen and stored, bytes, what waits, what was dropped."""
         with self.engine._arrived:
@@ -148,7 +153,7 @@ class EngineStream:
                 self.engine._streams.remove(self)
 
     @property
-    def kept(self) -> dict[int, Any]:
+    def kept(self) -> dict[int, np.ndarray]:
         """If recorded: layer -> (1 + h * w,) bool, the tokens of the newest frame that went through."""
         return self._session.kept
 
@@ -179,8 +184,8 @@ class Engine:
     """Runs any number of streams through one model, a step at a time.
 
     max_bytes: of KV entries in use, all streams together (buffers are up to 1.5 times as large); None: no bound. It is
-        never exceeded: each stream has room set aside for a frame and a reply, else it is not opened, and frames
-        beyond the budget are dropped. Streams with a window do not grow without end; those without use up what is left.
+        never exceeded: a stream is opened only if there is room for two windows of frames (without a window: for one
+        frame) and a reply, which is then its own, and frames beyond the budget are dropped.
 
     Raises InputError for a decoder that cannot run many streams in one step.
     """
@@ -193,7 +198,6 @@ class Engine:
         self._streams: list[EngineStream] = []
         self._arrived = threading.Condition()  # guards queues and the list of streams
         self._stepping = threading.Lock()
-        self._planned = 0  # bytes that the step in progress adds
         entry = try_together(self._decoder)
         template, settings = model.template, model.settings
         vision = model.encoder.tokens_per_frame
@@ -207,6 +211,7 @@ class Engine:
         self._reply_bytes = self._token_bytes * (around + settings.max_reply_tokens)
         opening = len(template.system(settings.system)) + self._frame_tokens - vision + 1 + len(template.after_reply)
         self._frame_bytes = self._token_bytes * opening + self._vision_bytes  # with all text that may come before it
+        self._next_bytes = self._token_bytes * (len(template.frame(first=False)[0]) - vision) + self._vision_bytes
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
@@ -226,12 +231,15 @@ class Engine:
         """
         session = StreamSession(self.model, threshold=threshold, window=window, record_kept=record_kept)
         stream = EngineStream(self, session, FrameQueue(drop, queue))
+        if session.window < math.inf:  # what it holds just before it forgets
+            frames = math.ceil(2 * session.window * self.model.settings.fps) + 1
+            stream._expected = self._frame_bytes + frames * self._next_bytes + self._reply_bytes
         with self._arrived:
-            more = self._frame_bytes + self._reply_bytes
-            if self.max_bytes is not None and self._spoken_for() + more > self.max_bytes:
+            if self.max_bytes is not None and self._spoken_for() + self._room(stream) > self.max_bytes:
                 raise EngineFull(
                     f"{len(self._streams)} streams leave {max(self.max_bytes - self._spoken_for(), 0):,} of "
-                    f"{self.max_bytes:,} bytes, and another needs {more:,}; close one, or raise max_bytes."
+                    f"{self.max_bytes:,} bytes, and another needs {self._room(stream):,}; close one, or raise "
+                    "max_bytes."
                 )
             self._streams.append(stream)
         return stream
@@ -261,9 +269,14 @@ class Engine:
     # -- the budget ----------------------------------------------------------------------------------------------------
 
     def _spoken_for(self) -> int:
-        """Bytes in use, about to be, and set aside: for each stream a frame and a reply, for a question its answer."""
-        used = self._planned + sum(stream._session._cache.kv_bytes + stream._reserved for stream in self._streams)
-        return used + len(self._streams) * (self._frame_bytes + self._reply_bytes)
+        """Bytes in use, about to be, and set aside."""
+        return sum(map(self._room, self._streams))
+
+    def _room(self, stream: EngineStream, step: int | None = None) -> int:
+        """Bytes that are a stream's own, if its next step with frames adds `step`; by default, room for one frame."""
+        more = max(self._frame_bytes, stream._planned) if step is None else step
+        used = stream._session._cache.kv_bytes + more + self._reply_bytes
+        return max(used, stream._expected) + stream._reserved
 
     def _reserve_answer(self, stream: EngineStream, question: str) -> None:
         if self.max_bytes is None:
@@ -273,14 +286,15 @@ class Engine:
             raise EngineFull(f"an answer may take {need:,} bytes, more than is left; close a stream, or ask later.")
         stream._reserved += need
 
-    def _plan(self, step: Step) -> bool:
+    def _plan(self, stream: EngineStream, step: Step) -> bool:
         """Count a step with frames in, if it stays within the budget. (Words have their room set aside.)"""
         if self.max_bytes is None:
             return True
         more = step.numbers.count(-1) * self._token_bytes + len(step.times) * self._vision_bytes
         with self._arrived:
-            fits = self._spoken_for() - self._frame_bytes + more <= self.max_bytes
-            self._planned += more if fits else 0
+            others = self._spoken_for() - self._room(stream)
+            fits = others + self._room(stream, more) <= self.max_bytes
+            stream._planned = more if fits else 0
         return fits
 
     # -- a step --------------------------------------------------------------------------------------------------------
@@ -303,7 +317,8 @@ class Engine:
                         turn.stream._queue.put_back(turn.frames)
                 raise
             finally:
-                self._planned = 0
+                for turn in turns:
+                    turn.stream._planned = 0
             outputs, end, place = [], 0, 0
             for turn in turns:
                 begin, end = end, end + len(turn.step.ids)
@@ -314,7 +329,6 @@ class Engine:
 
     def _turns(self) -> list[_Turn]:
         """What each stream wants to run; none of those that have nothing to do."""
-        self._planned = 0
         with self._arrived:
             streams = [stream for stream in self._streams if stream._waiting]
             watching = sum(stream._queue.frames > 0 for stream in streams)
@@ -336,7 +350,7 @@ class Engine:
                 return None
             times = [frame.time for frame in frames]
             step = session.propose(times)
-            while step.times and not self._plan(step):
+            while step.times and not self._plan(stream, step):
                 step = session.propose(times[: len(step.times) - 1])
             with self._arrived:
                 if step.times:
@@ -345,7 +359,7 @@ class Engine:
                 queue.drop("memory", len(frames))
         return _Turn(stream, session.propose(), [])
 
-    def _run(self, turns: list[_Turn]) -> tuple[list[float], list[int], dict[int, Any]]:
+    def _run(self, turns: list[_Turn]) -> tuple[list[float], list[int], dict[int, np.ndarray]]:
         """The model's step: of each end the probability of silence and the likeliest token; and what was kept."""
         device = self.model.device
         frames = [frame for turn in turns for frame in turn.frames]
@@ -375,7 +389,9 @@ class Engine:
         silence, words = turns[0].stream._session.judge(out.logits[0])
         return silence, words, {layer: row[0].cpu().numpy() for layer, row in (kept or {}).items()}
 
-    def _receive(self, turn: _Turn, silence: list[float], words: list[int], kept: dict[int, Any]) -> list[EngineOutput]:
+    def _receive(
+        self, turn: _Turn, silence: list[float], words: list[int], kept: dict[int, np.ndarray]
+    ) -> list[EngineOutput]:
         stream, session = turn.stream, turn.stream._session
         items = session.receive(turn.step, silence, words, kept if session.records else None)
         with self._arrived:
@@ -388,9 +404,10 @@ class Engine:
         outputs = []
         for item in items:
             if isinstance(item, Decision):
-                outputs.append(EngineOutput(stream, decision=item))
+                kept_of_frame = item.kept if session.records else None
+                outputs.append(EngineOutput(stream, decision=(item.time, item.silence), kept=kept_of_frame))
             elif isinstance(item, StreamEvent):
                 outputs.append(EngineOutput(stream, event=item))
             else:
-                outputs.append(EngineOutput(stream, text=item))
+                outputs.append(EngineOutput(stream, delta=item))
         return outputs

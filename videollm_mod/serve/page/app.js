@@ -111,7 +111,7 @@ function onWelcome(message) {
   if (again && S.kind !== "address") {
     const seconds = S.lostAt ? ((performance.now() - S.lostAt) / 1000).toFixed(0) : 0;
     note(message.reopened
-      ? "The server was started anew. What was said is kept; what it saw before, it has forgotten."
+      ? "The server was started anew. It knows what it said last, but no longer what it saw."
       : `The connection was lost for ${seconds} s, and has come back.`);
   }
   S.lostAt = 0;

@@ -1,0 +1,369 @@
+"""Many sessions in one engine: each says, keeps and remembers what it would alone, whenever who comes and goes."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stream_cases import frames, tiny_model
+from test_session import middle_threshold
+
+from videollm_mod.depth import DepthPlan
+from videollm_mod.model import StreamingVideoLM
+from videollm_mod.stream.engine import CHUNK, Engine, EngineFull, EngineOutput, EngineStream, QueueFull
+from videollm_mod.stream.session import StreamSession
+from videollm_mod.types import FrameTokens, InputError, StreamEvent
+
+QUESTION = "What happened?"
+
+
+@pytest.fixture(scope="module")
+def model() -> StreamingVideoLM:
+    return tiny_model(DepthPlan("interleaved", 0.4))
+
+
+@pytest.fixture(scope="module")
+def middle(model: StreamingVideoLM) -> float:
+    return middle_threshold(model)
+
+
+@dataclass
+class Heard:
+    """What came out of a stream, and what went in: a number is a frame of its film, None a question."""
+
+    stream: EngineStream | None
+    film: int
+    went_in: list[int | None] = field(default_factory=list)
+    frames: int = 0
+    decisions: list[tuple[float, float]] = field(default_factory=list)
+    kept: list[dict[int, np.ndarray]] = field(default_factory=list)
+    events: list[StreamEvent] = field(default_factory=list)
+    words: str = ""  # of the reply in the making
+
+    def take(self, output: EngineOutput) -> None:
+        given = [output.delta, output.event, output.decision]
+        assert sum(each is not None for each in given) == 1
+        if output.delta is not None:
+            self.words += output.delta
+        elif output.event is not None:
+            assert self.words == output.event.text
+            self.words = ""
+            self.events.append(output.event)
+        else:
+            assert output.decision is not None and output.kept is not None
+            self.decisions.append(output.decision)
+            self.kept.append(output.kept)
+
+
+def assert_as_alone(heard: Heard, alone: StreamSession, closed: bool) -> None:
+    """Against a session that gets the same, one after another."""
+    film, events, silences, kept = frames(60, heard.film), [], [], []
+    for item in heard.went_in:
+        if item is None:
+            events.append(alone.ask(QUESTION))
+        else:
+            events += alone.push(film[item])
+            silences.append((film[item].time, alone.silence))
+            kept.append(alone.kept)
+    times, sure = zip(*heard.decisions) if heard.decisions else ((), ())
+    if closed:  # it left with things waiting
+        events, silences, kept = events[: len(heard.events)], silences[: len(times)], kept[: len(times)]
+    assert list(times) == [time for time, _ in silences]
+    np.testing.assert_allclose(sure, [silence for _, silence in silences], atol=1e-6)
+    for one, other in zip(heard.kept, kept, strict=True):
+        assert all((one[layer] == other[layer]).all() for layer in other) and one.keys() == other.keys()
+    assert [(e.kind, e.text, e.time, e.frame, e.question, e.asked) for e in heard.events] == [
+        (e.kind, e.text, e.time, e.frame, e.question, e.asked) for e in events
+    ]
+    if closed:
+        return
+    assert heard.stream is not None
+    session = heard.stream._session
+    assert session.context == alone.context and session._pending == alone._pending
+    assert session._cache.stored == alone._cache.stored and session._cache.frames == alone._cache.frames
+    for one, other in zip(session._cache.layers, alone._cache.layers):
+        if other.lengths:
+            mine, its = (layer.keys[:, :, : layer.lengths[0]] for layer in (one, other))
+            assert torch.allclose(mine, its, atol=1e-5)  # norms and rotary tables are float32
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("open"), st.integers(0, 3)),
+        st.tuples(st.just("frames"), st.integers(0, 9), st.integers(1, 5)),
+        st.tuples(st.just("ask"), st.integers(0, 9)),
+        st.tuples(st.just("step"), st.integers(1, 4)),
+        st.tuples(st.just("close"), st.integers(0, 9)),
+    ),
+    min_size=4,
+    max_size=16,
+)
+
+
+@settings(max_examples=10)
+@given(
+    actions=ACTIONS,
+    window=st.sampled_from([math.inf, 1.0, 3.0]),
+    decide=st.sampled_from(["last", "own"]),
+    loud=st.booleans(),
+)
+def test_sessions_that_come_go_watch_and_ask_at_any_time_equal_sessions_alone(
+    actions: list[tuple], window: float, decide: str, loud: bool
+) -> None:
+    model = tiny_model(DepthPlan("interleaved", 0.4), decide, max_reply_tokens=4)
+    threshold = middle_threshold(model) if loud else 0.0
+    engine = Engine(model)
+    everybody: list[Heard] = []
+    here: list[Heard] = []
+
+    def step() -> None:
+        of = {heard.stream: heard for heard in here}
+        for output in engine.step():
+            of[output.stream].take(output)
+
+    for action, *numbers in [("open", 0), *actions]:
+        heard = here[numbers[0] % len(here)] if here else None
+        if action == "open" or heard is None or heard.stream is None:
+            stream = engine.open(threshold, window, record_kept=True, drop="all", queue=100)
+            everybody.append(Heard(stream, film=len(everybody)))
+            here.append(everybody[-1])
+        elif action == "frames":
+            film = frames(60, heard.film)
+            for _ in range(min(numbers[1], 60 - heard.frames)):
+                heard.stream.push(film[heard.frames])
+                heard.went_in.append(heard.frames)
+                heard.frames += 1
+        elif action == "ask":
+            heard.stream.ask(QUESTION)
+            heard.went_in.append(None)
+        elif action == "step":
+            for _ in range(numbers[0]):
+                step()
+        else:
+            heard.stream.close()
+            here.remove(heard)
+    while engine.waiting:
+        step()
+    assert engine.step() == []
+    for heard in everybody:
+        alone = StreamSession(model, threshold=threshold, window=window, record_kept=True)
+        assert_as_alone(heard, alone, closed=heard not in here)
+
+
+def test_frames_that_wait_share_a_step_while_nothing_is_said(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    stream = engine.open(threshold=0.0)
+    for frame in frames(CHUNK):
+        stream.push(frame)
+    assert [output.decision[0] for output in engine.step() if output.decision] == [f.time for f in frames(CHUNK)]
+    assert not engine.waiting and stream.state().frames == CHUNK
+
+
+def test_frames_behind_the_one_that_makes_it_speak_wait_until_it_has_spoken(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    stream = engine.open(threshold=1.0)
+    for frame in frames(3):
+        stream.push(frame)
+    (first,) = engine.step()
+    assert first.decision is not None and first.decision[0] == 0.0
+    assert stream.state().frames == 1 and stream.state().queued == 2
+    assert stream._session._cache.seen == len(stream._session.context)
+    kinds = []
+    while engine.waiting:
+        kinds += [("decision", *o.decision)[:2] if o.decision else "event" for o in engine.step() if not o.delta]
+    assert kinds == ["event", ("decision", 0.5), "event", ("decision", 1.0), "event"]
+
+
+def test_one_that_speaks_and_others_that_watch_share_a_step(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    talker, watcher = engine.open(threshold=1.0), engine.open(threshold=0.0)
+    for frame in frames(4):
+        talker.push(frame)
+        watcher.push(frame)
+        engine.step()
+        assert watcher.state().time == frame.time
+    assert talker.state().frames < 4
+
+
+def test_pictures_of_all_streams_go_through_the_tower_in_one_call(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    calls: list[int] = []
+    handle = model.encoder.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    for number in range(3):
+        stream = engine.open(threshold=0.0)
+        for frame in frames(2, number):
+            stream.push(frame)
+    engine.step()
+    handle.remove()
+    assert calls == [6]
+
+
+def test_ready_tokens_and_pictures_are_the_same_to_it(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    one, other = engine.open(threshold=0.0), engine.open(threshold=0.0)
+    encoder = StreamSession(model)
+    for frame in frames(3):
+        one.push(frame)
+        other.push_tokens(encoder.encode(frame))
+    decisions: dict[EngineStream, list[tuple[float, float]]] = {one: [], other: []}
+    for output in engine.step():
+        if output.decision is not None:
+            decisions[output.stream].append(output.decision)
+    np.testing.assert_allclose(decisions[one], decisions[other], atol=1e-6)
+
+
+def test_a_step_that_fails_can_be_taken_again(model: StreamingVideoLM, middle: float) -> None:
+    engine = Engine(model)
+    heard = [Heard(engine.open(middle, record_kept=True), film) for film in range(2)]
+
+    def broken(*args: object) -> None:
+        raise MemoryError("no more")
+
+    for heard_one in heard:
+        for frame in frames(3, heard_one.film):
+            assert heard_one.stream is not None
+            heard_one.stream.push(frame)
+        heard_one.went_in = [0, 1, 2]
+    while engine.waiting:
+        handle = model.lm.model.layers[2].register_forward_pre_hook(broken)
+        with pytest.raises(MemoryError):
+            engine.step()
+        handle.remove()
+        for output in engine.step():
+            next(each for each in heard if each.stream is output.stream).take(output)
+    for each in heard:
+        assert_as_alone(each, StreamSession(model, threshold=middle, record_kept=True), closed=False)
+
+
+# --- budget --------------------------------------------------------------------------------------------------------
+
+
+def test_the_budget_is_never_exceeded_and_what_does_not_fit_is_counted(model: StreamingVideoLM) -> None:
+    free = Engine(model)
+    alone = free.open(threshold=1.0)
+    for frame in frames(6):
+        alone.push(frame)
+    while free.waiting:
+        free.step()
+    budget = 2 * free.kv_bytes
+    engine = Engine(model, max_bytes=budget)
+    streams = [engine.open(threshold=1.0, drop="all", queue=16) for _ in range(2)]
+    for number, stream in enumerate(streams):
+        for frame in frames(16, number):
+            stream.push(frame)
+    most = 0
+    while engine.waiting:
+        engine.step()
+        most = max(most, engine.kv_bytes)
+    assert budget / 2 < most <= budget
+    for stream in streams:
+        state = stream.state()
+        assert state.frames > 0 and state.dropped["memory"] == 16 - state.frames
+    with pytest.raises(EngineFull, match="close a stream, or ask later"):
+        streams[0].ask(QUESTION)
+    streams[0].close()
+    streams[1].ask(QUESTION)
+    while engine.waiting:
+        engine.step()
+    assert engine.kv_bytes <= budget
+
+
+def test_a_stream_that_does_not_fit_is_not_opened_and_fits_when_another_has_left(model: StreamingVideoLM) -> None:
+    room = Engine(model, max_bytes=10**9)
+    engine = Engine(model, max_bytes=3 * (room._frame_bytes + room._reply_bytes) - 1)
+    first, _ = engine.open(), engine.open()
+    with pytest.raises(EngineFull, match=r"2 streams leave [\d,]+ of [\d,]+ bytes, and another needs"):
+        engine.open()
+    first.close()
+    first.close()
+    engine.open()
+    assert len(engine.streams) == 2
+
+
+def test_a_stream_with_a_window_has_its_room_from_the_start_and_watches_for_ever(model: StreamingVideoLM) -> None:
+    engine = Engine(model, max_bytes=120_000)
+    greedy, stream = (engine.open(threshold=0.0, window=window) for window in (math.inf, 1.0))
+    with pytest.raises(EngineFull):
+        engine.open(window=60.0)
+    for frame in frames(40):
+        for each in (greedy, stream):
+            each.push(frame)
+        engine.step()
+        assert engine.kv_bytes <= 120_000
+    assert stream.state().dropped == {} and stream.state().frames == 40
+    assert greedy.state().dropped["memory"] > 0, "the control: without a window it takes all that is left"
+
+
+# --- queues --------------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_consumer_gets_the_newest_frames_and_the_others_are_counted(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    stream = engine.open(threshold=0.0, queue=3)
+    for frame in frames(10):
+        stream.push(frame)
+    assert stream.state().queued == 3
+    decisions = [output.decision for output in engine.step()]
+    assert [decision[0] for decision in decisions if decision] == [3.5, 4.0, 4.5]
+    assert stream.state().dropped == {"newest": 7}
+
+
+def test_where_nothing_may_be_dropped_a_full_queue_says_so(model: StreamingVideoLM) -> None:
+    stream = Engine(model).open(drop="all", queue=2)
+    first, second, third = frames(3)
+    stream.push(first)
+    stream.push(second)
+    with pytest.raises(QueueFull, match="2 frames wait"):
+        stream.push(third)
+    assert stream.state().dropped == {}
+
+
+def test_any_thread_may_push_and_ask(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    streams = [engine.open(threshold=0.0, drop="all", queue=100) for _ in range(3)]
+
+    def feed(number: int) -> None:
+        for frame in frames(10, number):
+            streams[number].push(frame)
+        streams[number].ask(QUESTION)
+
+    threads = [threading.Thread(target=feed, args=(number,)) for number in range(3)]
+    answers: list[StreamEvent] = []
+    for thread in threads:
+        thread.start()
+    while len(answers) < 3:
+        assert engine.wait(timeout=30)
+        answers += [output.event for output in engine.step() if output.event]
+    for thread in threads:
+        thread.join()
+    assert [stream.state().frames for stream in streams] == [10, 10, 10]
+
+
+def test_what_cannot_be_is_refused_in_one_sentence(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    stream = engine.open()
+    first, second = frames(2)
+    stream.push(second)
+    with pytest.raises(InputError, match=r"0\.000 s after one at 0\.500 s"):
+        stream.push(first)
+    with pytest.raises(InputError, match="question is empty"):
+        stream.ask(" ")
+    with pytest.raises(InputError, match="drop policy 'oldest' is unknown"):
+        engine.open(drop="oldest")
+    with pytest.raises(InputError, match="queue of 0 frames"):
+        engine.open(queue=0)
+    with pytest.raises(InputError, match="max_bytes 0"):
+        Engine(model, max_bytes=0)
+    stream.close()
+    for late in (lambda: stream.push(second), lambda: stream.ask(QUESTION)):
+        with pytest.raises(InputError, match="stream is closed"):
+            late()
+    given = Engine(tiny_model(DepthPlan("interleaved", 0.4, scorer="given"))).open()
+    with pytest.raises(InputError, match="has no scores"):
+        given.push_tokens(FrameTokens(torch.zeros(5, 16), (2, 2), 0.0, 0))
