@@ -191,7 +191,12 @@ def test_a_camera_that_is_lost_is_opened_again_and_time_goes_on(server: Running)
             until(lambda: web.get(f"/streams/{stream}").json()["events"] >= 1)
         lost = until(lambda: (row := web.get(f"/streams/{stream}").json())["state"] == "waiting" and row)
         assert "trying again" in lost["state_text"]
-        web.delete(f"/streams/{stream}")
+        said = lost["events"]
+        with RtspCamera(seconds=30, port=camera.port):
+            until(lambda: web.get(f"/streams/{stream}").json()["events"] > said)
+            times = [one["event"]["time"] for one in web.get(f"/streams/{stream}/events").json()["events"]]
+            assert times == sorted(times) and times[-1] - times[said - 1] >= 0.5
+            web.delete(f"/streams/{stream}")
 
 
 @pytest.mark.parametrize(
@@ -326,6 +331,18 @@ def test_streams_of_a_stopped_server_are_reopened_and_the_client_is_told(tmp_pat
         assert hear(connection, "event")["id"] == 2
         session = again.hub.live[stream].stream._session
         assert said["text"] in session.template.decode(session.context)  # and the model is told of it
+
+
+def test_a_source_is_watched_again_after_a_restart_until_it_is_ended(tmp_path: Path) -> None:
+    rules = Rules(("rtsp://127.0.0.1:*",), private=True)
+    with serving(tmp_path, rules=rules) as running, RtspCamera(seconds=30) as camera:
+        stream = httpx.post(f"{running.url}/streams", json={"source": camera.address}).json()["id"]
+    with serving(tmp_path, rules=rules) as again:
+        row = httpx.get(f"{again.url}/streams/{stream}").json()
+        assert row["alive"] and row["source"] == camera.address and row["ended"] is None
+        httpx.post(f"{again.url}/streams/{stream}/end")
+    with serving(tmp_path, rules=rules) as third:
+        assert not httpx.get(f"{third.url}/streams/{stream}").json()["alive"]
 
 
 def test_questions_in_the_openai_form_are_bounded(server: Running) -> None:

@@ -36,7 +36,7 @@ from videollm_mod.serve.store import Store
 pytestmark = pytest.mark.slow
 
 CLIP = Path(vm.__file__).parent / "assets" / "demo.mp4"
-STARTING = 240.0  # s
+STARTING = 600.0  # s
 
 
 class Process:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
@@ -44,6 +45,7 @@ FILES = {  # address -> file, type: nothing else of the disk is served
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
 }
 FIRST_MESSAGE = 10.0  # s within which a connection must say what it wants
+LAST_WORDS = 2.0  # s to tell a client why its connection ends
 STRIKES = 20  # refused messages after which a connection is closed
 SSE_PAUSE = 15.0  # s of silence after which a comment keeps an event stream open
 CHATS = 4  # requests to /v1/chat/completions at a time
@@ -214,6 +216,11 @@ def make_app(server: Server, *, chat_bytes: int | None = None) -> FastAPI:
     async def live(socket: WebSocket) -> None:
         await _live(socket, server)
 
+    if server.doors.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(server.doors.origins), allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+        )  # fmt: skip
     app.add_middleware(Guard, most=64 * 2**10, larger={"/v1/chat/completions": chat_bytes or hub.bounds.body_bytes})
     return app
 
@@ -559,21 +566,15 @@ def _add_chat(app: FastAPI, server: Server) -> None:
         """Images and whole videos as data: URLs, and questions about them. Without a question: the narration."""
         if server.chats.locked():
             raise Refusal("full", f"{CHATS} requests are being answered already; try again later.", retry_after=5.0)
-        await server.chats.acquire()
-        streaming = False
-        try:
-            steps = await asyncio.to_thread(openai.plan_steps, request, hub.bounds)
-            live = await hub.open(client, protocol.Open(policy="all", title="chat completion"))
-            conversation = openai.Chat(hub, live, request, steps)
-            if request.stream:
-                streaming = True
-                return StreamingResponse(_chunks(server, conversation, request), media_type="text/event-stream")
+        steps = await asyncio.to_thread(openai.plan_steps, request, hub.bounds)
+        live = await hub.open(client, protocol.Open(policy="all", title="chat completion"))
+        conversation = openai.Chat(hub, live, request, steps)
+        if request.stream:
+            return StreamingResponse(_chunks(server, conversation, request), media_type="text/event-stream")
+        async with server.chats:
             async for _ in conversation.words():
                 pass
-            return JSONResponse(conversation.completion().model_dump())
-        finally:
-            if not streaming:
-                server.chats.release()
+        return JSONResponse(conversation.completion().model_dump())
 
     replies = {200: {"model": openai.ChatCompletion, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
     app.add_api_route("/v1/chat/completions", chat, methods=["POST"], tags=["openai"], responses=replies)  # type: ignore[arg-type]
@@ -585,20 +586,17 @@ async def _chunks(server: Server, chat: openai.Chat, request: openai.ChatRequest
     def line(value: dict[str, Any]) -> str:
         return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
-    words = chat.words()
     try:
         yield line(chat.chunk({"role": "assistant", "content": ""}))
-        async for word in words:
-            yield line(chat.chunk({"content": word}))
+        async with server.chats, contextlib.aclosing(chat.words()) as words:
+            async for word in words:
+                yield line(chat.chunk({"content": word}))
         yield line(chat.chunk({}, chat.finish))
         if request.stream_options and request.stream_options.include_usage:
             yield line({**chat.chunk({}), "choices": [], "usage": chat.usage.model_dump()})
         yield "data: [DONE]\n\n"
     except (InputError, Refusal) as error:
         yield line({"error": Problem(message=str(error), type="server_error").model_dump()})
-    finally:
-        await words.aclose()  # type: ignore[attr-defined]
-        server.chats.release()
 
 
 # -- the WebSocket -----------------------------------------------------------------------------------------------------
@@ -664,7 +662,7 @@ class _Connection:
             live.kept = message.kept
         # joined before the stored events are read: none is missed, and those told twice are left out by their number
         hub.attach(live, self._listener, feeds=live.source is None)
-        sender = reader = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             await self._send(hub.welcome(live, resumed=message.stream is not None and not reopened, reopened=reopened))
             self._after = message.after
@@ -672,19 +670,20 @@ class _Connection:
                 for one in await asyncio.to_thread(hub.store.events, live.id, message.after):
                     await self._send(protocol.event_message(one.event, one.number))
                     self._after = one.number
-            sender = asyncio.create_task(self._tell())
-            reader = asyncio.create_task(self._listen(live))
-            await asyncio.wait(
-                {sender, reader, cut := asyncio.create_task(self._cut_off())}, return_when="FIRST_COMPLETED"
-            )
-            cut.cancel()
+            work = (self._listen(live), self._tell(), self._cut_off())
+            tasks = [asyncio.create_task(one) for one in work]
+            await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+            if tasks[0].done() and not tasks[0].exception():  # why it ended is still to be told
+                self._listener.tell(None)
+                await asyncio.wait(tasks[1:2], timeout=LAST_WORDS)
         finally:
-            for task in (sender, reader):
-                if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
-                        await task
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
             hub.detach(live, self._listener)
+            for end in ends:  # a connection that is gone shows as a RuntimeError where something is sent
+                if isinstance(end, Exception) and not isinstance(end, WebSocketDisconnect | RuntimeError):
+                    log.error("a connection failed", exc_info=end)
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await asyncio.wait_for(self._socket.close(), 5.0)
 

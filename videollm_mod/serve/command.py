@@ -238,5 +238,6 @@ def settings(app: Any, hub: Any) -> Any:
         ws_ping_timeout=20.0,
         ws_per_message_deflate=False,  # pictures are compressed already, and a bomb cannot be unpacked
         timeout_graceful_shutdown=5,
+        limit_concurrency=1000,  # connections, silent ones included
         h11_max_incomplete_event_size=32 * 1024,
     )

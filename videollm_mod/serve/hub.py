@@ -172,10 +172,9 @@ class Hub:
         self.spawn(self._tick())
 
     async def stop(self) -> None:
-        """Tell everybody, and write down what was said. Streams are not ended: they may be reopened."""
-        for live in list(self.live.values()):
-            live.tell(protocol.Closed(reason="the server is being stopped."))
-            live.ended = True
+        """Write down what was said. Streams are not ended: they may be reopened."""
+        for live in self.live.values():
+            live.ended = True  # their sources stop
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

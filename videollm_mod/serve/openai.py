@@ -170,6 +170,7 @@ class Chat:
     def __init__(self, hub: Hub, live: Live, request: ChatRequest, steps: list[Step]) -> None:
         self._hub, self._live, self._steps = hub, live, steps
         self._listener = Listener()
+        hub.attach(live, self._listener, feeds=True)
         self._tokens = request.max_completion_tokens or request.max_tokens
         self._time = -1.0
         self.events: list[protocol.Event] = []
@@ -180,7 +181,6 @@ class Chat:
 
     async def words(self) -> AsyncIterator[str]:
         """The reply, piece by piece: of the last question, or the narration if there is none."""
-        self._hub.attach(self._live, self._listener, feeds=True)
         try:
             asks = [place for place, step in enumerate(self._steps) if isinstance(step, str)]
             answered = asks[-1] if asks and asks[-1] == len(self._steps) - 1 else None

@@ -148,7 +148,6 @@ function onError(message) {
 
 function onClosed(message) {
   if (S.ended) return;
-  if (message.reason.includes("stopped")) return; // the server goes down; the socket closes next, and we try again
   finish(sentence(message.reason));
 }
 
