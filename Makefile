@@ -17,6 +17,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.installed-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[slow]'
+	touch $@
+
 # Narrates the bundled clip in real time; leaves an annotated video, subtitles, events and a picture in $(OUT).
 demo: $(VENV)/.installed
 	mkdir -p $(OUT)
@@ -28,7 +32,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 # What takes long: whole runs, several processes, resuming.
-slow: $(VENV)/.installed-dev
+slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(VENV)/.installed-dev

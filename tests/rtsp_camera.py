@@ -28,12 +28,13 @@ a=control:trackID=0
 class RtspCamera:
     """Serves `address` until it is left, or for `seconds` of video, then hangs up."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, port: int = 0) -> None:
         self.seconds = seconds
         self.sent = 0  # pictures
         self._stop = threading.Event()
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = f"rtsp://127.0.0.1:{self._server.getsockname()[1]}/door"
+        self._server = socket.create_server(("127.0.0.1", port))
+        self.port = self._server.getsockname()[1]
+        self.address = f"rtsp://127.0.0.1:{self.port}/door"
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> RtspCamera:

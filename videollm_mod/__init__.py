@@ -30,6 +30,7 @@ _HOME = {
     "StreamingVideoLM": "model",
     "apply_depth": "depth",
     "apply_lora": "adapters",
+    "connect": "serve.client",
     "load": "model",
     "open_video": "video",
     "remove_depth": "depth",

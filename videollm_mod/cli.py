@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
+    "serve": ("videollm_mod.serve.command:serve", "A server and its page: live cameras narrated, questions answered."),
     "bench engine": ("videollm_mod.bench.engine_command:bench_engine", "Many sessions in one engine against in turn."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -134,6 +135,11 @@ class EngineStream:
             self._questions += 1
             self._queue.note(_Question(text, time))
             self.engine._arrived.notify_all()
+
+    def recall(self, said: Sequence[StreamEvent]) -> None:
+        """As of `StreamSession`; before anything is pushed."""
+        with self.engine._arrived:
+            self._session.recall(said)
 
     def state(self) -> EngineState:
         """Time, frames, tokens seen and stored, bytes, what waits, what was dropped."""

@@ -160,6 +160,16 @@ class StreamSession:
         seen = cache.seen + self._forgotten
         return SessionState(self._time, self._frames, seen, stored, cache.kv_bytes, cache.seen * entry)
 
+    def recall(self, said: Sequence[StreamEvent]) -> None:
+        """Before the first frame: put into its context what it said in an earlier life, as text alone."""
+        if self._frames or self.speaking:
+            raise InputError("the session has begun already; recall what was said before its first frame.")
+        for event in said:
+            if event.question is not None:
+                self._pending += self.template.user(event.question)
+            reply = [*self.template.reply_prompt(), *self.template.reply(event.text)]
+            self._pending += [*reply, *self.template.after_reply]
+
     # -- the machine: for whoever runs the model -----------------------------------------------------------------------
 
     @property

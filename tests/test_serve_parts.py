@@ -1,0 +1,287 @@
+"""The server's parts by themselves: what is stored and found, what is let in, what may be opened, what a message is."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serve_cases import picture
+
+from videollm_mod.serve import protocol
+from videollm_mod.serve.auth import Doors, Refused, read_tokens, token_subprotocol
+from videollm_mod.serve.command import ServeConfig, check_flags
+from videollm_mod.serve.limits import Bounds, Rate, TooLarge, decode_picture
+from videollm_mod.serve.schemas import documents
+from videollm_mod.serve.sources import Rules, hidden, is_private
+from videollm_mod.serve.store import Store, Stored
+from videollm_mod.types import InputError, StreamEvent
+
+DOCS = Path(__file__).parents[1] / "docs"
+A, B = "a" * 22, "b" * 22
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path / "events.db"))
+    made.begin(A, "anna")
+    return made
+
+
+def said(stream: str, number: int, text: str, *, wall: float = 1e9, question: str | None = None) -> Stored:
+    kind = "narration" if question is None else "answer"
+    return Stored(stream, number, wall, StreamEvent(number / 2, kind, text, number, question))
+
+
+def test_docs_hold_the_openapi_description_and_the_schema_of_messages_as_they_are() -> None:
+    for name, text in documents().items():
+        stored = (DOCS / name).read_text(encoding="utf-8")
+        assert stored == text, f"{name} is old: python -m videollm_mod.serve.schemas docs"
+
+
+# -- store -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_added_is_on_the_disk_when_add_returns(store: Store, tmp_path: Path) -> None:
+    store.add([said(A, 1, "A ring appears."), said(A, 2, "It leaves.")])
+    with sqlite3.connect(f"file:{tmp_path}/events.db?mode=ro", uri=True) as other:
+        assert other.execute("select text from events order by number").fetchall() == [
+            ("A ring appears.",),
+            ("It leaves.",),
+        ]
+        assert other.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_a_whole_question_finds_what_was_said_whatever_the_form_of_its_words(store: Store) -> None:
+    store.begin(B, "bert")
+    store.add([
+        said(A, 1, "The red square enters from the left."),
+        said(A, 2, "The blue ring leaves to the top."),
+        said(A, 3, "The red square leaves to the right."),
+        said(A, 4, "Two.", question="How many rings are there?"),
+        said(B, 1, "The red square leaves to the left."),
+    ])  # fmt: skip
+    found = store.search("When did the red square leave?", "anna")
+    assert [one.number for one in found] == [3]
+    assert [one.number for one in store.search("purple square?", "anna")] == [1, 3]  # any word, where none has all
+    assert {one.number for one in store.search("ring", "anna")} == {2, 4}
+    assert store.search("the", "anna", stream=A) and store.search("zebra", "anna") == []
+    assert [one.stream for one in store.search("square", "bert")] == [B]
+
+
+@given(st.text(max_size=40))
+def test_no_search_breaks_the_index(words: str) -> None:
+    with_one = Store("sqlite://")
+    with_one.begin(A, "anna")
+    with_one.add([said(A, 1, 'A "quoted" AND NOT near* sentence')])
+    assert isinstance(with_one.search(words, "anna"), list)
+    with_one.close()
+
+
+def test_an_event_number_is_given_once(store: Store) -> None:
+    store.add([said(A, 1, "one")])
+    with pytest.raises(Exception, match="UNIQUE"):
+        store.add([said(A, 2, "two"), said(A, 1, "again")])
+    assert store.last_number(A) == 1  # all or none
+
+
+def test_retention_erases_by_age_and_by_size_and_search_forgets_with_it(store: Store) -> None:
+    import time
+
+    now = time.time()
+    store.add([said(A, 1, "ancient ring", wall=now - 10 * 86400), said(A, 2, "fresh ring", wall=now)])
+    assert store.retain(days=7, most_bytes=None, alive=[A]) == 1
+    assert [one.number for one in store.search("ring", "anna")] == [2]
+    store.add([said(A, number, "x" * 500, wall=now) for number in range(3, 23)])
+    store.retain(days=None, most_bytes=5000)
+    assert store.size() <= 5000 and store.last_number(A) == 22  # the newest stay
+    assert store.retain(days=None, most_bytes=5000) == 0
+
+
+def test_stored_pictures_go_before_sentences_when_room_is_short(store: Store) -> None:
+    store.add([said(A, 1, "one")])
+    for number in range(5):
+        store.add_frame(A, number / 2, b"x" * 1000)
+    store.retain(days=None, most_bytes=2500)
+    assert [when for _, when in store.frame_times(A)] == [1.5, 2.0] and store.last_number(A) == 1
+
+
+@pytest.mark.parametrize("url", ["postgresql+nodriver://user:secret@host/x", "nonsense://x", "/proc/no/where.db"])
+def test_a_store_that_cannot_be_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Store(url)
+    assert "--store" in str(refused.value) and "secret" not in str(refused.value)
+
+
+# -- doors -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=30))
+def test_no_token_but_the_right_one_is_let_in(given_token: str) -> None:
+    doors = Doors("0.0.0.0", {"the-right-token-1": "anna"})
+    headers = {"host": "x", "authorization": f"Bearer {given_token}"}
+    if given_token == "the-right-token-1":
+        assert doors.client(headers, changes=False) == "anna"
+    else:
+        with pytest.raises(Refused):
+            doors.client(headers, changes=False)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8000", "", "[", "localhost@evil.example:1"]
+)
+def test_a_name_that_is_not_this_machine_is_not_let_in_without_a_token(host: str) -> None:
+    with pytest.raises(Refused):
+        Doors("127.0.0.1", {}).client({"host": host}, changes=False)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "127.0.0.2"])
+def test_this_machine_is_let_in_without_a_token(host: str) -> None:
+    assert Doors("127.0.0.1", {}).client({"host": host}, changes=True) == "local"
+
+
+def test_tokens_are_read_with_their_names_and_short_ones_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("# who may\nanna 0123456789abcdef\n\n0123456789abcdeg\n")
+    tokens = read_tokens(path, {"VIDEOLLM_MOD_TOKEN": "0123456789abcdeh"})
+    assert tokens == {"0123456789abcdef": "anna", "0123456789abcdeg": "client4", "0123456789abcdeh": "owner"}
+    for text in ("short", "anna b c", ""):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            read_tokens(path, {})
+    assert token_subprotocol("a?>~").startswith("token.") and "=" not in token_subprotocol("a")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"host": "0.0.0.0"}, "a token is needed"),
+        ({"port": 70000}, "--port 70000"),
+        ({"keep": 1.5}, "--keep 1.5"),
+        ({"max_streams": 0}, "--max-streams 0"),
+        ({"linger": float("nan")}, "--linger nan"),
+        ({"linger": float("inf")}, "--linger inf"),
+        ({"frame_bytes": 10}, "--frame-bytes 10"),
+        ({"allow_source": ("camera.local",)}, "--allow-source camera.local"),
+        ({"allow_source": ("file:///etc",)}, "--allow-source"),
+        ({"allow_origin": ("evil",)}, "--allow-origin evil"),
+        ({"token_file": Path("/no/such")}, "--token-file"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_before_anything_is_loaded(
+    flags: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIDEOLLM_MOD_TOKEN", raising=False)
+    with pytest.raises(InputError) as refused:
+        check_flags(ServeConfig(**flags))  # type: ignore[arg-type]
+    assert words in str(refused.value) and str(refused.value).count("\n") == 0
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "fe80::1",
+     "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "::"],
+)  # fmt: skip
+def test_addresses_inside_count_as_private_however_they_are_wrapped(number: str) -> None:
+    assert is_private(number)
+
+
+@pytest.mark.parametrize("number", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_addresses_of_the_internet_do_not(number: str) -> None:
+    assert not is_private(number)
+
+
+def test_only_what_the_list_names_may_be_opened() -> None:
+    rules = Rules(("rtsp://10.0.0.*", "https://*.example", "http://cam:8080"))
+    for fine in ("rtsp://10.0.0.7/x", "RTSP://10.0.0.7/x".lower(), "https://a.example/v.mp4", "http://cam:8080/"):
+        rules.check(fine)
+    for wrong in (
+        "rtsp://10.0.1.7/x", "http://a.example/", "https://example/", "https://a.example.evil/", "http://cam/",
+        "https://a.example@evil/", "https://evil/?a.example", "rtsp://10.0.0.7:9000/", "https://a.example:22/",
+        "rtsp://10.0.0.7\\@evil/",
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            rules.check(wrong)
+
+
+def test_a_name_is_looked_up_once_and_the_connection_goes_to_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    numbers = iter(["8.8.8.8", "127.0.0.1"])  # a rebinding name server: public at first, then inside
+
+    def look_up(host: str, port: int, **_: object) -> list[object]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(numbers), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    rules = Rules(("rtsp://*.example",))
+    target = rules.resolve("rtsp://user:pw@door.example/cam?x=1")
+    assert target.pinned == "rtsp://user:pw@8.8.8.8:554/cam?x=1" and target.host == "door.example"
+    assert asked == ["door.example"]
+    with pytest.raises(InputError, match="private"):
+        rules.resolve("rtsp://door.example/")
+
+
+def test_a_password_in_an_address_is_hidden() -> None:
+    assert hidden("rtsp://me:secret@cam:8554/x") == "rtsp://me:***@cam:8554/x"
+
+
+# -- pictures and messages ---------------------------------------------------------------------------------------------
+
+
+def test_a_picture_of_a_hundred_megapixels_is_refused_by_its_header() -> None:
+    head = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + head
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with pytest.raises(TooLarge, match="10000 x 10000"):
+        decode_picture(png + b"\0\0\0\0IDAT" + b"\0" * 20, Bounds())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pictures_are_known_by_their_content(kind: str) -> None:
+    assert decode_picture(picture(size=(40, 30), kind=kind), Bounds()).shape == (30, 40, 3)
+
+
+@given(data=st.binary(max_size=200), kind=st.sampled_from(["JPEG", "PNG", "WEBP"]), cut=st.integers(0, 400))
+def test_no_bytes_make_the_decoder_fail_otherwise_than_in_a_sentence(data: bytes, kind: str, cut: int) -> None:
+    for damaged in (data, picture(kind=kind)[:cut] + data):
+        try:
+            decode_picture(damaged, Bounds())
+        except InputError as error:
+            assert str(error).endswith(".")
+
+
+@given(st.one_of(st.text(), st.binary()))
+def test_no_message_makes_the_reader_fail_otherwise_than_in_a_sentence(text: str | bytes) -> None:
+    for read in (
+        protocol.read_client,
+        lambda data: protocol.unpack_frame(data.encode() if isinstance(data, str) else data),
+    ):
+        try:
+            read(text)  # type: ignore[operator]
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+@given(st.floats(0, 1e6), st.binary(min_size=1, max_size=50))
+def test_a_frame_message_gives_back_what_was_put_in(time: float, data: bytes) -> None:
+    assert protocol.unpack_frame(protocol.pack_frame(time, data)) == (time, data)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_kept_tokens_give_back_what_was_put_in(bits: list[bool]) -> None:
+    packed = protocol.pack_kept({3: np.array(bits)})
+    assert protocol.unpack_kept(packed, len(bits))[3].tolist() == bits
+
+
+def test_a_rate_lets_a_burst_through_and_then_no_more() -> None:
+    rate = Rate(5)
+    assert sum(rate.allows() for _ in range(100)) in (10, 11)

@@ -1,0 +1,574 @@
+"""The live streams of one server: opened, fed, listened to, lost and found again. All of it runs in the event loop,
+but for `_handle`, which the scribe's thread calls, and decoding, which has threads of its own.
+
+A stream has a mailbox of pictures that wait, one or two frames in the engine, and listeners. With the policy "newest" a
+picture that still waits gives way to the next, so that a slow model falls behind nobody's live camera; with "all" the
+sender waits. A listener that does not read is cut off when its queue is full: it costs the others nothing, and comes
+back for the events it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from videollm_mod.serve import protocol
+from videollm_mod.serve.limits import Bounds, decode_picture, open_picture
+from videollm_mod.serve.metrics import Metrics
+from videollm_mod.serve.store import Store, Stored
+from videollm_mod.serve.worker import Worker
+from videollm_mod.stream.engine import Engine, EngineFull
+from videollm_mod.types import Frame, InputError
+
+log = logging.getLogger("videollm_mod.serve")
+
+IN_ENGINE = {"newest": 1, "all": 8}  # frames of one stream in the engine at a time; it may watch several in a step
+MAILBOX = {"newest": 1, "all": 8}  # pictures that may wait before it
+LISTENER_QUEUE = 256  # messages to a client that does not read
+METER_SECONDS = 1.0
+FPS_SECONDS = 5.0  # over which frames per second are counted
+RETAIN_SECONDS = 600.0
+DISK_TRIES = 3
+RECALLED = 8  # sentences that a reopened stream is told of
+UNBOUNDED = 600.0  # seconds that a stream without a window is reckoned with
+DECODERS = 2  # threads that decode pictures
+JPEG_QUALITY = 85
+
+
+class Refusal(Exception):
+    """Something a client asked for is not had; `code` as in the message `error`."""
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.retry_after = code, message, retry_after
+
+    def failure(self, fatal: bool = True) -> protocol.Failure:
+        return protocol.Failure(code=self.code, message=self.message, fatal=fatal, retry_after=self.retry_after)  # type: ignore[arg-type]
+
+
+class Listener:
+    """Somebody who is told what happens in a stream."""
+
+    def __init__(self, *, events_only: bool = False) -> None:
+        self.queue: asyncio.Queue[Any] = asyncio.Queue(LISTENER_QUEUE)
+        self.events_only, self.cut_off = events_only, False
+
+    def tell(self, message: Any) -> None:
+        if self.cut_off or (self.events_only and not isinstance(message, protocol.Event | protocol.Closed)):
+            return
+        try:
+            self.queue.put_nowait(message)
+        except asyncio.QueueFull:
+            self.cut_off = True  # what it missed is in the store
+            while not self.queue.empty():
+                self.queue.get_nowait()
+            self.queue.put_nowait(None)
+
+
+@dataclass
+class Waiting:
+    """A picture that is not watched yet."""
+
+    time: float
+    picture: bytes | np.ndarray
+    arrived: float  # monotonic
+
+
+@dataclass
+class Live:
+    """A stream that is alive."""
+
+    id: str
+    client: str
+    stream: Any  # the engine's
+    policy: str
+    threshold: float
+    window: float | None
+    kept: bool  # whether kept tokens are sent
+    store_frames: bool
+    source: str | None = None
+    number: int = 0  # of the newest event; the scribe's
+    taken: float = -1.0  # time of the newest picture taken
+    watched: float = 0.0  # time of the newest frame watched
+    frames: int = 0
+    pushed: int = 0
+    dropped: int = 0
+    lag: float = 0.0
+    seen: int = 0
+    kv_bytes: int = 0
+    kv_bytes_dense: int = 0
+    questions: int = 0  # waiting
+    mailbox: deque[Waiting] = field(default_factory=deque)
+    in_engine: deque[Waiting] = field(default_factory=deque)
+    feeding: bool = False
+    ended: bool = False
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    done: deque[float] = field(default_factory=lambda: deque(maxlen=512))  # when the newest frames were watched
+    listeners: set[Listener] = field(default_factory=set)
+    owner: Listener | None = None  # the connection that feeds it
+    alone_since: float = field(default_factory=time.monotonic)
+    state: protocol.State | None = None
+    newest: bytes | np.ndarray | None = None  # the newest picture of a server-side source
+
+    def tell(self, message: Any) -> None:
+        for listener in list(self.listeners):
+            listener.tell(message)
+
+    def fps(self) -> float:
+        now = time.monotonic()
+        return sum(now - moment <= FPS_SECONDS for moment in self.done) / FPS_SECONDS
+
+
+class Hub:
+    """All live streams over one model and one store."""
+
+    def __init__(
+        self,
+        model: Any,
+        store: Store,
+        *,
+        name: str = "tiny",
+        bounds: Bounds | None = None,
+        max_bytes: int | None = None,
+        max_streams: int = 64,
+        linger: float = 60.0,
+        may_store_frames: bool = False,
+        keep_days: float | None = None,
+        keep_bytes: int | None = None,
+    ) -> None:
+        self.model, self.store, self.name, self.bounds = model, store, name, bounds or Bounds()
+        self.max_streams, self.linger, self.may_store_frames = max_streams, linger, may_store_frames
+        self.keep_days, self.keep_bytes = keep_days, keep_bytes
+        self.metrics = Metrics()
+        self.worker = Worker(Engine(model, max_bytes=max_bytes), self._handle)
+        self.live: dict[str, Live] = {}
+        self.total_events = self.total_frames = 0
+        self._by_stream: dict[int, Live] = {}  # id() of the engine's stream -> ours
+        self._decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._door = asyncio.Lock()
+        self._storage_fails = False
+
+    # -- the server's life ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.worker.start()
+        self.spawn(self._tick())
+
+    async def stop(self) -> None:
+        """Write down what was said. Streams are not ended: they may be reopened."""
+        for live in self.live.values():
+            live.ended = True  # their sources stop
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.worker.stop)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def spawn(self, work: Any) -> asyncio.Task[Any]:
+        """A task that lives no longer than the hub."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @property
+    def ready(self) -> bool:
+        return self._loop is not None and self.worker.healthy and not self._storage_fails
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """A function in the model's thread."""
+        return await asyncio.wrap_future(self.worker.call(function))
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    async def open(self, client: str, wish: protocol.Open, source: str | None = None, id: str | None = None) -> Live:
+        """A new stream. Raises Refusal when it does not fit, InputError for wishes that cannot be."""
+        async with self._door:  # one after the other: what fits is decided with all that were let in before
+            if id is not None and id in self.live:  # reopened by another connection meanwhile
+                return self.live[id]
+            return await self._open(client, wish, source, id)
+
+    async def _open(self, client: str, wish: protocol.Open, source: str | None, id: str | None) -> Live:
+        mine = sum(live.client == client for live in self.live.values())
+        if mine >= self.bounds.streams_per_client:
+            raise self._full(f"you have {mine} live streams, as many as one client may; end one of them first")
+        if len(self.live) >= self.max_streams:
+            raise self._full(f"the server is full: it watches {len(self.live)} streams already")
+        if wish.store_frames and not self.may_store_frames:
+            raise InputError("this server stores no pictures; leave store_frames out, or start it with --store-frames.")
+        settings = self.model.settings
+        try:
+            # recording costs little, and lets a client switch the overlay on later
+            window = None if wish.window is None else min(wish.window, self.bounds.stream_seconds)
+            self._refuse_beyond_budget(window)
+            queue = {"drop": "all", "queue": IN_ENGINE[wish.policy]}  # what is dropped is dropped before, by us
+            stream = await self.run(
+                partial(self.worker.engine.open, threshold=wish.threshold, window=window, record_kept=True, **queue)
+            )
+        except EngineFull as error:
+            raise self._full(str(error).rstrip(".")) from None
+        identity = id or secrets.token_urlsafe(16)
+        live = Live(
+            identity, client, stream, wish.policy,
+            settings.threshold if wish.threshold is None else wish.threshold,
+            settings.window if window is None else window,
+            wish.kept, wish.store_frames, source,
+        )  # fmt: skip
+        how = json.dumps({"policy": wish.policy, "threshold": live.threshold, "window": live.window})
+        try:
+            await asyncio.to_thread(self.store.begin, identity, client, wish.title, source, how)
+            live.number = await asyncio.to_thread(self.store.last_number, identity)
+        except Exception:
+            log.exception("a stream could not be stored")
+            self.worker.call(stream.close)
+            raise Refusal("storage", "the server cannot store what would be said; tell who runs it.") from None
+        self.live[identity] = self._by_stream[_key(stream)] = live
+        self.metrics.opened.inc()
+        self.metrics.streams.set(len(self.live))
+        log.info("stream opened", extra={"stream": identity, "client": client, "source": source})
+        return live
+
+    async def back(self, client: str, wish: protocol.Open) -> tuple[Live, bool]:
+        """A stream that a client had before, and whether it had to be opened anew. Raises Refusal."""
+        assert wish.stream is not None
+        live = self.live.get(wish.stream)
+        if live is not None and live.client == client:
+            return live, False
+        row = await asyncio.to_thread(self.store.stream, wish.stream, client)
+        if row is None:
+            raise Refusal("unknown_stream", "there is no such stream; open a new one.")
+        if row["ended"] is not None:
+            raise Refusal("ended", "that stream has ended; what was said in it is stored. Open a new one.")
+        live = await self.open(client, wish, id=wish.stream)
+        await self.recall(live)
+        return live, True
+
+    async def recall(self, live: Live) -> None:
+        """After a restart: what it said last is put before what it will see, and its time goes on."""
+        said = await asyncio.to_thread(self.store.events, live.id, max(0, live.number - RECALLED))
+        live.taken = max([live.taken, *(one.event.time for one in said)])
+        live.stream.recall([one.event for one in said])
+
+    def _refuse_beyond_budget(self, window: float | None) -> None:
+        """Refuse a stream for which there would not always be room: the engine itself sees to the next frame only."""
+        engine = self.worker.engine
+        if engine.max_bytes is None:
+            return
+        need = stream_bytes(engine, self.model.settings.window if window is None else window)
+        taken = sum(stream_bytes(engine, live.window) for live in self.live.values())
+        if taken + need > engine.max_bytes:
+            raise EngineFull("the memory set apart for streams is taken")
+
+    def _full(self, why: str) -> Refusal:
+        self.metrics.refused.labels("full").inc()
+        soonest = min(
+            (self.linger - (time.monotonic() - live.alone_since) for live in self.live.values() if _alone(live)),
+            default=30.0,
+        )
+        return Refusal("full", f"{why}; try again later.", retry_after=round(max(1.0, soonest)))
+
+    def attach(self, live: Live, listener: Listener, *, feeds: bool) -> None:
+        """A listener joins. `feeds`: it is the connection that sends pictures, and takes the place of an older one."""
+        if feeds:
+            if live.owner is not None:
+                live.owner.tell(Refusal("taken", "this stream was taken up by another connection.").failure())
+                live.owner.tell(None)
+                live.listeners.discard(live.owner)
+            live.owner = listener
+        live.listeners.add(listener)
+        if live.state is not None:
+            listener.tell(live.state)
+
+    def detach(self, live: Live, listener: Listener) -> None:
+        live.listeners.discard(listener)
+        if live.owner is listener:
+            live.owner, live.alone_since = None, time.monotonic()
+
+    async def close(self, live: Live, reason: str, *, ended: bool = True) -> None:
+        """End a stream. Its engine memory is free when this returns."""
+        if live.ended:
+            return
+        live.ended = True
+        self.live.pop(live.id, None)
+        live.mailbox.clear()
+        live.room.set()
+        self.metrics.streams.set(len(self.live))
+        await self.run(live.stream.close)
+        self._by_stream.pop(_key(live.stream), None)
+        if ended:
+            await asyncio.to_thread(self.store.end, live.id)
+        live.tell(protocol.Closed(reason=reason))
+        log.info("stream closed", extra={"stream": live.id, "reason": reason, "frames": live.frames})
+
+    def welcome(self, live: Live, *, resumed: bool, reopened: bool = False) -> protocol.Welcome:
+        model, bounds = self.model, self.bounds
+        window = live.window if live.window is not None and math.isfinite(live.window) else None
+        return protocol.Welcome(
+            stream=live.id,
+            resumed=resumed,
+            reopened=reopened,
+            time=max(live.taken, 0.0),
+            linger=self.linger,
+            model=self.name,
+            fps=model.settings.fps,
+            picture=model.encoder.tower.image_size,
+            threshold=live.threshold,
+            window=window,
+            grid=tuple(model.encoder.grid),
+            routed=list(model.plan.routed(model.num_layers)),
+            limits=protocol.Limits(
+                frame_bytes=bounds.frame_bytes,
+                frame_pixels=bounds.frame_pixels,
+                question_characters=bounds.question_characters,
+                messages_per_second=bounds.messages_per_second,
+                stream_seconds=bounds.stream_seconds,
+                store_frames=self.may_store_frames,
+            ),
+        )
+
+    # -- pictures and questions in -------------------------------------------------------------------------------------
+
+    async def push(self, live: Live, when: float, picture: bytes | np.ndarray) -> None:
+        """A picture of a stream. With the policy "all" this waits for room. Raises InputError for what it cannot be."""
+        if isinstance(picture, bytes):
+            open_picture(picture, self.bounds)  # its header; pixels are decoded when its turn comes
+        if not when > live.taken:
+            raise InputError(
+                f"the frame at {when:.3f} s does not come after the one at {live.taken:.3f} s; time goes on."
+            )
+        if when > self.bounds.stream_seconds:
+            raise Refusal("ended", f"a stream may last {self.bounds.stream_seconds:g} s; open a new one.")
+        live.taken = when
+        live.mailbox.append(Waiting(when, picture, time.monotonic()))
+        if live.policy == "newest":
+            while len(live.mailbox) > MAILBOX["newest"]:
+                live.mailbox.popleft()
+                self._dropped(live, "newer")
+        self._feed(live)
+        while live.policy == "all" and len(live.mailbox) >= MAILBOX["all"] and not live.ended:
+            live.room.clear()
+            await live.room.wait()
+
+    def ask(self, live: Live, text: str, when: float | None) -> None:
+        """A question. Raises InputError for one that is empty or too long, or if too many wait."""
+        if not text.strip():
+            raise InputError("the question is empty; ask something.")
+        if len(text) > self.bounds.question_characters:
+            raise InputError(
+                f"the question has {len(text)} characters; ask with at most {self.bounds.question_characters}."
+            )
+        if live.questions >= self.bounds.questions_waiting:
+            raise InputError(f"{live.questions} questions wait for their answers already; ask again later.")
+        if when is not None and when > self.bounds.stream_seconds:
+            raise InputError(f"the question's time {when:g} s is beyond the end of any stream; leave it out.")
+        live.questions += 1
+        live.stream.ask(" ".join(text.split()), when)
+        self.worker.wake()
+
+    def _dropped(self, live: Live, reason: str) -> None:
+        live.dropped += 1
+        self.metrics.dropped.labels(reason).inc()
+
+    def _feed(self, live: Live) -> None:
+        """Bring the next picture to the engine, if there is room for it."""
+        if live.feeding or live.ended or not live.mailbox or len(live.in_engine) >= IN_ENGINE[live.policy]:
+            return
+        live.feeding = True
+        self.spawn(self._bring(live, live.mailbox.popleft()))
+        live.room.set()
+
+    async def _bring(self, live: Live, waiting: Waiting) -> None:
+        live.in_engine.append(waiting)
+        taken = False
+        try:
+            loop = asyncio.get_running_loop()
+            taken = await loop.run_in_executor(self._decoders, self._decode_and_push, live, waiting)
+            if live.source is not None:
+                live.newest = waiting.picture
+            self.worker.wake()
+        except InputError as error:
+            self._dropped(live, "undecodable")
+            live.tell(protocol.Failure(code="bad_frame", message=str(error)))
+        except Exception:
+            log.exception("a picture was lost")
+            self._dropped(live, "failed")
+        finally:
+            if not taken and waiting in live.in_engine:
+                live.in_engine.remove(waiting)
+            live.feeding = False
+            self._feed(live)
+
+    def _decode_and_push(self, live: Live, waiting: Waiting) -> bool:
+        """In a thread of its own: decoding and letterboxing a picture takes milliseconds."""
+        image = waiting.picture
+        if isinstance(image, bytes):
+            image = decode_picture(image, self.bounds)
+        if live.store_frames:
+            self._store_picture(live.id, waiting)
+        if live.ended:
+            return False
+        live.stream.push(Frame(image, waiting.time, live.pushed))
+        live.pushed += 1
+        return True
+
+    def _store_picture(self, stream: str, waiting: Waiting) -> None:
+        data = waiting.picture if isinstance(waiting.picture, bytes) else encode_jpeg(waiting.picture)
+        self.store.add_frame(stream, waiting.time, data)
+
+    # -- what the model said, out --------------------------------------------------------------------------------------
+
+    def _handle(self, outputs: list[Any], seconds: float) -> None:
+        """In the scribe's thread: commit the events, then hand everything to the loop."""
+        items: list[tuple[Live, Any]] = []
+        said: list[Stored] = []
+        for output in outputs:
+            live = self._by_stream.get(_key(output.stream))
+            if live is None:  # closed meanwhile
+                continue
+            if output.event is not None:
+                live.number += 1
+                said.append(Stored(live.id, live.number, time.time(), output.event))
+                items.append((live, protocol.event_message(output.event, live.number)))
+            else:
+                items.append((live, output))
+        if said and not self._commit(said):
+            lost = "the sentence could not be stored, so it is not shown; tell who runs the server."
+            failure = protocol.Failure(code="storage", message=lost)
+            items = [(live, failure if isinstance(item, protocol.Event) else item) for live, item in items]
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, items, seconds)
+        except RuntimeError:  # the loop has ended; what was said is stored
+            return
+
+    def _commit(self, said: list[Stored]) -> bool:
+        for attempt in range(DISK_TRIES):
+            try:
+                self.store.add(said)
+                self._storage_fails = False
+                return True
+            except Exception:  # a full disk, a database that restarts
+                log.exception("events could not be stored")
+                time.sleep(0.2 * 2**attempt)
+        self._storage_fails = True
+        return False
+
+    def _deliver(self, items: list[tuple[Live, Any]], seconds: float) -> None:
+        self.metrics.step.observe(seconds)
+        for live, item in items:
+            if isinstance(item, protocol.Event):
+                self.total_events += 1
+                self.metrics.events.labels(item.kind).inc()
+                if item.kind == "answer":
+                    live.questions = max(0, live.questions - 1)
+                live.tell(item)
+            elif isinstance(item, protocol.Failure):
+                live.questions = 0
+                live.tell(item)
+            elif item.decision is not None:
+                self._watched(live, item.decision.time, item.decision.silence, item.kept)
+            elif item.text:
+                live.tell(protocol.Delta(text=item.text))
+
+    def _watched(self, live: Live, when: float, silence: float, kept: dict[int, np.ndarray] | None) -> None:
+        now = time.monotonic()
+        while live.in_engine and live.in_engine[0].time <= when:
+            live.lag = now - live.in_engine.popleft().arrived
+        live.frames, live.watched = live.frames + 1, when
+        live.done.append(now)
+        self.total_frames += 1
+        self.metrics.frames.inc()
+        self.metrics.lag.observe(live.lag)
+        live.tell(
+            protocol.Decision(
+                time=when, silence=round(silence, 6), speaks=silence < live.threshold, lag=round(live.lag, 4)
+            )
+        )
+        if live.kept and kept:
+            live.tell(protocol.Kept(time=when, layers=protocol.pack_kept(kept)))
+        self._feed(live)
+
+    # -- every second --------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        retained = -math.inf
+        while True:
+            await asyncio.sleep(METER_SECONDS)
+            try:
+                await self._measure()
+                for live in list(self.live.values()):
+                    if _alone(live) and time.monotonic() - live.alone_since > self.linger:
+                        await self.close(live, f"nobody came back within {self.linger:g} s.")
+                if time.monotonic() - retained > RETAIN_SECONDS and (self.keep_days or self.keep_bytes):
+                    retained = time.monotonic()
+                    await asyncio.to_thread(self.store.retain, self.keep_days, self.keep_bytes, list(self.live))
+            except Exception:  # it is looked after again in a second
+                log.exception("looking after the streams failed")
+
+    async def _measure(self) -> None:
+        lives = list(self.live.values())
+        states = await self.run(lambda: [live.stream.state() for live in lives])
+        for live, state in zip(lives, states):
+            self.metrics.tokens.inc(max(0, state.seen - live.seen))
+            live.seen, live.kv_bytes, live.kv_bytes_dense = state.seen, state.kv_bytes, state.kv_bytes_dense
+            if state.dropped.get("memory"):  # without a window a stream grows until nothing is left
+                self.metrics.dropped.labels("memory").inc(state.dropped["memory"])
+                await self.close(live, "the memory set apart for streams is used up; open another, with a window.")
+                continue
+            live.tell(self.meters(live))
+        self.metrics.kv_bytes.set(sum(live.kv_bytes for live in lives))
+        self.metrics.kv_bytes_dense.set(sum(live.kv_bytes_dense for live in lives))
+        self.metrics.fps.set(sum(live.fps() for live in lives))
+
+    def meters(self, live: Live) -> protocol.Meters:
+        return protocol.Meters(
+            time=live.watched,
+            fps=round(live.fps(), 2),
+            lag=round(live.lag, 4),
+            frames=live.frames,
+            dropped=live.dropped,
+            kv_bytes=live.kv_bytes,
+            kv_bytes_dense=live.kv_bytes_dense,
+            streams=len(self.live),
+        )
+
+
+def _alone(live: Live) -> bool:
+    """Whether nobody feeds a stream that somebody should."""
+    return live.source is None and live.owner is None
+
+
+def stream_bytes(engine: Engine, window: float | None) -> int:
+    """KV bytes that a stream may come to: two windows of frames, each with the text that may stand before it, and a
+    reply. Without a window it is reckoned at UNBOUNDED seconds, and ended when it has used up what is left."""
+    seconds = UNBOUNDED if window is None or not math.isfinite(window) else 2 * window
+    frames = math.ceil(seconds * engine.model.settings.fps) + 1
+    return frames * engine._frame_bytes + engine._reply_bytes
+
+
+def _key(stream: Any) -> int:
+    return id(stream)
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """(height, width, 3) uint8 -> JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,33 @@
+"""What /metrics tells, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+LAGS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Metrics:
+    """Counters of one server; each has a registry of its own, so that several may live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        named = dict(namespace="videollm_mod", registry=self.registry)
+        self.streams = Gauge("streams", "Live streams", **named)
+        self.connected = Gauge("connections", "WebSocket connections", **named)
+        self.opened = Counter("streams_opened", "Streams opened", **named)
+        self.refused = Counter("refused", "What was refused, by reason", ["reason"], **named)
+        self.frames = Counter("frames", "Frames watched", **named)
+        self.fps = Gauge("fps", "Frames watched per second, all streams together, over the last seconds", **named)
+        self.dropped = Counter("frames_dropped", "Frames that were never watched, by reason", ["reason"], **named)
+        self.events = Counter("events", "What was said, by kind", ["kind"], **named)
+        self.tokens = Counter("tokens", "Tokens that streams took in, frames and text", **named)
+        self.lag = Histogram("lag_seconds", "From a frame's arrival to its decision", buckets=LAGS, **named)
+        self.step = Histogram("step_seconds", "One step of the model", buckets=STEPS, **named)
+        self.kv_bytes = Gauge("kv_bytes", "KV cache in use, all streams together", **named)
+        self.kv_bytes_dense = Gauge("kv_bytes_dense", "What it would be without routing", **named)
+        self.reconnects = Counter("source_reconnects", "Times a server-side source was lost", **named)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
