@@ -31,7 +31,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Models beside silence, chance and frame differences.",
     ),
     "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
+    "eval endless": ("videollm_mod.evaluate.endless:evaluate_endless", "Long streams under every cache policy."),
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
+    "bench soak": ("videollm_mod.bench.soak:bench_soak", "Cost per frame and memory of a stream of 100,000 frames."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 

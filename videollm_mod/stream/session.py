@@ -2,23 +2,23 @@
 
 What it puts into the model's context is token for token what `StreamTemplate.encode` gives for the same conversation,
 and a step never splits a frame, so a session equals one pass over that conversation, for as long as it forgets nothing
-(`window`). Not thread-safe: one caller.
+(memory.py). Not thread-safe: one caller.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from videollm_mod.depth import RaggedCache
-from videollm_mod.depth.layer import find_decoder, turned, turns
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.packed import pack_linears
+from videollm_mod.stream.memory import Memory, Policy, reach_of
+from videollm_mod.stream.policies import policy_of
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
 
@@ -33,6 +33,9 @@ class SessionState:
     stored: list[int]  # KV entries per layer
     kv_bytes: int  # in use
     kv_bytes_dense: int  # what the tokens that it remembers take without routing
+    policy: str = "full"  # who forgets
+    budget: int | None = None  # bytes that kv_bytes never exceeds
+    forgotten: dict[str, int] = field(default_factory=dict)  # what has gone, by kind: memory.FORGOTTEN
 
 
 @dataclass
@@ -53,9 +56,12 @@ class StreamSession:
     """A live stream through a model.
 
     threshold: speak when the probability of silence falls below it; the model's own, calibrated one if None.
-    window: seconds of video that it remembers at least, so that memory and positions stay bounded; the model's own if
-    None, math.inf to forget nothing. When its oldest frame is two windows old, a session forgets all but the system
-    text and the newest window, replies included: to the model the stream then began there.
+    window: seconds of video that it remembers whole; the model's own if None, math.inf to forget nothing.
+    policy: who forgets what is older, by name or as an object (policies/): `full`, `window`, `carrier`, `norm`. If
+    None: `window` where there is one, and words go with their frames: to the model the stream began there.
+    words: tokens of what was said that outlive their frames; 512 under a policy that is named.
+    kv: how keys and values are stored: None = as they are, "int8" or "fp8"; the model's own if not given.
+    budget: bytes of cache entries, never exceeded; None = no bound.
     record_kept: keep `kept` up to date, which tokens of the newest frame each routed layer kept.
     """
 
@@ -65,12 +71,14 @@ class StreamSession:
         *,
         threshold: float | None = None,
         window: float | None = None,
+        policy: str | Policy | None = None,
+        budget: int | None = None,
+        words: int | None = None,
+        kv: str | None = None,
         record_kept: bool = False,
     ) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
-        if window is not None and not window > 0:
-            raise InputError(f"window {window} is no time; give seconds of video, such as 30.")
         self.model, self.template, self.settings = model, model.template, model.settings
         pack_linears(model)  # on a CPU, two to four times as fast
         self.threshold = self.settings.threshold if threshold is None else threshold
@@ -79,19 +87,17 @@ class StreamSession:
         self.kept: dict[int, np.ndarray] = {}  # layer -> (1 + h * w,) bool, of the newest frame
         own = math.inf if self.settings.window is None else self.settings.window
         self.window = own if window is None else window
-        if self.window < math.inf and not turns(find_decoder(model.lm)):
-            kind = type(model.lm).__name__
-            raise InputError(f"{kind} cannot forget: its keys do not turn with the position; give window=inf.")
         self.context: list[int] = []  # every id that it remembers, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
         self._record_kept = record_kept
-        self._cache = RaggedCache(model.num_layers)
+        self._cache = RaggedCache(model.num_layers, model.kv if kv is None else kv)
+        chosen = policy_of(policy, window, own=self.settings.window, words=words, budget=budget)
+        reach = reach_of(model, self.window)
+        self.memory = Memory(model, self._cache, self.context, chosen, budget=budget, reach=reach)
         self._pending = self.template.system(self.settings.system)  # text not yet run through the model
         self._stream_open = False
         self._frames = 0
-        self._times: deque[float] = deque()  # of the frames that it remembers
-        self._forgotten = 0  # tokens
         self._time = 0.0
         self._reply: _Reply | None = None
 
@@ -128,16 +134,26 @@ class StreamSession:
         if not text.strip():
             raise InputError("the question is empty; ask something.")
         self._finish()
+        self.memory.check_question(self.template.user(text))
         self._begin("answer", text, self._time if time is None else time)
         yield from self._speak()
 
     def state(self) -> SessionState:
         """Time, frames, tokens seen and stored, bytes."""
-        cache = self._cache
+        cache, memory = self._cache, self.memory
         entry = sum(layer.entry_bytes for layer in cache.layers)
         stored = [rows[0] if rows else 0 for rows in cache.stored]
-        seen = cache.seen + self._forgotten
-        return SessionState(self._time, self._frames, seen, stored, cache.kv_bytes, cache.seen * entry)
+        return SessionState(
+            time=self._time,
+            frames=self._frames,
+            seen=memory.seen,
+            stored=stored,
+            kv_bytes=cache.kv_bytes,
+            kv_bytes_dense=cache.seen * entry,
+            policy=memory.policy.name,
+            budget=memory.budget,
+            forgotten=dict(memory.forgotten),
+        )
 
     # -- the machine ---------------------------------------------------------------------------------------------------
 
@@ -153,31 +169,11 @@ class StreamSession:
             raise InputError(
                 f"frame at {frame.time:.3f} s after one at {self._time:.3f} s: frames come in order of time."
             )
-        self._forget(frame.time)
         self.silence = self._watch(frame)
         if self.silence >= self.threshold:
             return
         self._begin("narration", None, None, probability=1 - self.silence)
         yield from self._speak()
-
-    @torch.inference_mode()
-    def _forget(self, now: float) -> None:
-        """Before a frame at `now`: if the oldest frame is two windows old, forget all but the newest window.
-
-        From the first frame on everything goes, up to the first frame that stays: before that one there is then the "["
-        of the first. The newest frame stays in any case.
-        """
-        if len(self._times) < 2 or now - self._times[0] < 2 * self.window:
-            return
-        spans = self._cache.frames[0]
-        gone = min(sum(time <= now - self.window for time in self._times), len(spans) - 1)
-        begin, end = spans[0].begin, spans[gone].begin
-        decoder = find_decoder(self.model.lm)
-        self._cache.forget(begin, end, lambda keys, by: turned(decoder, keys, by))
-        del self.context[begin:end]
-        for _ in range(gone):
-            self._times.popleft()
-        self._forgotten += end - begin
 
     @torch.inference_mode()
     def _watch(self, frame: FrameTokens) -> float:
@@ -187,14 +183,13 @@ class StreamSession:
         numbers = [-1] * len(text) + [self._frames if vision else -1 for vision in mask]
         kept: dict[int, torch.Tensor] | None = {} if self._record_kept else None
         scores = None if frame.scores is None else frame.scores[None]
-        logits = self._run([*text, *ids], numbers, frame.tokens[None], scores, kept)
+        logits = self._run([*text, *ids], numbers, frame.tokens[None], scores, kept, frame.time)
         if kept is not None:
             where = torch.tensor(numbers) >= 0
             self.kept = {layer: row[0].cpu()[where].numpy() for layer, row in kept.items()}
         self._stream_open = True
         self._frames += 1
         self._time = frame.time
-        self._times.append(frame.time)
         return float(logits.float().softmax(-1)[self.template.interval_id])
 
     def _begin(self, kind: str, question: str | None, asked: float | None, probability: float = 1.0) -> None:
@@ -261,8 +256,10 @@ class StreamSession:
         features: torch.Tensor | None = None,
         scores: torch.Tensor | None = None,
         kept: dict[int, torch.Tensor] | None = None,
+        time: float | None = None,
     ) -> torch.Tensor:
-        """One step of the model; returns the logits of its last position, (vocabulary,)."""
+        """One step of the model, with a frame at `time` if it has one; returns its last position's logits, (words,)."""
+        self.memory.make_room(ids, numbers, self._time if time is None else time)
         self.context += ids
         device = self.model.device
         out = self.model(
