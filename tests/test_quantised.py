@@ -55,7 +55,7 @@ def test_an_entry_takes_a_byte_per_channel_and_four_per_head_and_that_is_what_is
 def test_logits_are_near_the_exact_ones_and_streaming_equals_one_pass_but_for_a_rounding(
     kind: str, near: float
 ) -> None:
-    """Stated tolerance: streaming against one pass within 1e-5 of the logits' range, as no code happens to flip here."""
+    """Stated tolerance: streaming against one pass within 1e-5 of the logits' range, where no code flips."""
     model = llama(3, ROUTED)
     ids, index = conversation([2, 0, 1, 0, 0, 3])
     exact = step(model, ids, index, RaggedCache(3))

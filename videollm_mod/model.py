@@ -247,9 +247,9 @@ class StreamingVideoLM(nn.Module):
         """Read what `save_pretrained` wrote, or a public VideoLLM-online checkpoint: a folder, or a hub id.
 
         `plan` (whole, or just its layers) and `keep` replace its own. For inference: `weights` "int8" or "int4" rounds
-        the decoder's (weights.py), `kv` "int8" or "fp8" what its sessions cache (depth/quantised.py). `base` and `tower` say where those are that an
-        adapter was trained on, if not where it says. Raises InputError when a file or a tensor is missing, of a wrong
-        shape, or unknown, or when the name cannot be reached.
+        the decoder's (weights.py), `kv` "int8" or "fp8" what its sessions cache (depth/quantised.py). `base` and
+        `tower` say where those are that an adapter was trained on, if not where it says. Raises InputError when a file
+        or a tensor is missing, of a wrong shape, or unknown, or when the name cannot be reached.
         """
         from videollm_mod.loading import Wishes, read_model  # which imports this
 
