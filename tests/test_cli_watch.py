@@ -107,6 +107,18 @@ def test_a_silent_stream_says_nothing_and_every_output_is_still_valid(
     assert out.read_bytes() == b""
 
 
+def test_a_policy_and_a_budget_are_held_and_told(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--threshold", "0", "--fps", "8", "--policy", "window", "--budget", "16kB", "--kv", "fp8"]
+    assert main(["watch", clip, "--model", model, *flags]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["kv_bytes"] <= 16_000 and (plain["policy"], plain["budget"]) == ("window", 16_000)
+    assert main(["watch", clip, "--model", model, *flags[:-2], "--dtype", "bfloat16"]) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == 24
+    assert main(["watch", clip, "--model", model, *flags[:-2]]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["frames"] == 24 and result["forgotten"]["frames"] > 0 == plain["forgotten"]["frames"]
+
+
 def test_realtime_takes_as_long_as_the_video_and_max_does_not_wait(
     model: str, clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

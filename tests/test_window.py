@@ -145,7 +145,7 @@ def test_a_silent_session_with_a_window_remembers_what_one_that_began_there_know
     remembered = []
     for frame in film:
         session.push(frame)
-        remembered.append(len(session._times))
+        remembered.append(len(session.memory.frames))
         fresh = StreamSession(model, threshold=0)
         for known in film[frame.index + 1 - remembered[-1] : frame.index + 1]:
             fresh.push(known)
@@ -170,7 +170,7 @@ def test_a_talking_session_with_a_window_stays_well_formed_and_bounded() -> None
         assert session.context[len(system) + 1] == model.template.vision_id
         assert session._cache.seen == len(session.context)
         assert [span.number for span in session._cache.frames[0]][-1] == frame.index
-    assert most <= 8 * len(session.context) / len(session._times) + 16
+    assert most <= 8 * len(session.context) / len(session.memory.frames) + 16
 
 
 def test_nothing_is_forgotten_without_a_window_and_the_models_own_is_taken_unless_another_is_given() -> None:

@@ -31,9 +31,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Models beside silence, chance and frame differences.",
     ),
     "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
+    "eval endless": ("videollm_mod.evaluate.endless:evaluate_endless", "Long streams under every cache policy."),
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
     "serve": ("videollm_mod.serve.command:serve", "A server and its page: live cameras narrated, questions answered."),
     "bench engine": ("videollm_mod.bench.engine_command:bench_engine", "Many sessions in one engine against in turn."),
+    "bench soak": ("videollm_mod.bench.soak:bench_soak", "Cost per frame and memory of a stream of 100,000 frames."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 

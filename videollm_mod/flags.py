@@ -9,6 +9,48 @@ from typing import Any
 PLANS = "full, all, all-deep, interleaved, interleaved-deep, early-exit, layer-skip, or numbers like 1,3,5"
 """What `--plan` takes, as told in help texts and errors; `depth.plan.parse_layers` reads it."""
 
+POLICY_NAMES = "full, window, carrier or norm"
+"""What `--policy` takes, as told in help texts."""
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+"""What `--dtype` takes: how the decoder's weights are stored; with the last two all else is float32."""
+KV_DTYPES = ("int8", "fp8")
+"""What `--kv` takes: how keys and values are stored."""
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(flag: str, words: str | None) -> int | None:
+    """Bytes of "64MB", "1.5 GiB" or "65536"; None stays None. Raises InputError for what is no size from 1 byte on."""
+    from videollm_mod.types import InputError
+
+    if words is None:
+        return None
+    number = words.strip().rstrip("BKMGIbkmgi ")
+    unit = words.strip()[len(number) :].strip().upper()
+    try:
+        size = float(number) * _UNITS[unit]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{flag} '{words}' is no size; write for example 64MB or 1.5GiB.") from error
+    if not 1 <= size < 2**60:  # also refuses NaN
+        raise InputError(f"{flag} '{words}' is out of range; give 1 byte or more.")
+    return int(size)
+
+
+def precision(dtype: str, kv: str | None) -> dict[str, Any]:
+    """What `load` takes for `--dtype` and `--kv`. Raises InputError for a word that does not exist."""
+    import torch
+
+    from videollm_mod.types import InputError
+
+    for flag, word, words in (("--dtype", dtype, DTYPES), ("--kv", kv, (None, *KV_DTYPES))):
+        if word not in words:
+            raise InputError(f"{flag} '{word}' is unknown; take one of {', '.join(w for w in words if w)}.")
+    plain = dtype in ("float32", "bfloat16")
+    return {
+        "dtype": getattr(torch, dtype) if plain else torch.float32,
+        "weights": None if plain else dtype,
+        "kv": kv,
+    }
+
 
 def check_least(least: int, **flags: float | None) -> None:
     """Raise InputError for a flag below `least`. None is a flag that was not given."""

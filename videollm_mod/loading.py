@@ -21,6 +21,7 @@ from transformers.utils import logging
 from videollm_mod.adapters import read_adapter
 from videollm_mod.depth import DepthPlan
 from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.quantised import layer_of
 from videollm_mod.hub import folder_of, is_hub_id
 from videollm_mod.model import StreamingVideoLM, StreamSettings
 from videollm_mod.pretrained import (
@@ -39,6 +40,7 @@ from videollm_mod.pretrained import (
 )
 from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, FrameEncoder, TransformersTower, tower_from_config
+from videollm_mod.weights import quantise_weights
 
 ASSETS = Path(__file__).parent / "assets"
 ONLINE_LM, ONLINE_TOWER = "meta-llama/Meta-Llama-3-8B-Instruct", "google/siglip-large-patch16-384"
@@ -66,6 +68,8 @@ class Wishes:
     dtype: torch.dtype = torch.float32
     base: str | Path | None = None  # where an adapter's base is: a folder or hub id
     tower: str | Path | None = None  # where its tower is
+    weights: str | None = None  # rounded to "int8" or "int4", for inference
+    kv: str | None = None  # a cache of "int8" or "fp8"
 
     def plan_for(self, trained: DepthPlan) -> DepthPlan:
         """The plan to route by, where the folder's own is `trained`."""
@@ -99,7 +103,11 @@ def read_model(name: str | Path, wishes: Wishes) -> StreamingVideoLM:
     else:
         model = _read_whole(folder, wishes)
         model.base = {"model": str(Path(name).resolve()) if Path(name).is_dir() else str(name)}
-    return model.eval()
+    model.eval()
+    if wishes.kv is not None:
+        layer_of(wishes.kv)  # refuses what does not exist
+        model.kv = wishes.kv
+    return model if wishes.weights is None else quantise_weights(model, wishes.weights)
 
 
 def described(name: str | Path) -> tuple[StreamSettings, tuple[int, int], int]:

@@ -97,6 +97,8 @@ class StreamingVideoLM(nn.Module):
         self.encoder, self.connector, self.lm = encoder, connector, lm
         self.settings = settings or StreamSettings()
         self.trained_plan: DepthPlan | None = None  # of a model that was loaded; `plan` may be another one
+        self.weights: str | None = None  # "int8", "int4": what weights.py has made of the decoder's
+        self.kv: str | None = None  # "int8", "fp8": how its sessions store keys and values, unless told otherwise
         self.base: dict[str, str] | None = None  # where the weights are that LoRA leaves alone: see adapters.base_of
         kind = TEMPLATES[self.settings.template]
         self.template = kind(tokenizer, encoder.tokens_per_frame, self.settings.decide)  # type: ignore[arg-type]
@@ -196,7 +198,10 @@ class StreamingVideoLM(nn.Module):
         """Write config.json, lm/, tokenizer/, model.safetensors (weights in `dtype`, if given) and a model card.
 
         With LoRA: adapter, connector, experts and the name of the base instead of its weights (adapters.py).
+        Raises InputError for a model with rounded weights: what was lost would pass for the model.
         """
+        if self.weights is not None:
+            raise InputError(f"weights in {self.weights} are for inference; save the model as it was loaded without.")
         config: dict[str, Any] = {
             "format": 1,
             "tower": self.encoder.tower.to_config(),
@@ -236,18 +241,21 @@ class StreamingVideoLM(nn.Module):
         keep: float | None = None,
         threshold: float | None = None,
         dtype: torch.dtype = torch.float32,
+        weights: str | None = None,
+        kv: str | None = None,
         base: str | Path | None = None,
         tower: str | Path | None = None,
     ) -> StreamingVideoLM:
         """Read what `save_pretrained` wrote, or a public VideoLLM-online checkpoint: a folder, or a hub id.
 
-        `plan` (whole, or just its layers) and `keep` replace its own. `base` and `tower` say where those are that an
-        adapter was trained on, if not where it says. Raises InputError when a file or a tensor is missing, of a wrong
-        shape, or unknown, or when the name cannot be reached.
+        `plan` (whole, or just its layers) and `keep` replace its own. For inference: `weights` "int8" or "int4" rounds
+        the decoder's (weights.py), `kv` "int8" or "fp8" what its sessions cache (depth/quantised.py). `base` and
+        `tower` say where those are that an adapter was trained on, if not where it says. Raises InputError when a file
+        or a tensor is missing, of a wrong shape, or unknown, or when the name cannot be reached.
         """
         from videollm_mod.loading import Wishes, read_model  # which imports this
 
-        return read_model(name, Wishes(plan, keep, threshold, dtype, base, tower))
+        return read_model(name, Wishes(plan, keep, threshold, dtype, base, tower, weights, kv))
 
 
 def _at_vision(frame_index: Tensor, frame_scores: Tensor) -> Tensor:

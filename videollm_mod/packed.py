@@ -60,7 +60,7 @@ def pack_linears(model: Model) -> Model:
     """
     if available():
         for module in model.modules():
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and type(module.weight) is nn.Parameter:  # not one in fewer bits
                 module.__class__ = PackedLinear
     return model
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
+from videollm_mod.flags import PLANS, POLICY_NAMES, check_keep, check_least, check_probability, parse_size, precision
 from videollm_mod.pace import Interrupts, catch_interrupts, close_source, sleep_until
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 PICTURES = ("picture", "strip")  # outputs that are a png or the like
+POLICY_HELP = f"""What is forgotten of a long stream: {POLICY_NAMES}. If not given, older frames go where there is a
+    window, and words with them."""
 PLAN_HELP = f"Which layers route: {PLANS}; the model's own if not given."
 
 
@@ -60,11 +62,18 @@ class StreamFlags:
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
+    """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
+    kv: Literal["int8", "fp8"] | None = None
+    """How keys and values are stored; as they are if not given."""
     threshold: float | None = None
     """Speak when the probability of silence falls below this; the model's own if not given."""
     window: float | None = None
-    """Seconds of video that the model remembers at least: older frames and words are forgotten, so that memory stays
-    bounded; the model's own if not given, inf to forget nothing."""
+    """Seconds of video that the model remembers whole: what is older is forgotten, so that memory stays bounded; the
+    model's own if not given, inf to forget nothing."""
+    policy: Annotated[str | None, tyro.conf.arg(help=POLICY_HELP)] = None
+    budget: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """Bytes that the entries of the KV cache never exceed, such as 64MB; no bound if not given."""
     drop: Literal["auto", "newest", "all", "adaptive"] = "auto"
     """What a model that is too slow sees: "newest" leaves out all that has been overtaken, "adaptive" lowers the frame
     rate as far as is needed, "all" leaves out nothing; "auto" is "newest" for a live source and "all" for a file."""
@@ -171,10 +180,17 @@ def run(
         from videollm_mod.stream.pipeline import Pipeline
         from videollm_mod.stream.session import StreamSession
 
-        model = load(flags.model, plan=plan, keep=flags.keep)
+        model = load(flags.model, plan=plan, keep=flags.keep, **precision(flags.dtype, flags.kv))
         for message in unlike_training(model, video.fps):
             warnings.warn(message, stacklevel=1)
-        session = StreamSession(model, threshold=flags.threshold, window=flags.window, record_kept=record_kept)
+        session = StreamSession(
+            model,
+            threshold=flags.threshold,
+            window=flags.window,
+            policy=flags.policy,
+            budget=parse_size("--budget", flags.budget),
+            record_kept=record_kept,
+        )
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
         realtime = flags.speed == "realtime" or video.live
         drop = flags.drop if flags.drop != "auto" else "newest" if video.live else "all"
@@ -197,6 +213,9 @@ def run(
         "drop": drop,
         "kv_bytes": state.kv_bytes,
         "kv_bytes_dense": state.kv_bytes_dense,
+        "policy": state.policy,
+        "budget": state.budget,
+        "forgotten": state.forgotten,
         "questions": tally.answers,
         "warnings": tally.warnings,
         "files": {name: str(path) for name, path in outputs.items() if path is not None and path.exists()},
@@ -221,9 +240,17 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     check_least(1, threads=flags.threads)
     if flags.window is not None and not flags.window > 0:  # also refuses NaN
         raise InputError(f"--window {flags.window:g} is no time; give seconds of video, such as 30, or inf.")
+    check_policy(flags.policy, flags.window, flags.budget)
     if flags.model != "tiny" and not Path(flags.model).is_dir() and not is_hub_id(flags.model):
         raise InputError(f"--model {flags.model} is neither 'tiny' nor a folder; give one that save_pretrained wrote.")
     return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)
+
+
+def check_policy(policy: str | None, window: float | None, budget: str | None) -> None:
+    """Raise InputError for a policy that does not exist, a budget that is no size, and what does not go together."""
+    from videollm_mod.stream.policies import policy_of
+
+    policy_of(policy, window, budget=parse_size("--budget", budget))
 
 
 def parse_question(words: str) -> Question:

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from videollm_mod.depth.layout import FrameLayout, FrameSpan
 from videollm_mod.types import InputError
 
+Turn = Callable[[Tensor, Tensor], Tensor]  # see `RaggedCache.compact`
 GROWTH = 1.5  # a full buffer grows by this factor: appending n entries one by one copies O(n) in all
 
 
@@ -30,6 +31,7 @@ class RaggedLayer(CacheLayerMixin):
     is_compileable = False
     is_sliding = False  # entries outside a sliding window stay: the mask hides them, and one can still roll back
     is_croppable = True
+    buffers = ("keys", "values")  # attributes that hold a tensor (batch, heads, capacity, some width)
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +96,17 @@ class RaggedLayer(CacheLayerMixin):
     def _append(self, name: str, states: Tensor, old: list[int], counts: list[int]) -> Tensor:
         """Write the new states behind each row's entries; returns the view of all that is stored."""
         assert self.slots is not None
+        buffer = self._grown(name)
+        _write(buffer, states.detach(), old, counts)
+        view = buffer[:, :, : max(self.lengths)]
+        if torch.is_grad_enabled() and states.requires_grad:
+            view = view.clone()  # the buffer itself will be written again and must not be part of a graph
+            _write(view, states, old, counts)
+        return view
+
+    def _grown(self, name: str) -> Tensor:
+        """A buffer with room for all slots."""
+        assert self.slots is not None
         buffer: Tensor = getattr(self, name)
         capacity = self.slots.shape[1]
         if buffer.shape[2] < capacity:
@@ -102,12 +115,7 @@ class RaggedLayer(CacheLayerMixin):
             grown[:, :, : buffer.shape[2]] = buffer
             setattr(self, name, grown)
             buffer = grown
-        _write(buffer, states.detach(), old, counts)
-        view = buffer[:, :, : max(self.lengths)]
-        if torch.is_grad_enabled() and states.requires_grad:
-            view = view.clone()  # the buffer itself will be written again and must not be part of a graph
-            _write(view, states, old, counts)
-        return view
+        return buffer
 
     def get_seq_length(self) -> int:
         """Tokens SEEN: this number sets default positions and mask sizes. What is stored is in `lengths`."""
@@ -131,29 +139,63 @@ class RaggedLayer(CacheLayerMixin):
         self.lengths = stay.sum(1).tolist()
         self.slots = self.slots.masked_fill(~stay, -1)
 
-    def forget(self, begin: int, end: int, turn: Callable[[Tensor, int], Tensor]) -> None:
-        """As `RaggedCache.forget`, for this layer alone."""
-        self.seen -= end - begin
-        if self.slots is None or not self.is_initialized:
-            return
-        rows = []  # of each: which entries stay, and how many of them stand before the gap
+    def compact(self, gone: Tensor, before: Tensor, turn: Turn) -> None:
+        """As `RaggedCache.compact`, for this layer alone; before (seen + 1,): how many that go stand before each."""
+        self.seen -= int(before[-1])
         for row, length in enumerate(self.lengths):
+            assert self.slots is not None
             slots = self.slots[row, :length]
-            stay = ((slots < begin) | (slots >= end)).nonzero()[:, 0]
-            rows.append((stay, int((slots[stay] < begin).sum())))
-        self.lengths = [len(stay) for stay, _ in rows]
-        slots, buffers = self.slots.new_full((len(rows), max(self.lengths)), -1), []
-        for row, (stay, before) in enumerate(rows):
-            slots[row, : len(stay)] = self.slots[row, stay]
-            slots[row, before : len(stay)] -= end - begin
-        for old in self._buffers():  # new ones, so that the memory of the old ones is free again
-            new = old.new_zeros((*old.shape[:2], max(self.lengths), old.shape[3]))
-            for row, (stay, before) in enumerate(rows):
-                new[row, :, : len(stay)] = old[row, :, stay]
-                if old is self.keys and before < len(stay):
-                    new[row, :, before : len(stay)] = turn(new[row, :, before : len(stay)], begin - end)
-            buffers.append(new)
-        self.slots, (self.keys, self.values) = slots, buffers
+            shift = before.to(slots.device)[slots]  # (entries,)
+            moved = int((shift == 0).sum())  # slots ascend: what stands before the first gap stays where it is
+            stay = (~gone.to(slots.device)[slots]).nonzero()[:, 0]
+            self._gather(row, stay, moved, shift[stay], turn)
+
+    def keep_entries(self, row: int, stay: Tensor) -> None:
+        """Keep only the entries of a row with the numbers `stay` (entries,) int64, ascending; nothing else moves.
+
+        What was seen stays seen: positions are as before, and rolling back works as ever.
+        """
+        self._gather(row, stay, 0, None, None)
+
+    def _gather(self, row: int, stay: Tensor, first: int, shift: Tensor | None, turn: Turn | None) -> None:
+        """Close ranks in place: entries `stay` of a row, of which those from number `first` on move down by `shift`.
+
+        In place, for what an endless stream gives up it soon needs again.
+        """
+        assert self.slots is not None
+        late = stay[stay >= first]  # what is before is untouched, for nothing goes there
+        start, end = len(stay) - len(late), len(stay)
+        slots = self.slots[row, late]
+        if shift is not None:
+            slots = slots - shift[start:]
+        self.slots[row, start:end] = slots
+        self.slots[row, end:] = -1
+        self.lengths[row] = end
+        if self.is_initialized and len(late):
+            by = -shift[start:] if shift is not None else None
+            self._move(row, late, slice(start, end), by, turn)
+
+    def _move(self, row: int, source: Tensor, to: slice, by: Tensor | None, turn: Turn | None) -> None:
+        """Write entries `source` of a row to `to`, their keys turned by so many positions each (None: not at all)."""
+        for buffer in self._buffers():
+            states = buffer[row, :, source]  # a copy
+            if buffer is self.keys and by is not None and turn is not None:
+                states = turn(states, by)
+            buffer[row, :, to] = states
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token seen has an entry: so in a layer that is not routed, unless entries were dropped."""
+        return all(length == self.seen for length in self.lengths)
+
+    def key_norms(self, row: int) -> Tensor:
+        """L2 norm of each stored key over all heads and channels, (entries,) float32; turning does not change it."""
+        return self._keys(row).float().square().sum((0, 2)).sqrt()
+
+    def _keys(self, row: int) -> Tensor:
+        """The stored keys of a row, (heads, entries, head_dim)."""
+        assert self.keys is not None
+        return self.keys[row, :, : self.lengths[row]]
 
     def crop(self, tokens_to_remove: int) -> None:
         """As `RaggedCache.crop`, for this layer alone."""
@@ -166,7 +208,8 @@ class RaggedLayer(CacheLayerMixin):
         self.lengths = [self.lengths[row] for row in rows.tolist()]
         self.slots = self.slots.index_select(0, rows.to(self.slots.device))
         if self.is_initialized:
-            self.keys, self.values = (t.index_select(0, rows.to(self.device)) for t in self._buffers())
+            for name in self.buffers:
+                setattr(self, name, getattr(self, name).index_select(0, rows.to(self.device)))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._select_rows(beam_idx)
@@ -182,12 +225,12 @@ class RaggedLayer(CacheLayerMixin):
 
     @property
     def entry_bytes(self) -> int:
-        """Bytes of one entry: key and value, all heads."""
+        """Bytes of one entry: key and value, all heads, and their scales if they are stored in fewer bits."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for t in self._buffers())
 
     def _buffers(self) -> tuple[Tensor, ...]:
         """Keys and values with their growing room; none before the first update."""
-        return tuple(t for t in (self.keys, self.values) if t is not None)
+        return tuple(getattr(self, name) for name in self.buffers) if self.is_initialized else ()
 
 
 def _write(buffer: Tensor, states: Tensor, starts: list[int], counts: list[int]) -> None:
@@ -207,9 +250,17 @@ class RaggedCache(Cache):
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
 
-    def __init__(self, num_layers: int) -> None:
-        super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
+    def __init__(self, num_layers: int, kv: str | None = None) -> None:
+        """kv: store keys and values as "int8" or "fp8" (quantised.py); None = as they come, exactly."""
+        from videollm_mod.depth.quantised import layer_of  # which imports this
+
+        super().__init__(layers=[layer_of(kv) for _ in range(num_layers)])
+        self.kv = kv
         self.frames: list[list[FrameSpan]] = []  # per row: the frames seen, by slot
+
+    def empty(self) -> RaggedCache:
+        """Another one of the same kind, with nothing in it."""
+        return RaggedCache(len(self.layers), self.kv)
 
     # --- a frame is atomic: its kept set depends on all of its tokens ------------------------------------------------
 
@@ -261,12 +312,11 @@ class RaggedCache(Cache):
         for layer in self.layers:
             layer.crop_to(position)
 
-    def forget(self, begin: int, end: int, turn: Callable[[Tensor, int], Tensor]) -> None:
+    def forget(self, begin: int, end: int, turn: Turn) -> None:
         """Forget the tokens begin..end-1 as if they had never been: what comes after them moves down into the gap.
 
-        turn: (heads, entries, head_dim) keys and a number of positions -> the keys as if their tokens stood so many
-        positions further on (`turned` in layer.py). What was computed from the forgotten tokens stays in the others.
-        Raises InputError for a range that is not within what was seen, or that cuts a frame in two.
+        As `compact`, for one range. Raises InputError for a range that is not within what was seen, or that cuts a
+        frame in two.
         """
         if not 0 <= begin <= end <= self.seen:
             raise InputError(f"cannot forget tokens {begin} to {end} of {self.seen}; give a range within them.")
@@ -274,13 +324,25 @@ class RaggedCache(Cache):
             for span in row:
                 if span.begin < end and span.end > begin and not (span.begin >= begin and span.end <= end):
                     raise InputError(f"cannot forget tokens {begin} to {end}: they cut frame {span.number} in two.")
+        gone = torch.zeros(self.seen, dtype=torch.bool)
+        gone[begin:end] = True
+        self.compact(gone, turn)
+
+    def compact(self, gone: Tensor, turn: Turn) -> None:
+        """Forget tokens, gone (seen,) bool on the CPU, in every layer and row; what comes after them closes the gaps.
+
+        turn: (heads, entries, head_dim) keys and (entries,) int64 numbers of positions -> the keys as if their tokens
+        stood so many positions further on (`turned` in layer.py). What was computed from forgotten tokens stays in the
+        others. A frame may lose some of its tokens, or all.
+        """
+        before = torch.cat([torch.zeros(1, dtype=torch.long), gone.long().cumsum(0)])  # (seen + 1,)
+        if not int(before[-1]):
+            return
         for number, row in enumerate(self.frames):
-            early = [span for span in row if span.end <= begin]
-            late = [span for span in row if span.begin >= end]
-            moved = [FrameSpan(span.begin + begin - end, span.end + begin - end, span.number) for span in late]
-            self.frames[number] = early + moved
+            moved = [(s.begin - int(before[s.begin]), s.end - int(before[s.end]), s.number) for s in row]
+            self.frames[number] = [FrameSpan(*span) for span in moved if span[0] < span[1]]
         for layer in self.layers:
-            layer.forget(begin, end, turn)
+            layer.compact(gone, before, turn)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n, as in older versions."""

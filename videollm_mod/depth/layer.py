@@ -61,12 +61,24 @@ class DepthLayer(nn.Module):
         """hidden_states (batch, tokens, d) -> the same shape. `depth` comes from `DepthDecoder.forward`."""
         kept_out, scores_out = kwargs.pop("kept_out", None), kwargs.pop("scores_out", None)
         if depth is None or self.depth_ratio is None:
+            cache = kwargs.get("past_key_values")
+            if isinstance(cache, RaggedCache) and not cache.layers[self.depth_index].complete:
+                kwargs["attention_mask"] = self._thinned_mask(kwargs.get("attention_mask"), hidden_states, cache)
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("a routed decoder layer takes everything but hidden_states by keyword")
         if scores_out is not None and self.depth_plan.has_experts:
             scores_out[self.depth_index] = self._score(hidden_states)
         return self._routed(hidden_states, depth, self.depth_ratio, kept_out, **kwargs)
+
+    def _thinned_mask(self, mask: Tensor | None, hidden: Tensor, cache: RaggedCache) -> Tensor | None:
+        """The mask of an ordinary layer some of whose entries a cache policy has dropped: their columns go."""
+        batch, tokens = hidden.shape[:2]
+        place = torch.arange(tokens, device=hidden.device).expand(batch, -1)
+        layer = cache.layers[self.depth_index]
+        first = layer.seen
+        slots = layer.expect(tokens, place + first, [tokens] * batch)
+        return kept_mask(mask, place, Keys(slots, first, even=len(set(layer.lengths)) == 1))
 
     def _score(self, hidden: Tensor) -> Tensor:
         """(..., d) -> the expert's scores (...)."""
@@ -417,13 +429,15 @@ def remove_depth(model: Model) -> Model:
     return model
 
 
-def turned(decoder: Any, keys: Tensor, by: int) -> Tensor:
-    """Keys (..., head_dim) as if their tokens stood `by` positions further on; for `RaggedCache.forget`.
+def turned(decoder: Any, keys: Tensor, by: int | Tensor) -> Tensor:
+    """Keys (..., entries, head_dim) as if their tokens stood `by` positions further on: all of them by one number, or
+    each by its own, (entries,); for `RaggedCache.compact`.
 
     Rotary embeddings add up: R(p + by) k = R(by) R(p) k. Right only where `turns` says so.
     """
     rotary = decoder.rotary_emb
-    cos, sin = rotary(keys.float(), torch.tensor([[by]], device=keys.device))  # (1, 1, e), e <= head_dim
+    positions = torch.as_tensor(by, device=keys.device).reshape(1, -1)
+    cos, sin = rotary(keys.float(), positions)  # (1, 1 or entries, e), e <= head_dim
     cos, sin = (table[0] / rotary.attention_scaling for table in (cos, sin))  # keys were scaled when they were made
     turning, rest = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]
     one, two = turning.chunk(2, -1)

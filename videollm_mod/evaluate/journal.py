@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from videollm_mod.evaluate.self_conditioned import SelfConditioned
 from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both
@@ -48,13 +49,15 @@ def subject(model: StreamingVideoLM, streams: Sequence[AnyStream]) -> dict[str, 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        plain = tensor.dequantize() if model.weights and type(tensor) not in (torch.Tensor, nn.Parameter) else tensor
+        digest.update(plain.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     values = {
         "format": FORMAT,
         "weights": digest.hexdigest()[:16],
         "plan": model.plan.to_dict(),
         "settings": asdict(model.settings),
         "world": asdict(streams[0].config),
+        **({"kv": model.kv} if model.kv else {}),
     }
     return dict(json.loads(json.dumps(values)))  # as a file gives it back
 
@@ -67,7 +70,7 @@ class Journal:
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.done: dict[str, dict[str, Any]] = {}
-        lines = _whole_lines(path)
+        lines = whole_lines(path)
         if lines:
             before = lines[0]["about"]
             other = sorted(key for key in {*before, *about} if before.get(key) != about.get(key))
@@ -95,7 +98,7 @@ class Journal:
         self._file.close()
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def whole_lines(path: Path) -> list[dict[str, Any]]:
     """The lines that are complete; none if there is no such file."""
     text = path.read_text(errors="replace") if path.exists() else ""
     try:

@@ -89,7 +89,8 @@ def run_jobs(
 
     `done` gets every result as soon as it is there, in whatever order.
     Processes are spawned: `work` must be a function of a module, and a script that calls this needs the usual
-    `if __name__ == "__main__":`. A model on a GPU stays in this process, whatever `workers` says.
+    `if __name__ == "__main__":`. A model on a GPU, or with rounded weights, stays in this process, whatever `workers`
+    says.
 
     Raises:
         InputError: workers below 1.
@@ -100,7 +101,7 @@ def run_jobs(
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=len(jobs))
         results: list[Result] = []
-        if min(workers, len(jobs)) <= 1 or model.device.type != "cpu":
+        if min(workers, len(jobs)) <= 1 or model.device.type != "cpu" or model.weights is not None:
             training = model.training
             model.eval()
             for job in jobs:
@@ -113,7 +114,7 @@ def run_jobs(
             model.save_pretrained(folder)  # a routed model cannot be pickled: its layers' classes are made at run time
             dtype = next(model.lm.parameters()).dtype
             pool = ProcessPoolExecutor(
-                min(workers, len(jobs)), multiprocessing.get_context("spawn"), _prepare, (folder, dtype)
+                min(workers, len(jobs)), multiprocessing.get_context("spawn"), _prepare, (folder, dtype, model.kv)
             )
             try:
                 futures: list[Future[Any]] = [pool.submit(_work, work, job) for job in jobs]
@@ -131,11 +132,11 @@ def run_jobs(
 _model: StreamingVideoLM | None = None  # of a worker process
 
 
-def _prepare(folder: str, dtype: torch.dtype) -> None:
+def _prepare(folder: str, dtype: torch.dtype, kv: str | None) -> None:
     global _model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
-    _model = StreamingVideoLM.from_pretrained(folder, dtype=dtype)
+    _model = StreamingVideoLM.from_pretrained(folder, dtype=dtype, kv=kv)
 
 
 def _work(work: Callable[[StreamingVideoLM, Job], Result], job: Job) -> Result:

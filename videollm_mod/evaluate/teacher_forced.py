@@ -95,7 +95,7 @@ def teacher_forced(
     """
     threshold = model.settings.threshold if threshold is None else threshold
     example = model.template.encode(conversation)
-    cache = RaggedCache(model.num_layers)
+    cache = RaggedCache(model.num_layers, model.kv)
     text = (example.labels != IGNORE) & ~example.decision
     where = (text | example.decision).nonzero().squeeze(1)  # (P,) positions whose predictions count
     logits = _run(model, cache, example.input_ids, example.frame_index, features, scores, where)  # (P, vocabulary)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values
+from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values, precision
 
 if TYPE_CHECKING:
     from videollm_mod.world import WorldConfig, WorldStream
@@ -66,6 +66,10 @@ class EvalWorldConfig:
     plan: Annotated[str | None, tyro.conf.arg(help=f"Which layers route: {PLANS}; the model's own if not given.")] = (
         None
     )
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
+    """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
+    kv: Literal["int8", "fp8"] | None = None
+    """How keys and values are stored; as they are if not given."""
 
 
 def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
@@ -80,7 +84,8 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
 
-    model = load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold)
+    wishes: dict[str, Any] = {"keep": config.keep, "threshold": config.threshold}
+    model = load(config.model, plan=parse_layers(config.plan), **wishes, **precision(config.dtype, config.kv))
     threshold = model.settings.threshold
     size = model.encoder.tower.image_size
     world = _dialled(config, seconds=config.seconds, fps=model.settings.fps, size=size)
@@ -109,6 +114,8 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "model": config.model,
         "threshold": threshold,
         "plan": model.plan.to_dict(),
+        "dtype": config.dtype,
+        "kv": config.kv,
         "workers": workers,
         "wall_seconds": round(wall, 2),
         "frames_per_second": round(frames / wall, 2),  # of what was not in the journal

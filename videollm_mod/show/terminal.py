@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REDRAW = 0.1  # seconds between redraws of the status line
 REPEAT = 10.0  # seconds between plain status lines
+TOLD = ("frames", "shrunk", "narrations", "answers")  # of what a session has forgotten
 
 
 def size_text(count: int) -> str:
@@ -95,7 +96,7 @@ class Terminal:
             self._print(self.status(tally, session))
 
     def status(self, tally: Tally, session: StreamSession) -> Text:
-        """The status line: time, bar, speed, lag, KV bytes against dense, drops."""
+        """The status line: time, bar, speed, lag, KV bytes against dense, what was forgotten, drops."""
         start, end = self._span
         state = session.state()
         line = Text(no_wrap=True, overflow="ellipsis")
@@ -107,6 +108,9 @@ class Terminal:
         line.append(f"  {tally.frames / max(tally.wall_seconds, 1e-9):.1f} fps  lag {tally.lag:.2f} s")
         ratio = state.kv_bytes / max(state.kv_bytes_dense, 1)
         line.append(f"  KV {size_text(state.kv_bytes)} of {size_text(state.kv_bytes_dense)} dense ({ratio:.2f}x)")
+        gone = [f"{count} {kind}" for kind, count in state.forgotten.items() if count and kind in TOLD]
+        if gone:
+            line.append(f"  forgot {', '.join(gone)}", style="dim")
         if tally.dropped:
             line.append(f"  dropped {tally.dropped}", style="red")
         return line

@@ -5,13 +5,12 @@ The machine proposes what it wants to run next, and receives the logits; who run
 
 What it puts into the model's context is token for token what `StreamTemplate.encode` gives for the same conversation,
 and a step never splits a frame, so a session equals one pass over that conversation, for as long as it forgets nothing
-(`window`). Not thread-safe: one caller.
+(memory.py). Not thread-safe: one caller.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +18,10 @@ import numpy as np
 import torch
 
 from videollm_mod.depth import RaggedCache
-from videollm_mod.depth.layer import find_decoder, turned, turns
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.packed import pack_linears
+from videollm_mod.stream.memory import Memory, Policy, reach_of
+from videollm_mod.stream.policies import policy_of
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
 
@@ -36,6 +36,9 @@ class SessionState:
     stored: list[int]  # KV entries per layer
     kv_bytes: int  # in use
     kv_bytes_dense: int  # what the tokens that it remembers take without routing
+    policy: str  # who forgets
+    budget: int | None  # bytes that kv_bytes never exceeds
+    forgotten: dict[str, int]  # what has gone, by kind: memory.FORGOTTEN
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,12 @@ class StreamSession:
     """A live stream through a model.
 
     threshold: speak when the probability of silence falls below it; the model's own, calibrated one if None.
-    window: seconds of video that it remembers at least, so that memory and positions stay bounded; the model's own if
-    None, math.inf to forget nothing. When its oldest frame is two windows old, a session forgets all but the system
-    text and the newest window, replies included: to the model the stream then began there.
+    window: seconds of video that it remembers whole; the model's own if None, math.inf to forget nothing.
+    policy: who forgets what is older, by name or as an object (policies/): `full`, `window`, `carrier`, `norm`. If
+    None: `window` where there is one, and words go with their frames: to the model the stream began there.
+    words: tokens of what was said that outlive their frames; 512 under a policy that is named.
+    kv: how keys and values are stored: None = as they are, "int8" or "fp8"; the model's own if not given.
+    budget: bytes of cache entries, never exceeded; None = no bound.
     record_kept: keep `kept` up to date, which tokens of the newest frame each routed layer kept.
     """
 
@@ -88,12 +94,14 @@ class StreamSession:
         *,
         threshold: float | None = None,
         window: float | None = None,
+        policy: str | Policy | None = None,
+        budget: int | None = None,
+        words: int | None = None,
+        kv: str | None = None,
         record_kept: bool = False,
     ) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
-        if window is not None and not window > 0:
-            raise InputError(f"window {window} is no time; give seconds of video, such as 30.")
         self.model, self.template, self.settings = model, model.template, model.settings
         pack_linears(model)  # on a CPU, two to four times as fast
         self.threshold = self.settings.threshold if threshold is None else threshold
@@ -102,19 +110,17 @@ class StreamSession:
         self.kept: dict[int, np.ndarray] = {}  # layer -> (1 + h * w,) bool, of the newest frame
         own = math.inf if self.settings.window is None else self.settings.window
         self.window = own if window is None else window
-        if self.window < math.inf and not turns(find_decoder(model.lm)):
-            kind = type(model.lm).__name__
-            raise InputError(f"{kind} cannot forget: its keys do not turn with the position; give window=inf.")
         self.context: list[int] = []  # every id that it remembers, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
         self.records = record_kept  # whether `kept` is kept up to date
-        self._cache = RaggedCache(model.num_layers)
+        self._cache = RaggedCache(model.num_layers, model.kv if kv is None else kv)
+        chosen = policy_of(policy, window, own=self.settings.window, words=words, budget=budget)
+        reach = reach_of(model, self.window)
+        self.memory = Memory(model, self._cache, self.context, chosen, budget=budget, reach=reach)
         self._pending = self.template.system(self.settings.system)  # text not yet run through the model
         self._stream_open = False
         self._frames = 0
-        self._times: deque[float] = deque()  # of the frames that it remembers
-        self._forgotten = 0  # tokens
         self._time = 0.0
         self._reply: _Reply | None = None
 
@@ -154,11 +160,20 @@ class StreamSession:
 
     def state(self) -> SessionState:
         """Time, frames, tokens seen and stored, bytes."""
-        cache = self._cache
+        cache, memory = self._cache, self.memory
         entry = sum(layer.entry_bytes for layer in cache.layers)
         stored = [rows[0] if rows else 0 for rows in cache.stored]
-        seen = cache.seen + self._forgotten
-        return SessionState(self._time, self._frames, seen, stored, cache.kv_bytes, cache.seen * entry)
+        return SessionState(
+            time=self._time,
+            frames=self._frames,
+            seen=memory.seen,
+            stored=stored,
+            kv_bytes=cache.kv_bytes,
+            kv_bytes_dense=cache.seen * entry,
+            policy=memory.policy.name,
+            budget=memory.budget,
+            forgotten=dict(memory.forgotten),
+        )
 
     def recall(self, said: Sequence[StreamEvent]) -> None:
         """Before the first frame: put into its context what it said in an earlier life, as text alone."""
@@ -182,27 +197,30 @@ class StreamSession:
         if not text.strip():
             raise InputError("the question is empty; ask something.")
         assert not self.speaking
+        self.memory.check_question(self.template.user(text))
         self._begin("answer", text, self._time if time is None else time)
 
+    @torch.inference_mode()
     def propose(self, times: Sequence[float] = ()) -> Step:
         """What to run next: the next token of the reply, or the frames that wait, `times` being theirs in seconds.
 
         It takes as many of them as may share a step: up to one before which something is to be forgotten. What is due
         now is forgotten here; else nothing changes until `receive`, and a step that failed may be proposed again.
         """
-        if times:
-            self._forget(times[0])
         ids, numbers, ends, taken = list(self._pending), [-1] * len(self._pending), [], 0
-        remembered = list(self._times)
         for time in times:
-            if taken and self._due(remembered, time):
-                break
             frame, vision = self.template.frame(first=not self._stream_open and taken == 0)
+            more = [self._frames + taken if each else -1 for each in vision]
+            if taken and not self.memory.has_room([*numbers, *more], time, behind=times[0]):
+                break
             ids += frame
-            numbers += [self._frames + taken if each else -1 for each in vision]
+            numbers += more
             ends.append(len(ids) - 1)
-            remembered.append(time)
             taken += 1
+            if taken == 1:
+                self.memory.make_room(numbers, time)
+        if not times:
+            self.memory.make_room(numbers, self._time)
         return Step(ids, numbers, ends or [len(ids) - 1], tuple(times[:taken]))
 
     def judge(self, logits: torch.Tensor) -> tuple[list[float], list[int]]:
@@ -228,7 +246,7 @@ class StreamSession:
         that it has seen, whatever came after it in the step: that is rolled back, to be proposed again.
         """
         if not step.times:
-            self.context += step.ids
+            self._remember(step.ids, step.numbers, ())
             self._pending = []
             return self._say(words[0])
         decisions: list[Decision | str | StreamEvent] = []
@@ -238,18 +256,22 @@ class StreamSession:
             self.silence = silence[place]
             self._frames += 1
             self._time = time
-            self._times.append(time)
             decisions.append(Decision(time, self.silence, self.kept))
             if self.silence < self.threshold:
                 break
         end = step.ends[len(decisions) - 1] + 1
         if end < len(step.ids):
             self._cache.crop_to(self._cache.seen - (len(step.ids) - end))
-        self.context += step.ids[:end]
+        self._remember(step.ids[:end], step.numbers[:end], step.times[: len(decisions)])
         self._pending, self._stream_open = [], True
         if self.silence < self.threshold:
             self._begin("narration", None, None, probability=1 - self.silence)
         return decisions
+
+    def _remember(self, ids: list[int], numbers: list[int], times: Sequence[float]) -> None:
+        """What has gone through the model."""
+        self.context += ids
+        self.memory.note(ids, numbers, times or (self._time,))
 
     def _say(self, token: int) -> list[Decision | str | StreamEvent]:
         """One more token of the reply; greedy. The end, or the bound on its length, closes it with EOS."""
@@ -288,29 +310,6 @@ class StreamSession:
         self._pending += self.template.reply_prompt()
         time = self._time if asked is None else max(self._time, asked)
         self._reply = _Reply(kind, question, asked, time, self._frames - 1, probability, [])
-
-    def _due(self, times: Sequence[float], now: float) -> bool:
-        """Whether something is to be forgotten before a frame at `now`, if it remembers frames at `times`."""
-        return len(times) >= 2 and now - times[0] >= 2 * self.window
-
-    @torch.inference_mode()
-    def _forget(self, now: float) -> None:
-        """Before a frame at `now`: if the oldest frame is two windows old, forget all but the newest window.
-
-        From the first frame on everything goes, up to the first frame that stays: before that one there is then the "["
-        of the first. The newest frame stays in any case.
-        """
-        if not self._due(self._times, now):
-            return
-        spans = self._cache.frames[0]
-        gone = min(sum(time <= now - self.window for time in self._times), len(spans) - 1)
-        begin, end = spans[0].begin, spans[gone].begin
-        decoder = find_decoder(self.model.lm)
-        self._cache.forget(begin, end, lambda keys, by: turned(decoder, keys, by))
-        del self.context[begin:end]
-        for _ in range(gone):
-            self._times.popleft()
-        self._forgotten += end - begin
 
     # -- its own driver ------------------------------------------------------------------------------------------------
 

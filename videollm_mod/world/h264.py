@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,29 +16,37 @@ _OPTIONS = {"preset": "superfast", "tune": "zerolatency", "threads": "1"}
 
 def compress(frames: np.ndarray, crf: int) -> np.ndarray:
     """What is left of frames after H.264 at a quality: (F, S, S, 3) uint8 RGB -> the same shape and type."""
-    count, height, width, _ = frames.shape
+    out = np.empty_like(frames)
+    for index, frame in enumerate(compressed(frames, frames.shape[1], crf)):
+        out[index] = frame
+    return out
+
+
+def compressed(frames: Iterable[np.ndarray], size: int, crf: int) -> Iterator[np.ndarray]:
+    """As `compress`, one by one: square frames (S, S, 3) of that size in, the same out, a few of them later."""
     encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.width, encoder.height, encoder.pix_fmt = size, size, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
     encoder.options = {**_OPTIONS, "crf": str(crf)}
     decoder = av.CodecContext.create("h264", "r")
     decoder.thread_count = 1
     there, back = VideoReformatter(), VideoReformatter()  # kept: making a new scaler for each frame is slow
-    out, done = np.empty_like(frames), 0
-    for i in range(count + 1):
-        picture = None
-        if i < count:
-            picture = there.reformat(av.VideoFrame.from_ndarray(frames[i], format="rgb24"), format="yuv420p")
-            picture.pts = i
-        for packet in encoder.encode(picture):
+    count = done = 0
+
+    def read(packets: Iterable[av.Packet | None]) -> Iterator[np.ndarray]:
+        nonlocal done
+        for packet in packets:
             for decoded in decoder.decode(packet):
-                out[done] = back.reformat(decoded, format="rgb24").to_ndarray()
                 done += 1
-    for decoded in decoder.decode(None):
-        out[done] = back.reformat(decoded, format="rgb24").to_ndarray()
-        done += 1
+                yield back.reformat(decoded, format="rgb24").to_ndarray()
+
+    for frame in frames:
+        picture = there.reformat(av.VideoFrame.from_ndarray(frame, format="rgb24"), format="yuv420p")
+        picture.pts, count = count, count + 1
+        yield from read(encoder.encode(picture))
+    yield from read(encoder.encode(None))
+    yield from read([None])
     assert done == count, f"H.264 gave back {done} of {count} frames"
-    return out
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], size: int, fps: float, crf: int) -> None:

@@ -7,7 +7,7 @@ one frame after the last narration, things well apart in x for the view, the cen
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,11 +17,13 @@ from videollm_mod.world.script import Script
 from videollm_mod.world.stage import WorldEvent
 from videollm_mod.world.words import (
     ASK_COUNT,
+    ASK_FIRST,
     ASK_LAST,
     ASK_VIEW,
     COUNTS,
     NOTHING_YET,
     QUESTION_KINDS,
+    ask_minutes_ago,
     ask_where,
     say_view,
     say_where,
@@ -39,7 +41,8 @@ class WorldQuestion:
     frame: int
     question: str
     answer: str
-    kind: str  # "view", "count", "last" or "where"
+    kind: str  # "view", "count", "last" or "where"; of `ask_ago`: "first", or "ago-5" for five minutes
+    about: int | None = None  # of `ask_ago`: the frame at which the event shows that is asked about
 
 
 def is_stable(script: Script, config: WorldConfig, frame: int) -> bool:
@@ -86,6 +89,31 @@ def ask(
                 asked[frame] = WorldQuestion(time, frame, *said, kind)
                 break
     return [asked[frame] for frame in sorted(asked)]
+
+
+def ask_ago(script: Script, config: WorldConfig, minutes: Sequence[float], every: float) -> list[WorldQuestion]:
+    """What happened so many minutes ago, and what happened first: questions that only a long memory can answer.
+
+    Asked about every `every` seconds, in turn, at the next stable frame, as soon as there is so much to look back to;
+    ascending by time. The answer is the last event told up to then; its `about` is that event's frame. No model has
+    learned such questions, and their words are not in `vocabulary`: they belong to tests alone.
+    """
+    asked: list[WorldQuestion] = []
+    kinds: list[float | None] = [*minutes, None]
+    for number in range(1, int(config.seconds / every) + 1):
+        back = kinds[(number - 1) % len(kinds)]
+        frame = config.frame_at(number * every)
+        while frame < config.frame_count and not is_stable(script, config, frame):
+            frame += 1
+        time = frame / config.fps
+        told = [event for event in script.events if event.time <= (time - 60 * back if back is not None else time)]
+        if frame >= config.frame_count or not told or (back is not None and time < 60 * back):
+            continue
+        event = told[-1] if back is not None else told[0]
+        words = ASK_FIRST if back is None else ask_minutes_ago(back)
+        kind = "first" if back is None else f"ago-{back:g}"
+        asked.append(WorldQuestion(time, frame, words, event.text, kind, about=event.frame))
+    return asked
 
 
 def poisson(rng: random.Random, mean: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from videollm_mod.types import InputError
 from videollm_mod.world.actors import Box, VisibleThing, around, clip
 from videollm_mod.world.config import Look, WorldConfig
 from videollm_mod.world.draw import render
-from videollm_mod.world.h264 import compress, write_mp4
+from videollm_mod.world.h264 import compress, compressed, write_mp4
 from videollm_mod.world.questions import WorldQuestion, ask
 from videollm_mod.world.script import Script, write_script
 from videollm_mod.world.stage import WorldEvent
@@ -63,6 +64,12 @@ class WorldStream:
         """The sampled frames, through H.264 if `config.compress`: (F, size, size, 3) uint8 RGB. Not kept."""
         frames = np.stack([self.render(time) for time in self.times])
         return compress(frames, self.crf) if self.config.compress else frames
+
+    def each_frame(self) -> Iterator[np.ndarray]:
+        """The frames of `frames`, one by one and rendered when they are asked for: an hour takes no more memory than a
+        minute. (size, size, 3) uint8 RGB each."""
+        rendered = (self.render(time) for time in self.times)
+        return compressed(rendered, self.config.size, self.crf) if self.config.compress else rendered
 
     def visible(self, time: float) -> list[VisibleThing]:
         """Everything in the picture at a time, camera shake included: clutter, then hands, then things.

@@ -15,6 +15,7 @@ QUESTION_KINDS = ("view", "count", "last", "where")
 ASK_VIEW = "What is in view?"
 ASK_COUNT = "How many things are there?"
 ASK_LAST = "What happened last?"
+ASK_FIRST = "What happened first?"  # of tests of long memory, as is `ask_minutes_ago`; not in `vocabulary`
 NOTHING = "Nothing."
 NOTHING_YET = "Nothing yet."
 COUNTS = ("None.", "One.", "Two.", "Three.")
@@ -48,6 +49,11 @@ def narration(kind: str, look: Look | None = None, side: str | None = None, beca
 def ask_where(look: Look) -> str:
     """The question for a thing's place."""
     return f"Where is the {describe(look)}?"
+
+
+def ask_minutes_ago(minutes: float) -> str:
+    """The question for what had just happened so long ago."""
+    return f"What happened {minutes:g} minute{'' if minutes == 1 else 's'} ago?"
 
 
 def say_view(looks: Sequence[Look]) -> str:

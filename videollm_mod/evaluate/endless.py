@@ -1,0 +1,363 @@
+"""`videollm-mod eval endless`: world streams of an hour under every cache policy; what is lost, and what is kept.
+
+    videollm-mod eval endless --minutes 2 --ago 0.5 1 --ask-every 15 --policies window carrier
+
+Frames are drawn, watched and dropped one by one, so that nothing grows with the stream but what the policy keeps. Event
+F1 of the first minutes stands beside that of the last. Besides the world's own questions some ask what happened five
+minutes ago, half an hour ago, and first. The bundled model never learned to answer them; so the table also says
+whether the answer was still there to be found: the event's frame (`frame_held`), or what was said of it (`words_held`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from videollm_mod.flags import check_least, check_probability, parse_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from videollm_mod.model import StreamingVideoLM
+    from videollm_mod.stream.memory import Memory, Policy
+    from videollm_mod.types import StreamEvent
+    from videollm_mod.world import WorldQuestion, WorldStream
+
+NAMES = ("own", "window", "carrier", "carrier-cls", "carrier-chosen", "norm", "full")
+BATCH = 32  # frames that go through the tower together
+
+
+@dataclass(frozen=True)
+class EvalEndless:
+    """Which model, which streams, and who forgets."""
+
+    model: str = "tiny"
+    """The bundled model "tiny", or a model's folder."""
+    policies: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("own", "window", "carrier", "norm")
+    """Of own (the model's own window, whose words go with their frames), window, carrier, carrier-cls, carrier-chosen,
+    norm, and full, which has no bounds and slows down."""
+    budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SIZE")] = ("8MB",)
+    """Bytes that the entries of the KV cache never exceed; each policy but own and full runs with each."""
+    window: float | None = None
+    """Seconds of video that stay whole; the model's own if not given."""
+    minutes: float = 60.0
+    """Length of each stream, from 0.1 to 60."""
+    streams: int = 1
+    """How many streams of the split, from number 0 on."""
+    split: Literal["test", "validation"] = "test"
+    """Which streams."""
+    edge: float = 10.0
+    """Minutes at the beginning and at the end that are compared; at most half of the stream."""
+    ago: tuple[float, ...] = (5.0, 30.0)
+    """How many minutes back questions reach."""
+    ask_every: float = 60.0
+    """Seconds between two of those questions."""
+    threshold: float | None = None
+    """Speak when the probability of silence falls below this; the model's own if not given."""
+    workers: int | None = None
+    """Processes, one thread each; one per CPU core if not given."""
+    json: Path | None = None
+    """Write the result here too."""
+    markdown: Path | None = None
+    """Write the table here."""
+    journal: Path | None = None
+    """Keep each stream's result in this file as soon as it is there; the same command then goes on from it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stream under one policy."""
+
+    stream: WorldStream
+    policy: str
+    budget: int | None
+    window: float | None
+    threshold: float | None
+    ago: tuple[float, ...]
+    ask_every: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.stream.name} {self.policy} {self.budget} {self.window} {self.threshold} {self.ask_every}"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What came of it; plain values, as the journal has them."""
+
+    said: list[tuple[float, str]]  # time (s) and text of every narration
+    answers: list[dict[str, Any]]  # kind, time, right; of long memory also frame_held and words_held
+    kv_bytes: int  # the most in use after any frame
+    positions: int  # likewise
+    forgotten: dict[str, int]
+    seconds: float  # that it took, rendering and tower included
+
+
+def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
+    """Run the command; returns the final JSON. Raises InputError for what the user can mend."""
+    _check(config)
+    from rich.console import Console
+
+    from videollm_mod.evaluate.streams import run_jobs
+    from videollm_mod.files import atomic_write
+    from videollm_mod.model import load
+    from videollm_mod.world import WorldConfig, make_stream
+
+    model = load(config.model)
+    size, fps = model.encoder.tower.image_size, model.settings.fps
+    world = WorldConfig(seconds=60 * config.minutes, fps=fps, size=size)
+    streams = [make_stream(config.split, number, world) for number in range(config.streams)]
+    jobs = [
+        Job(stream, policy, budget, config.window, config.threshold, config.ago, config.ask_every)
+        for policy in config.policies
+        for budget in ((None,) if policy in ("own", "full") else (parse_size("--budgets", b) for b in config.budgets))
+        for stream in streams
+    ]
+    kept = Kept(config.journal, model, streams)
+    workers = config.workers or os.cpu_count() or 1
+    title = f"{config.minutes:g} minutes"
+    new = [job for job in jobs if job.key not in kept.done]
+    run_jobs(model, watch_endless, new, workers=workers, title=title, done=kept.add)
+    rows = []
+    for policy, budget in dict.fromkeys((job.policy, job.budget) for job in jobs):
+        mine = [job for job in jobs if (job.policy, job.budget) == (policy, budget)]
+        rows.append(summarise([(job.stream, kept.done[job.key]) for job in mine], mine[0], 60 * config.edge))
+    result = {
+        "rows": rows,
+        "best": min((row for row in rows if row["f1_lost"] is not None), key=lambda r: r["f1_lost"], default=None),
+        "model": config.model,
+        "minutes": config.minutes,
+        "streams": [stream.name for stream in streams],
+        "edge_minutes": min(config.edge, config.minutes / 2),
+        "ago_minutes": list(config.ago),
+    }
+    text = table(result)
+    for path, content in ((config.json, json.dumps(result, indent=2) + "\n"), (config.markdown, text)):
+        if path is not None:
+            with atomic_write(path) as file:
+                file.write(content)
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    return result
+
+
+# -- one stream --------------------------------------------------------------------------------------------------------
+
+
+def watch_endless(model: StreamingVideoLM, job: Job) -> tuple[str, Watched]:
+    """A stream from beginning to end, its questions at their times; what it is known by, and what came of it."""
+    from videollm_mod.stream.session import StreamSession
+    from videollm_mod.types import FrameTokens
+    from videollm_mod.world.questions import ask_ago
+
+    began = time.monotonic()
+    stream, fps = job.stream, job.stream.config.fps
+    policy = policy_named(job.policy, job.window)
+    session = StreamSession(model, threshold=job.threshold, policy=policy, budget=job.budget, window=job.window)
+    far = ask_ago(stream.script, stream.config, job.ago, job.ask_every)
+    waiting = sorted([*stream.questions, *far], key=lambda question: question.frame)
+    said: list[tuple[float, str]] = []
+    answers: list[dict[str, Any]] = []
+    most = positions = 0
+    for index, tokens in enumerate(_tokens(model, stream)):
+        events: list[StreamEvent] = session.push_tokens(FrameTokens(tokens, session.grid, index / fps, index))
+        said += [(event.time, event.text) for event in events]
+        while waiting and waiting[0].frame <= index:
+            question = waiting.pop(0)
+            held = _held(session.memory, question, fps)
+            right = session.ask(question.question).text == question.answer
+            answers.append({"kind": question.kind, "time": question.time, "right": right, **held})
+        state = session.state()
+        most, positions = max(most, state.kv_bytes), max(positions, session.memory.cache.seen)
+    took = round(time.monotonic() - began, 1)
+    return job.key, Watched(said, answers, most, positions, session.state().forgotten, took)
+
+
+def policy_named(name: str, window: float | None) -> str | Policy | None:
+    """A row's policy, as a session takes it."""
+    if not name.startswith("carrier-"):
+        return None if name == "own" else name
+    from videollm_mod.stream.policies.carrier import Carrier
+
+    return Carrier(Carrier.after if window is None else window, name.removeprefix("carrier-"))
+
+
+def _tokens(model: StreamingVideoLM, stream: WorldStream) -> Iterator[Tensor]:
+    """Tower vectors of one frame after another, (1 + h * w, width); some frames ahead at most."""
+    import numpy as np
+
+    from videollm_mod.evaluate.teacher_forced import encode_frames
+    from videollm_mod.video import letterbox
+
+    frames = stream.each_frame()
+    while batch := list(islice(frames, BATCH)):
+        yield from encode_frames(model, letterbox(np.stack(batch), model.encoder.tower.image_size))
+
+
+def _held(memory: Memory, question: WorldQuestion, fps: float) -> dict[str, bool]:
+    """Whether the frame that shows what is asked about is still there, whole or in part, and what was said of it."""
+    if question.about is None:
+        return {}
+    if not memory.bounded:
+        return {"frame_held": True, "words_held": True}
+    shown = question.about / fps
+    frames = [piece for piece in memory.frames if abs(piece.time - shown) < 1e-6]
+    told = [p for p in memory.pieces if p.kind == "narration" and abs(p.time - shown) <= 0.5 + 1e-6]
+    return {"frame_held": bool(frames), "words_held": bool(told)}
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def summarise(watched: Sequence[tuple[WorldStream, Watched]], job: Job, edge: float) -> dict[str, Any]:
+    """One row: pooled over its streams."""
+    spans: dict[str, dict[str, Any]] = {}
+    for name in ("first", "last"):
+        spans[name] = _span(watched, edge, last=name == "last")
+    first, last = spans["first"]["f1"], spans["last"]["f1"]
+    answers = [answer for _, each in watched for answer in each.answers]
+    kinds = sorted({answer["kind"] for answer in answers if "frame_held" in answer})
+    memory = {kind: _memory([answer for answer in answers if answer["kind"] == kind]) for kind in kinds}
+    forgotten: dict[str, int] = {}
+    for _, each in watched:
+        for kind, count in each.forgotten.items():
+            forgotten[kind] = forgotten.get(kind, 0) + count
+    return {
+        "policy": job.policy,
+        "budget": job.budget,
+        "kv_bytes": max(each.kv_bytes for _, each in watched),
+        "positions": max(each.positions for _, each in watched),
+        **spans,
+        "f1_lost": round(first - last, 4) if first is not None and last is not None else None,
+        "memory": memory,
+        "forgotten": forgotten,
+        "seconds": round(sum(each.seconds for _, each in watched), 1),
+    }
+
+
+def _span(watched: Sequence[tuple[WorldStream, Watched]], edge: float, last: bool) -> dict[str, Any]:
+    """The first or last `edge` seconds, at most half, of every stream."""
+    from videollm_mod.evaluate.metrics import Said, match, precision_recall_f1, share
+    from videollm_mod.evaluate.summary import true_narration
+
+    right = in_time = said = true = asked = answered = 0
+    for stream, each in watched:
+        length = stream.config.seconds
+        begin = max(length - edge, length / 2) if last else 0.0
+        end = length + 1 if last else min(edge, length / 2)
+        ours = [Said(*item) for item in each.said if begin <= item[0] < end]
+        theirs = [item for item in true_narration(stream) if begin <= item.time < end]
+        right += len(match(ours, theirs))
+        in_time += len(match(ours, theirs, by_text=False))
+        said, true = said + len(ours), true + len(theirs)
+        mine = [a for a in each.answers if "frame_held" not in a and begin <= a["time"] < end]
+        asked, answered = asked + len(mine), answered + sum(answer["right"] for answer in mine)
+    return {
+        "f1": round(precision_recall_f1(right, said, true)[2], 4) if said or true else None,
+        "timing_f1": round(precision_recall_f1(in_time, said, true)[2], 4) if said or true else None,
+        "question_accuracy": round(share(answered, asked), 4) if asked else None,
+        "said": said,
+        "events": true,
+        "questions": asked,
+    }
+
+
+def _memory(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of questions about what is long past: how many, and the shares answered rightly and still to be found."""
+    shares = {
+        key: round(sum(answer[name] for answer in answers) / len(answers), 4)
+        for key, name in (("accuracy", "right"), ("frame_held", "frame_held"), ("words_held", "words_held"))
+    }
+    return {"questions": len(answers), **shares}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    kinds = sorted({kind for row in result["rows"] for kind in row["memory"]})
+    edge = f"{result['edge_minutes']:g} min"
+    head = ["policy", "budget MB", "used MB", "positions", f"F1, first {edge}", f"F1, last {edge}", "lost"]
+    head += [f"questions, first {edge}", f"last {edge}", *(f"{kind}: right / frame / words" for kind in kinds)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    for row in result["rows"]:
+        budget = "" if row["budget"] is None else f"{row['budget'] / 1e6:g}"
+        cells = [row["policy"], budget, f"{row['kv_bytes'] / 1e6:.1f}"]
+        cells += [str(row["positions"]), number(row["first"]["f1"]), number(row["last"]["f1"]), number(row["f1_lost"])]
+        cells += [number(row[span]["question_accuracy"]) for span in ("first", "last")]
+        for kind in kinds:
+            memory = row["memory"].get(kind)
+            keys = ("accuracy", "frame_held", "words_held")
+            cells.append("" if memory is None else " / ".join(f"{memory[key]:.2f}" for key in keys))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+class Kept:
+    """What has been watched, in a file of lines if one is given: the first says of what, each other holds one job.
+
+    Raises InputError for a file of another model, world or settings.
+    """
+
+    def __init__(self, path: Path | None, model: StreamingVideoLM, streams: Sequence[WorldStream]) -> None:
+        from videollm_mod.evaluate.journal import subject, whole_lines
+        from videollm_mod.files import atomic_write
+        from videollm_mod.types import InputError
+
+        self.done: dict[str, Watched] = {}
+        self._path = path
+        if path is None:
+            return
+        about = subject(model, streams)
+        lines = whole_lines(path)
+        if lines and lines[0]["about"] != about:
+            raise InputError(f"the journal {path} is of another model or world; give another file.")
+        for line in lines[1:]:
+            values = {**line["watched"], "said": [tuple(item) for item in line["watched"]["said"]]}
+            self.done[line["job"]] = Watched(**values)
+        with atomic_write(path) as file:  # without a line that a kill has cut off
+            file.write("".join(json.dumps(line) + "\n" for line in [{"about": about}, *lines[1:]]))
+
+    def add(self, result: tuple[str, Watched]) -> None:
+        """Take a job's result; it is on the disk when this returns."""
+        key, watched = result
+        self.done[key] = watched
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"job": key, "watched": dataclasses.asdict(watched)}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _check(config: EvalEndless) -> None:
+    from videollm_mod.files import check_writable
+    from videollm_mod.types import InputError
+    from videollm_mod.watch import check_policy
+
+    check_least(1, streams=config.streams, workers=config.workers)
+    check_probability(threshold=config.threshold)
+    if not 0.1 <= config.minutes <= 60:  # what WorldConfig takes; also refuses NaN
+        raise InputError(f"--minutes {config.minutes:g} is out of range; give a number from 0.1 to 60.")
+    for name, value in [("edge", config.edge), ("ask-every", config.ask_every)] + [("ago", n) for n in config.ago]:
+        if not value > 0:
+            raise InputError(f"--{name} {value:g} is no time; give more than 0.")
+    for name in config.policies:
+        if name not in NAMES:
+            raise InputError(f"--policies '{name}' is unknown; take of {', '.join(NAMES)}.")
+    for budget in config.budgets:
+        for name in config.policies:
+            if name not in ("own", "full"):
+                check_policy(name.split("-")[0], config.window, budget)
+    for path in (config.json, config.markdown, config.journal):
+        if path is not None:
+            check_writable(path)
