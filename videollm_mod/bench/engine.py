@@ -128,7 +128,8 @@ def grow_old(session: StreamSession, frames: int) -> None:
     config, tokens = session.model.lm.config, session.model.encoder.tokens_per_frame
     cache, opening = session._cache, len(session._pending)
     heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-    for first, last in ((0, 9 * frames // 10), (9 * frames // 10, frames)):  # so that buffers have room, as on the way
+    # the last frame apart: it makes the buffers grow, so that they have room and need not grow while they are timed
+    for first, last in ((0, frames - 1), (frames - 1, frames)):
         text = last - first + (opening if first == 0 else 0)
         before = 0 if first == 0 else opening + first * (tokens + 1)
         span = text + (last - first) * tokens
