@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from videollm_mod.depth.plan import keep_count
 from videollm_mod.depth.step import StepCache, try_together
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.drops import FrameQueue
+from videollm_mod.stream.memory import Policy
 from videollm_mod.stream.session import Decision, SessionState, Step, StreamSession
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
@@ -63,8 +64,10 @@ class EngineOutput:
 class EngineState(SessionState):
     """Where a stream of an engine stands. In the middle of a step numbers may be those before or after it."""
 
-    queued: int  # frames and questions that wait
-    dropped: dict[str, int]  # reason -> frames: "newest" and "adaptive" as in drops.py, "memory" beyond the budget
+    queued: int = 0  # frames and questions that wait
+    dropped: dict[str, int] = field(
+        default_factory=dict
+    )  # reason -> frames: "newest" and "adaptive" as in drops.py, "memory" beyond the budget
 
 
 @dataclass
@@ -223,18 +226,23 @@ class Engine:
         window: float | None = None,
         record_kept: bool = False,
         *,
+        policy: str | Policy | None = None,
+        budget: int | None = None,
         drop: str = "newest",
         queue: int = QUEUE,
     ) -> EngineStream:
-        """A new stream; the first three as of `StreamSession`.
+        """A new stream; the first five as of `StreamSession`.
 
         drop: what happens to frames that come faster than they are seen, `newest`, `all` or `adaptive`: see drops.py.
         queue: frames that may wait. Raises EngineFull when the budget has no room for another stream.
         """
-        session = StreamSession(self.model, threshold=threshold, window=window, record_kept=record_kept)
+        session = StreamSession(
+            self.model, threshold=threshold, window=window, policy=policy, budget=budget, record_kept=record_kept
+        )
         stream = EngineStream(self, session, FrameQueue(drop, queue))
         frames = math.ceil(2 * session.window * self.model.settings.fps) if session.window < math.inf else 0
-        stream._least = stream._room = self._frame_bytes + frames * self._next_bytes + self._reply_bytes
+        least = self._frame_bytes + frames * self._next_bytes + self._reply_bytes
+        stream._least = stream._room = least if budget is None else budget
         with self._arrived:
             left = self._left()
             if stream._room > left:
@@ -287,6 +295,8 @@ class Engine:
         more = step.numbers.count(-1) * self._token_bytes + len(step.times) * self._vision_bytes
         with self._arrived:
             need = stream._session._cache.kv_bytes + more + self._reply_bytes + stream._for_answers
+            if stream._session.memory.budget is not None:  # it forgets in time
+                need = min(need, stream._session.memory.budget)
             if need > stream._room + self._left():
                 return False
             stream._room = max(need, stream._least)  # less than before, if it has forgotten something
