@@ -1,4 +1,4 @@
-"""`videollm-mod data ...`: what a file of streams lacks is told, footage and sentences become one, data sets are counted."""
+"""`videollm-mod data ...`: what a file of streams lacks is told, sentences become one, data sets are counted."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 def test_subtitles_are_narrations(tmp_path: Path) -> None:
-    srt = "\ufeff1\r\n00:00:01,500 --> 00:00:02,000\r\nA <i>cup</i>\r\nis placed.\r\n\r\n2\r\n00:00:05,000 --> 00:00:06,000\r\n\r\n"
-    (tmp_path / "a.srt").write_bytes(srt.encode())
+    cues = "1\n00:00:01,500 --> 00:00:02,000\nA <i>cup</i>\nis placed.\n\n2\n00:00:05,000 --> 00:00:06,000\n\n"
+    (tmp_path / "a.srt").write_bytes(b"\xef\xbb\xbf" + cues.replace("\n", "\r\n").encode())
     assert read_subtitles(tmp_path / "a.srt") == [Segment("assistant", 1.5, 1.5, 2.0, "A cup is placed.")]
     assert read_subtitles(tmp_path / "a.srt", "end")[0].time == 2.0
     (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:01.500 --> 00:02.000 line:0\nA cup.\n")

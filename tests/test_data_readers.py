@@ -240,15 +240,15 @@ def test_epics_validation_set_counts_as_the_file_does() -> None:
         for reply in stream.replies:
             row = by_id[reply.meta["id"]]
             assert (reply.meta["verb"], reply.meta["noun"]) == (int(row["verb_class"]), int(row["noun_class"]))
-            assert reply.text.lower() == row["narration"].lower() + "."
+            assert reply.text.lower() == row["narration"].strip(" .,").lower() + "."
 
 
 @needs_annotations
 def test_all_classes_of_epic_have_words() -> None:
     verbs, nouns = epic.classes(data_set("epic-lta").source(ANNOTATIONS))
-    assert (len(verbs), len(nouns)) == (97, 300)
+    assert (len(verbs), len(nouns)) == (97, 305)
     assert verbs[0] == "take" and nouns[18] == "chopping board"
-    assert len(set(verbs.values())) == 97 and len(set(nouns.values())) == 300
+    assert len(set(verbs.values())) == 97 and len(set(nouns.values())) == 305
 
 
 # -- what is missing or broken -----------------------------------------------------------------------------------------

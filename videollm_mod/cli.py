@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data list": ("videollm_mod.data.command:list_data", "Data sets that can be read, and where to get them."),
     "data stats": ("videollm_mod.data.command:stats", "Count a data set's videos, sentences and seconds."),
     "data build": ("videollm_mod.data.command:build", "A data set's streams as a file, to train on or to evaluate."),
+    "extract": ("videollm_mod.data.extract_command:extract", "Frames of videos as a tower's features, on disk."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 
