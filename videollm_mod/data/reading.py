@@ -155,7 +155,7 @@ def _look_up(index: dict[str, list[Path]], name: str, mark: str) -> Path | None:
     found = index.get(name, [])
     own = [path for path in found if path.stem == name]
     marked = [path for path in found if mark and mark in path.name]
-    return (own or marked or [None])[0]
+    return next(iter(own or marked), None)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

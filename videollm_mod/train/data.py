@@ -81,9 +81,9 @@ class StreamSamples(Dataset[StreamSample]):
 def stream_sample(split: str, number: int, phase: Phase, recipe: Recipe) -> StreamSample:
     """Stream `number` of a split as a phase has it, with its conversation."""
     stream = any_stream(split, number, phase, recipe)
-    own = isinstance(stream, Own)
-    conversation = stream.conversation(recipe.settings.system) if own else segments(stream, recipe.settings.system)
-    features = stream.features() if own else None
+    own, system = (stream if isinstance(stream, Own) else None), recipe.settings.system
+    conversation = segments(stream, system) if own is None else own.conversation(system)
+    features = None if own is None else own.features()
     frames = torch.from_numpy(stream.frames()) if features is None else torch.empty(len(features), 0, 0, 3).byte()
     rng = random.Random(f"{split}/{number}/corrupt")
     if split == "train" and rng.random() < recipe.corrupt:
