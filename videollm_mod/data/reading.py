@@ -46,9 +46,10 @@ class Source:
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def find(self, *names: str, needed: bool = True) -> Path | None:
-        """The first of these files that is there, in the root, its folder `annotations` or beside it."""
+        """The first of these files that is there: in the root, in its folder `annotations`, or up to two above it."""
         for name in names:
-            for folder in (self.root, self.root / "annotations", self.root.parent):
+            # metadata lie beside or above the folder of the annotations
+            for folder in (self.root, self.root / "annotations", self.root.parent, self.root.parent.parent):
                 if (folder / name).is_file():
                     return folder / name
         if not needed:

@@ -30,7 +30,7 @@ STREAM_KEYS = ("id", "video", "features", "fps", "duration", "segments", "meta")
 SEGMENT_KEYS = ("kind", "time", "start", "end", "text", "learn", "meta")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a data set has millions
 class Segment:
     """A text that somebody says, or a stretch that is watched. All times are seconds of the video.
 

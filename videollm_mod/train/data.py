@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from videollm_mod.data.own import Own, own_stream, read_videos
+from videollm_mod.data.own import Own, OwnSample, own_stream, read_videos
 from videollm_mod.dialogue import Segment
 from videollm_mod.train.camera import camera_changes, seen
 from videollm_mod.train.changes import token_changes
@@ -120,6 +120,8 @@ def _changes(stream: WorldStream | CameraStream | Own, grid: tuple[int, int]) ->
 
 def _sentences(stream: WorldStream | CameraStream | Own, recipe: Recipe) -> list[str]:
     """What may be said, to say it at the wrong time."""
+    if isinstance(stream, OwnSample):  # as published: of the same conversation
+        return sorted({text.text for _, text in stream.laid.said if text.kind == "assistant"})
     if recipe.data is not None:
         return _narrations(recipe.data)
     if isinstance(stream, CameraStream):
