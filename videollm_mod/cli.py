@@ -36,6 +36,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("videollm_mod.serve.command:serve", "A server and its page: live cameras narrated, questions answered."),
     "bench engine": ("videollm_mod.bench.engine_command:bench_engine", "Many sessions in one engine against in turn."),
     "bench soak": ("videollm_mod.bench.soak:bench_soak", "Cost per frame and memory of a stream of 100,000 frames."),
+    "data check": ("videollm_mod.data.command:check", "Tell what is wrong with a file of streams, line by line."),
+    "data make": ("videollm_mod.data.command:make", "Your own videos and timed sentences as a file of streams."),
+    "data list": ("videollm_mod.data.command:list_data", "Data sets that can be read, and where to get them."),
+    "data stats": ("videollm_mod.data.command:stats", "Count a data set's videos, sentences and seconds."),
+    "data build": ("videollm_mod.data.command:build", "A data set's streams as a file, to train on or to evaluate."),
+    "extract": ("videollm_mod.data.extract_command:extract", "Frames of videos as a tower's features, on disk."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 

@@ -150,7 +150,7 @@ class StreamStage(Stage):
         own = self.counts(items) if total is not None else {}
         if not any(len(item.frames) for item in items):
             items = [*items, self._blank()]
-        with self.head.listening(self.model) as hidden, outputs_of(self.model.encoder) as features:
+        with self.head.listening(self.model) as hidden, outputs_of(self.model.encoder) as encoded:
             output, batch = forward(
                 self.model,
                 items,
@@ -161,7 +161,7 @@ class StreamStage(Stage):
         assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
         changes, recall = self._changes(hidden[0], items, batch.frame_index, step, own, total)
         balance = share(own, total, "vision") * self._balance(scores, batch.frame_index)
-        cells = self._cells(features[0], items, own, total)
+        cells = self._cells(encoded, items, own, total)
         aids = recipe.change_weight * changes + recipe.cell_weight * cells + recipe.balance * balance
         return output.loss + aids, {
             "loss": float(output.loss.detach()),
@@ -207,15 +207,18 @@ class StreamStage(Stage):
         before_weight = self.recipe.phase_of(step).before_weight
         return self.head.loss(hidden, frame_index, torch.cat(known).to(hidden.device), before_weight, shares)
 
-    def _cells(self, features: Tensor, items: list[StreamSample], own: Counts, total: Counts | None) -> Tensor:
-        """The tower stage's loss on every CELL_STRIDE-th frame of each stream. features: (frames, tokens, width)."""
+    def _cells(self, encoded: list[Tensor], items: list[StreamSample], own: Counts, total: Counts | None) -> Tensor:
+        """The tower stage's loss on every CELL_STRIDE-th frame of each stream; 0 where nobody knows what is where.
+
+        encoded: what the encoder gave, (frames, tokens, width); nothing where all streams came as features.
+        """
         if self.cells is None:
-            return features.new_zeros((), dtype=torch.float32)
-        per_stream = features.split([len(item.frames) for item in items])
+            return torch.zeros((), device=self.model.device)
+        if not any(item.cells for item in items):  # gradients of 0, for processes that wait for them
+            return sum((p.sum() * 0 for p in self.cells.parameters()), torch.zeros((), device=self.model.device))
+        per_stream = encoded[0].split([len(item.frames) for item in items])
         known = [(each[::CELL_STRIDE], item.cells) for each, item in zip(per_stream, items) if item.cells]
-        if not known:  # gradients of 0, for processes that wait for them
-            return sum((p.sum() * 0 for p in self.cells.parameters()), features.sum() * 0)
-        truth = CellTruth.joined([cells for _, cells in known], features.device)
+        truth = CellTruth.joined([cells for _, cells in known], encoded[0].device)
         shares = None if total is None else {name: share(own, total, f"cell_{name}") for name in CELL_LABELS}
         return self.cells.loss(torch.cat([each for each, _ in known]), truth, shares)[0]
 
@@ -299,7 +302,7 @@ def forward(
     """One pass over a batch of streams with their labels; the options are those of the model's forward."""
     batch = collate([model.template.encode(item.segments) for item in items])
     with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
-        features = model.encoder(torch.cat([item.frames for item in items]).to(model.device))
+        features = _encoded(model, items)
     # No attention mask: padding stands on the right, where causal attention never looks, and it has no labels. A mask
     # would give the same numbers at twice the cost.
     scores = [item.matter for item in items if item.matter is not None] if model.plan.scorer == "given" else []
@@ -317,6 +320,15 @@ def forward(
         label_count=label_count,
     )
     return output, batch
+
+
+def _encoded(model: StreamingVideoLM, items: list[StreamSample]) -> Tensor:
+    """The tokens of all frames, (frames, 1 + h * w, width): encoded, or stored with their sample."""
+    if all(item.features is None for item in items):
+        return model.encoder(torch.cat([item.frames for item in items]).to(model.device))
+    stored = [item.features for item in items if item.features is not None]
+    assert len(stored) == len(items), "a file has features of all its videos, or of none"
+    return torch.cat(stored).to(model.device, next(model.connector.parameters()).dtype)
 
 
 @torch.no_grad()

@@ -77,9 +77,10 @@ class Recipe:
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
     cell_weight: float = 0.0  # of the tower stage's loss while streams are learned, lest the tower forget names
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
+    pretrained: tuple[str, str] | None = None  # decoder and tower to begin from (folders or hub ids), a fresh connector
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
     lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
-    data: str | None = None  # a JSONL file of one's own videos (data/own.py), instead of world streams
+    data: str | None = None  # a JSONL file of streams (data/own.py), instead of world streams
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
     train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
@@ -132,6 +133,7 @@ class Recipe:
             (values, "as_start", False),
             (values, "lora", None),
             (values, "cell_weight", 0.0),
+            (values, "pretrained", None),
             (values["settings"], "template", "plain"),
         ]
         for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:
