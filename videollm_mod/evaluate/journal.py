@@ -26,7 +26,7 @@ from videollm_mod.types import InputError, StreamEvent
 from videollm_mod.world import WorldStream
 from videollm_mod.world.camera import CameraStream
 
-FORMAT = 1
+FORMAT = 2
 AnyStream = WorldStream | CameraStream
 
 
