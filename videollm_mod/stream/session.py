@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,7 @@ class StreamSession:
     None, math.inf to forget nothing. When its oldest frame is two windows old, a session forgets all but the system
     text and the newest window, replies included: to the model the stream then began there.
     record_kept: keep `kept` up to date, which tokens of the newest frame each routed layer kept.
+    system: what it is told first; the model's own words if None.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class StreamSession:
         threshold: float | None = None,
         window: float | None = None,
         record_kept: bool = False,
+        system: str | None = None,
     ) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
@@ -85,9 +88,10 @@ class StreamSession:
         self.context: list[int] = []  # every id that it remembers, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
+        self.pick: Callable[[torch.Tensor], int] = _likeliest  # the next word, given logits (vocabulary,)
         self._record_kept = record_kept
         self._cache = RaggedCache(model.num_layers)
-        self._pending = self.template.system(self.settings.system)  # text not yet run through the model
+        self._pending = self.template.system(self.settings.system if system is None else system)  # text not yet run through the model
         self._stream_open = False
         self._frames = 0
         self._times: deque[float] = deque()  # of the frames that it remembers
@@ -130,6 +134,38 @@ class StreamSession:
         self._finish()
         self._begin("answer", text, self._time if time is None else time)
         yield from self._speak()
+
+    def tell(self, text: str) -> None:
+        """Put a question that is not answered at once: the model does when it decides to speak, or by `reply`."""
+        if not text.strip():
+            raise InputError("the question is empty; ask something.")
+        self._finish()
+        self._close()
+        self._pending += self.template.user(text)
+
+    def reply(self) -> StreamEvent:
+        """Make it speak now, as if it had decided to: an answer to what it was told last."""
+        self._finish()
+        self._begin("answer", None, None)
+        for item in self._speak():
+            if isinstance(item, StreamEvent):
+                return item
+        raise AssertionError("a reply always ends with its event")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is asked and said within leaves no trace: the cache goes back in every layer. Frames may not come in."""
+        self._finish()
+        length, pending, is_open, frames = len(self.context), list(self._pending), self._stream_open, self._frames
+        try:
+            yield
+        finally:
+            if self._frames != frames:
+                raise InputError("frames came in while something was asked aside; push them before or after.")
+            self._reply = None
+            self._cache.crop_to(length)
+            del self.context[length:]
+            self._pending, self._stream_open = pending, is_open
 
     def state(self) -> SessionState:
         """Time, frames, tokens seen and stored, bytes."""
@@ -197,10 +233,13 @@ class StreamSession:
         self._times.append(frame.time)
         return float(logits.float().softmax(-1)[self.template.interval_id])
 
-    def _begin(self, kind: str, question: str | None, asked: float | None, probability: float = 1.0) -> None:
+    def _close(self) -> None:
         if self._stream_open:
             self._pending += self.template.close()
             self._stream_open = False
+
+    def _begin(self, kind: str, question: str | None, asked: float | None, probability: float = 1.0) -> None:
+        self._close()
         if question is not None:
             self._pending += self.template.user(question)
         self._pending += self.template.reply_prompt()
@@ -228,12 +267,12 @@ class StreamSession:
 
     @torch.inference_mode()
     def _advance(self) -> None:
-        """One more token of the reply; greedy. The end, or the bound on its length, closes it with EOS."""
+        """One more token of the reply. The end, or the bound on its length, closes it with EOS."""
         reply = self._reply
         assert reply is not None
         text = self._take_pending()
         logits = self._run(text, [-1] * len(text))
-        token = int(logits.index_fill(0, self._unspeakable, -torch.inf).argmax())
+        token = self.pick(logits.index_fill(0, self._unspeakable, -torch.inf))
         if token != self.template.eos_id and len(reply.ids) < self.settings.max_reply_tokens:
             reply.ids.append(token)
             self._pending = [token]
@@ -275,3 +314,7 @@ class StreamSession:
             kept_out=kept,
         )
         return out.logits[0, -1]
+
+
+def _likeliest(logits: torch.Tensor) -> int:
+    return int(logits.argmax())
