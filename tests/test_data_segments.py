@@ -158,7 +158,7 @@ def test_without_a_stream_the_whole_video_is_watched() -> None:
 def test_a_clipped_conversation_has_at_most_so_many_frames_and_all_texts_within(
     stream: Stream, limit: int, fps: float
 ) -> None:
-    laid = converse(stream, fps, frames=10_000)
+    laid = converse(stream, fps, frames=1001)
     clipped = clip(laid, limit)
     assert len(clipped.frames) == len(clipped.learn) == min(limit, len(laid.frames))
     assert all(0 <= place <= len(clipped.frames) for place, _ in clipped.said)

@@ -38,6 +38,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval report": ("videollm_mod.evaluate.tables:report", "Tables and plots of a folder of results."),
     "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
+    "data check": ("videollm_mod.data.command:check", "Tell what is wrong with a file of streams, line by line."),
+    "data make": ("videollm_mod.data.command:make", "Your own videos and timed sentences as a file of streams."),
+    "data list": ("videollm_mod.data.command:list_data", "Data sets that can be read, and where to get them."),
+    "data stats": ("videollm_mod.data.command:stats", "Count a data set's videos, sentences and seconds."),
+    "data build": ("videollm_mod.data.command:build", "A data set's streams as a file, to train on or to evaluate."),
+    "extract": ("videollm_mod.data.extract_command:extract", "Frames of videos as a tower's features, on disk."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 

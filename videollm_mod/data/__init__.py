@@ -1,1 +1,1 @@
-"""Readers of annotated videos: own.py one's own, as JSONL."""
+"""Annotated videos: one JSONL format for streams (segments.py), and readers of data sets (registry.py)."""

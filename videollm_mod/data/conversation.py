@@ -11,10 +11,8 @@ import math
 from dataclasses import dataclass, replace
 
 import videollm_mod.dialogue as dialogue
-from videollm_mod.data.segments import Segment, Stream
+from videollm_mod.data.segments import Segment, Stream, frame_at, frame_count
 from videollm_mod.types import InputError
-
-TOLERANCE = 1e-4  # of a frame: times in files are rounded
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,6 @@ class Conversation:
                 segments.append(dialogue.Assistant(text.text, text.learn))
         show(len(self.frames))
         return segments
-
-
-def frame_at(time: float, fps: float) -> int:
-    """The number of the first frame at or after a time."""
-    return math.ceil(time * fps - TOLERANCE)
-
-
-def frame_count(duration: float, fps: float) -> int:
-    """Frames of a video of so many seconds: 0, 1 / fps, ... before its end; at least one."""
-    return max(1, math.floor(duration * fps + TOLERANCE))
 
 
 def converse(

@@ -25,6 +25,7 @@ from videollm_mod.types import InputError
 KINDS = ("system", "user", "assistant", "stream")
 MAX_SECONDS = 1e6  # eleven days: a longer video is a mistaken unit
 MAX_LINE = 64 * 2**20  # characters
+TOLERANCE = 1e-4  # of a frame: times in files are rounded
 STREAM_KEYS = ("id", "video", "features", "fps", "duration", "segments", "meta")
 SEGMENT_KEYS = ("kind", "time", "start", "end", "text", "learn", "meta")
 
@@ -81,6 +82,16 @@ class Stream:
         if not watched:
             return 0.0, self.duration
         return float(watched[0].start or 0.0), watched[-1].end
+
+
+def frame_at(time: float, fps: float) -> int:
+    """The number of the first frame at or after a time."""
+    return math.ceil(time * fps - TOLERANCE)
+
+
+def frame_count(duration: float, fps: float) -> int:
+    """Frames of a video of so many seconds: 0, 1 / fps, ... before its end; at least one."""
+    return max(1, math.floor(duration * fps + TOLERANCE))
 
 
 Bad = Callable[[int, InputError], None]
