@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from videollm_mod.data.conversation import Conversation, converse
+from videollm_mod.data.features import check_fits, open_features, read_rows
 from videollm_mod.data.segments import Stream
 from videollm_mod.evaluate.metrics import Said
 from videollm_mod.evaluate.teacher_forced import Turn, encode_frames, teacher_forced
@@ -28,6 +28,7 @@ from videollm_mod.types import FrameTokens, InputError
 from videollm_mod.video import letterbox, open_video
 
 AT_ONCE = 16  # frames that are encoded together; the session still gets them one by one
+STORED_AT_ONCE = 256  # frames that are read from a file of features together
 TEMPERATURE = 0.7  # of the candidates after the first, which is greedy
 POLL_AFTER = 4.0  # seconds that a proactive question is polled beyond its true time, as StreamingBench does
 
@@ -125,7 +126,14 @@ def frames_of(
     Where the video ends early, its last frame stays. Raises InputError when there is neither video nor features.
     """
     if stream.features is not None:
-        yield from _stored(stream.features, laid, fps)
+        file = open_features(stream.features)
+        check_fits(file, model.encoder, fps)
+        for begin in range(0, len(laid.frames), STORED_AT_ONCE):
+            numbers = laid.frames[begin : begin + STORED_AT_ONCE]
+            rows = file.rows(numbers, fps)
+            dtype = next(model.connector.parameters()).dtype
+            for number, tokens in zip(numbers, read_rows(file, rows).to(dtype)):
+                yield tokens, number / fps
         return
     if stream.video is None:
         raise InputError(f"stream '{stream.id}' has no video; say where they are with --videos or --features.")
@@ -157,18 +165,6 @@ def frames_of(
     for number in laid.frames[given:]:
         newest = newest[0], max(number / fps, newest[1] + 1e-3)
         yield newest
-
-
-def _stored(path: Path, laid: Conversation, fps: float) -> Iterator[tuple[Tensor, float]]:
-    """The frames of a file of features, (frames, 1 + h * w, width) under the name "features"."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        stored = file.get_slice("features" if "features" in names else names[0])
-        count = stored.get_shape()[0]
-        for number in laid.frames:
-            yield stored[min(number, count - 1)], number / fps
 
 
 # -- protocols ---------------------------------------------------------------------------------------------------------
