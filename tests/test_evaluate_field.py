@@ -30,7 +30,7 @@ from videollm_mod.types import InputError
 
 
 def turn(silence: str, later: str = "", right: str = "rr") -> Turn:
-    """"," where silence is the likeliest token, and almost certain."""
+    """ "," where silence is the likeliest token, and almost certain."""
 
     def certain(marks: str) -> tuple[float, ...]:
         return tuple(0.9 if mark == "," else 0.1 for mark in marks)
@@ -171,7 +171,11 @@ def test_meteor_is_there_where_java_is() -> None:
 
 def test_an_answer_is_its_label_or_the_one_with_the_fewest_edits_to_it() -> None:
     space = LabelSpace(["wash the rice", "cook the rice", "wash the dishes"])
-    assert space.nearest(["wash the rice", "wash teh rise", "cook"]) == ["wash the rice", "wash the rice", "cook the rice"]
+    assert space.nearest(["wash the rice", "wash teh rise", "cook"]) == [
+        "wash the rice",
+        "wash the rice",
+        "cook the rice",
+    ]
     assert LabelSpace(["b", "a"]).nearest(["c"]) == ["a"]  # a tie: the first of the alphabet
     with pytest.raises(InputError, match="no labels"):
         LabelSpace([])
@@ -179,7 +183,9 @@ def test_an_answer_is_its_label_or_the_one_with_the_fewest_edits_to_it() -> None
 
 def test_a_label_that_only_training_has_can_be_answered_only_if_it_is_among_the_labels() -> None:
     answer = "cut the bred"
-    assert LabelSpace(["cut the beard"]).nearest([answer]) == ["cut the beard"]  # the evaluated split alone: right by luck
+    assert LabelSpace(["cut the beard"]).nearest([answer]) == [
+        "cut the beard"
+    ]  # the evaluated split alone: right by luck
     assert LabelSpace(["cut the beard", "cut the bread"]).nearest([answer]) == ["cut the bread"]
 
 
@@ -234,7 +240,9 @@ def test_the_area_under_the_curve_counts_each_z_once_and_in_the_public_code_its_
     first_wrong = np.array([1.0] + [0.0] * 19)
     assert area_under(first_wrong) == pytest.approx(1 / 20)
     assert area_under(first_wrong, compat=True) == pytest.approx(0.5 / 19)
-    assert area_under(np.full(20, 0.7)) == pytest.approx(area_under(np.full(20, 0.7), compat=True)) == pytest.approx(0.7)
+    assert (
+        area_under(np.full(20, 0.7)) == pytest.approx(area_under(np.full(20, 0.7), compat=True)) == pytest.approx(0.7)
+    )
 
 
 def test_rare_classes_count_as_much_as_frequent_ones() -> None:

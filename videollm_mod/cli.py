@@ -31,12 +31,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "videollm_mod.evaluate.leaderboard:leaderboard",
         "Models beside silence, chance and frame differences.",
     ),
+    "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
+    "eval report": ("videollm_mod.evaluate.tables:report", "Tables and plots of a folder of results."),
     **{
         f"eval {name}": (f"videollm_mod.evaluate.command:{name.replace('-', '_')}", about)
         for name, about in BENCHMARK_NAMES.items()
     },
-    "eval report": ("videollm_mod.evaluate.tables:report", "Tables and plots of a folder of results."),
-    "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
     "data check": ("videollm_mod.data.command:check", "Tell what is wrong with a file of streams, line by line."),
     "data make": ("videollm_mod.data.command:make", "Your own videos and timed sentences as a file of streams."),

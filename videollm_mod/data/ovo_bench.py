@@ -61,15 +61,15 @@ def _questions(item: dict[str, Any]) -> list[tuple[float, str, str, dict[str, An
     for test in item["test_info"]:
         time = seconds(test["realtime"])
         if task == "REC":
-            asked = f"How many times in total did people do this: {sentence(item['activity'], 'its activity')}? {NUMBER}"
+            asked = (
+                f"How many times in total did people do this: {sentence(item['activity'], 'its activity')}? {NUMBER}"
+            )
             found.append((time, asked, str(test["count"]), meta | {"count": number(test["count"], "count")}))
             continue
         yes = bool(number(test["type"], "type"))
         if task == "SSR":
             asked = f"Is the person now performing this step: {sentence(test['step'], 'its step')}? {YES_NO}"
         else:
-            asked = (
-                f"{sentence(item['question'], 'its question')} Has enough been seen by now to answer this question? {YES_NO}"
-            )
+            asked = f"{sentence(item['question'], 'its question')} Has enough been seen to answer this by now? {YES_NO}"
         found.append((time, asked, "Yes" if yes else "No", meta | {"yes": yes}))
     return found

@@ -123,7 +123,8 @@ def _options(values: Any) -> list[str]:
 
 
 def _told(question: dict[str, Any]) -> str:
-    return f"{question.get('question')} {', '.join(map(str, question.get('options', ())))} Answer: {question.get('answer')}"
+    options = ", ".join(map(str, question.get("options", ())))
+    return f"{question.get('question')} {options} Answer: {question.get('answer')}"
 
 
 def _time(text: Any) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.data.reading import Source, seconds, sentence
+from videollm_mod.data.reading import VIDEOS, Source, seconds, sentence
 from videollm_mod.data.segments import Segment, Stream
 from videollm_mod.types import InputError
 
@@ -26,54 +26,63 @@ def read_video_qa(source: Source) -> Iterator[Stream]:
     file = source.root.name
     answers = _answers(source)
     for place, values in enumerate(_records(source.root)):
+        asked = None
         with source.record(file, _name(values, place)):
-            if not isinstance(values, dict):
-                raise ValueError("it is no object, {...}")
-            values = {**answers.get(values.get("question_id"), {}), **values}
-            key = next((key for key in VIDEO_KEYS if key in values), "video")
-            video = str(values[key])
-            found = source.place(Path(video).stem if Path(video).suffix.lower() in (".mp4", ".avi", ".mkv", ".webm") else
-                                 video) or source.place(f"v_{video}") if source.videos or source.features else {}
-            if found is None:
-                continue
-            question, answer = sentence(values["question"], "its question"), sentence(str(values["answer"]), "its answer")
-            meta: dict[str, Any] = {"task": "question"}
-            if values.get("options"):
-                options = [str(option) for option in values["options"]]
-                listed = "\n".join(f"{chr(65 + i)}. {option}" for i, option in enumerate(options))
-                question = f"{question}\n{listed}\nAnswer with the letter."
-                meta["options"] = options
-            duration = values.get("duration")
-            end = seconds(values["time"]) if values.get("time") is not None else None
-            yield _stream(source, _name(values, place), video, question, answer, end, duration, meta, found)
+            asked = _question(values, answers)
+        if asked is None:
+            continue
+        video, question, answer, meta = asked
+        found = _place(source, video)
+        if found is None:
+            continue
+        with source.record(file, _name(values, place)):
+            length = _length(values.get("duration"), found.get("video"))
+            end = seconds(values["time"]) if values.get("time") is not None else length
+            if end is None:
+                raise ValueError('nobody knows how long it is; add "duration" or "time" in seconds')
+            segments = (
+                Segment("stream", start=0.0, end=end),
+                Segment("user", end, text=source.instruction or question),
+                Segment("assistant", end, text=answer, meta=meta),
+            )
+            about = {"data": source.name, "split": source.split, "video": video}
+            stream = Stream(_name(values, place), segments, fps=source.fps, duration=length, meta=about, **found)
+            yield stream
 
 
-def _stream(
-    source: Source,
-    name: str,
-    video: str,
-    question: str,
-    answer: str,
-    end: float | None,
-    duration: Any,
-    meta: dict[str, Any],
-    found: dict[str, Path | None],
-) -> Stream:
-    length = seconds(duration, "its duration") if duration is not None else _length(found.get("video"))
-    if end is None:
-        if length is None:
-            raise ValueError('nobody knows how long it is; add "duration" or "time" in seconds')
-        end = length
-    segments = (
-        Segment("stream", start=0.0, end=end),
-        Segment("user", end, text=source.instruction or question),
-        Segment("assistant", end, text=answer, meta=meta),
-    )
-    about = {"data": source.name, "split": source.split, "video": video}
-    return Stream(name, segments, fps=source.fps, duration=length, meta=about, **found)
+def _question(values: Any, answers: dict[Any, dict[str, Any]]) -> tuple[str, str, str, dict[str, Any]]:
+    """(video, question, true answer, meta) of a record."""
+    if not isinstance(values, dict):
+        raise ValueError("it is no object, {...}")
+    values = {**answers.get(values.get("question_id"), {}), **values}
+    key = next((key for key in VIDEO_KEYS if key in values), "video")
+    question, answer = sentence(values["question"], "its question"), sentence(str(values["answer"]), "its answer")
+    meta: dict[str, Any] = {"task": "question"}
+    if values.get("options"):
+        options = [str(option) for option in values["options"]]
+        listed = "\n".join(f"{chr(65 + place)}. {option}" for place, option in enumerate(options))
+        question = f"{question}\n{listed}\nAnswer with the letter."
+        meta["options"] = options
+    return str(values[key]), question, answer, meta
 
 
-def _length(path: Path | None) -> float | None:
+def _place(source: Source, video: str) -> dict[str, Path | None] | None:
+    """As Source.place, by the name without its ending; ActivityNet's files have "v_" before theirs."""
+    name = Path(video).stem if Path(video).suffix.lower() in VIDEOS else video
+    try:
+        found = source.place(name)
+    except InputError:
+        found = source.place(f"v_{name}")
+    if found is None:
+        source.missing.discard(name)
+        found = source.place(f"v_{name}")
+    return found
+
+
+def _length(given: Any, path: Path | None) -> float | None:
+    """Seconds, as the record or the video says."""
+    if given is not None:
+        return seconds(given, "its duration")
     if path is None:
         return None
     from videollm_mod.video import open_video

@@ -1,4 +1,4 @@
-"""Sequences and classes of actions: edit distance at Z and the area under it (LTA), top-k accuracy, mean-class recall."""
+"""Sequences and classes of actions: edit distance at Z and the area under it (LTA), top-k, mean-class recall."""
 
 from __future__ import annotations
 

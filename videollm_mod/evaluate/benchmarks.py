@@ -54,7 +54,9 @@ class Benchmark:
         if not data.exists():
             raise InputError(f"there is no {data}; {self.name} is to be had at: {self.data.page}.")
         if data.is_file():  # one file of questions
-            source = Source(data, split or self.data.splits[-1], self.name, self.data.page, self.data.video_page, **options)  # type: ignore[arg-type]
+            source = Source(
+                data, split or self.data.splits[-1], self.name, self.data.page, self.data.video_page, **options
+            )  # type: ignore[arg-type]
         else:
             source = self.data.source(data, split, **options)
         return source, self.data.read(source)
@@ -124,7 +126,9 @@ def _ego4d_lta(source: Source, settings: Settings) -> Judge:
     from videollm_mod.data.ego4d import taxonomy
 
     verbs, nouns = taxonomy(source)
-    return Anticipation(ActionSpace([plain(v) for v in verbs], [plain(n) for n in nouns]), settings.threshold, settings.compat)
+    return Anticipation(
+        ActionSpace([plain(v) for v in verbs], [plain(n) for n in nouns]), settings.threshold, settings.compat
+    )
 
 
 def _epic_space(source: Source) -> ActionSpace:
@@ -203,7 +207,9 @@ _QA = DataSet(
     "video-qa", "video_qa:read_video_qa", "Questions with one answer each.", ("a .json or .jsonl file",),
     "the data set's own page", "the data set's own page", ("test",),
 )  # fmt: skip
-_OWN = DataSet("narration", "own:", "Timed sentences of your own.", ("a .jsonl file",), "docs/data.md", "docs/data.md", ("all",))
+_OWN = DataSet(
+    "narration", "own:", "Timed sentences of your own.", ("a .jsonl file",), "docs/data.md", "docs/data.md", ("all",)
+)
 
 _TOLD = ("iou_f1", "time_f1", "cider", "lm_ppl", "time_diff", "fluency", "lm_correctness")
 _ACCURACY = ("accuracy", "exact_replies")
@@ -229,7 +235,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             "coin-procedure", DATA_SETS["coin-procedure"], "answer", _coin_procedure, _ACCURACY, 1, ACTION_WORDS
         ),
         Benchmark(
-            "coin-procedure-goal", DATA_SETS["coin-procedure-goal"], "answer", _coin_procedure, _ACCURACY, 1, ACTION_WORDS
+            "coin-procedure-goal", DATA_SETS["coin-procedure-goal"], "answer", _coin_procedure, _ACCURACY, 1,
+            ACTION_WORDS,
         ),
         _narrations("epic-narration"),
         Benchmark(

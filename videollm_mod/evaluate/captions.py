@@ -24,7 +24,7 @@ def words(text: str) -> str:
 
 
 def cider(pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """CIDEr-D of each (said, true) pair, from 0 to 10; n-grams count by how rare they are among all true sentences here.
+    """CIDEr-D of each (said, true) pair, 0 to 10; n-grams count by how rare they are among all true sentences here.
 
     With fewer than two different true sentences nothing is rare, and every score is 0.
     """

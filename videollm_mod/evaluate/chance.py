@@ -45,7 +45,9 @@ def chance_results(
                 drawn = [Answer((rng.choice(pool),), rng.uniform(start, due + POLL_AFTER)) for _ in range(2)]
                 rounds.append(replace(empty, answers=tuple(drawn)))
             else:
-                rounds.append(replace(empty, answers=tuple(_draw(reply, kinds, candidates, rng) for reply in stream.replies)))
+                rounds.append(
+                    replace(empty, answers=tuple(_draw(reply, kinds, candidates, rng) for reply in stream.replies))
+                )
         found.append(rounds)
     return found
 

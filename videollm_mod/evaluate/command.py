@@ -107,7 +107,11 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
         raise InputError(f"{name} has no streams in {config.data}; check the split and the videos.")
     model = _load(config)
     began = time.monotonic()
-    rounds, new = _chance(benchmark, config, model, streams) if config.chance else _watch(benchmark, config, model, streams, shard)
+    rounds, new = (
+        _chance(benchmark, config, model, streams)
+        if config.chance
+        else _watch(benchmark, config, model, streams, shard)
+    )
     wall = time.monotonic() - began
     threshold = model.settings.threshold
     judge = benchmark.judge(source, Settings(threshold, config.tolerance, config.compat, config.meteor))
@@ -185,7 +189,9 @@ def _watch(
     kept = None
     if config.journal is not None:
         own = _journal_of(config.journal, shard)
-        for path in [] if shard else sorted(config.journal.parent.glob(_journal_of(config.journal, None, "*-of-*").name)):
+        for path in (
+            [] if shard else sorted(config.journal.parent.glob(_journal_of(config.journal, None, "*-of-*").name))
+        ):
             known |= read_journal(path, about)
         kept = Journal(own, about)
         known |= kept.done
@@ -306,7 +312,7 @@ def _check(config: BenchmarkConfig) -> tuple[int, int] | None:
     return shard
 
 
-# -- a function for each line of the table, as cli.py wants them --------------------------------------------------------
+# -- a function for each line of the table, as cli.py wants them -------------------------------------------------------
 
 
 def _command(name: str) -> Callable[[BenchmarkConfig], dict[str, Any]]:

@@ -188,7 +188,10 @@ class Labels:
         return rows  # type: ignore[return-value]
 
     def measure(self, sums: Sums) -> dict[str, float | None]:
-        found = {"accuracy": ratio(sums["right"], sums["asked"]), "accuracy_exact": ratio(sums["exact_right"], sums["asked"])}
+        found = {
+            "accuracy": ratio(sums["right"], sums["asked"]),
+            "accuracy_exact": ratio(sums["exact_right"], sums["asked"]),
+        }
         return found | {"answered_itself": ratio(sums["own"], sums["asked"])} | forced_metrics(sums)
 
 
@@ -275,11 +278,12 @@ class Classes:
                 row |= {f"{kind}_{part}": np.zeros(count, dtype=np.float32) for part in ("hits", "top", "counts")}
             for reply, answer in answered(stream, result):
                 true = self.true(reply)
-                ranked = [self.read(text) for text in (answer.texts if answer is not None else ("",))]
+                texts = answer.texts if answer is not None else ()
+                ranked = [self.read(text) if plain(text) else None for text in texts]  # no answer is of no class
                 for kind in self.kinds:
-                    label, given = true[kind], [one[kind] for one in ranked]
+                    label, given = true[kind], [None if one is None else one[kind] for one in ranked]
                     row[f"{kind}_counts"][label] += 1
-                    row[f"{kind}_hits"][label] += given[0] == label
+                    row[f"{kind}_hits"][label] += given[:1] == [label]
                     row[f"{kind}_top"][label] += in_top(given, label, self.top)
             rows.append(row | _own(stream, result) | forced_sums(result, self.threshold, self.compat))
         return rows  # type: ignore[return-value]

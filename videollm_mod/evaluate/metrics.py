@@ -112,9 +112,7 @@ def false_alarms(said: Sequence[Said], true: Sequence[Said], *, tolerance: float
     return [i for i, item in enumerate(said) if all(abs(item.time - other.time) > near for other in true)]
 
 
-def quiet_seconds(
-    true: Sequence[Said], seconds: float, start: float = 0.0, *, tolerance: float = TOLERANCE
-) -> float:
+def quiet_seconds(true: Sequence[Said], seconds: float, start: float = 0.0, *, tolerance: float = TOLERANCE) -> float:
     """How long, from `start` to `seconds`, a stream is further than `tolerance` from any true sentence."""
     quiet, end = 0.0, start
     for time in sorted(item.time for item in true):

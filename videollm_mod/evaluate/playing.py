@@ -78,7 +78,9 @@ class Result:
         answers = [
             None if one is None else Answer(tuple(one["texts"]), one["time"], one["own"]) for one in values["answers"]
         ]
-        turns = [Turn(**{k: tuple(v) if isinstance(v, list) else v for k, v in turn.items()}) for turn in values["turns"]]
+        turns = [
+            Turn(**{k: tuple(v) if isinstance(v, list) else v for k, v in turn.items()}) for turn in values["turns"]
+        ]
         said = tuple(Said(*item) for item in values["said"])
         return cls(**{**values, "said": said, "answers": tuple(answers), "turns": tuple(turns)})
 
@@ -264,7 +266,7 @@ def _proactive(
     session = _session(model, laid, how)
     begin = question.time or 0.0
     due = begin + 1
-    for index, time in enumerate(times):
+    for index in range(len(times)):
         _watch(session, features, times, index, silent=True)
         following = times[index + 1] if index + 1 < len(times) else math.inf
         if following < due:
@@ -318,4 +320,3 @@ def _sampler(generator: torch.Generator) -> Any:
         return int(torch.multinomial(chances, 1, generator=generator))
 
     return pick
-

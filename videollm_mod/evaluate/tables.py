@@ -1,4 +1,4 @@
-"""`videollm-mod eval report FOLDER`: a folder of results as tables in Markdown and HTML, with a plot for each benchmark.
+"""`videollm-mod eval report FOLDER`: a folder of results as tables in Markdown and HTML, a plot for each benchmark.
 
 On its own words and teacher-forced stand side by side: the second flatters a model whose own mistakes mislead it.
 """
@@ -16,7 +16,14 @@ from typing import Annotated, Any
 import tyro
 
 OWN, FORCED = "on its own words", "teacher-forced"
-LESS_IS_BETTER = {"lm_ppl", "time_diff", "false_alarms_per_quiet_hour", "duplicates", "repeats", "false_alarms_per_minute"}
+LESS_IS_BETTER = {
+    "lm_ppl",
+    "time_diff",
+    "false_alarms_per_quiet_hour",
+    "duplicates",
+    "repeats",
+    "false_alarms_per_minute",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
 
 
 def columns(results: Sequence[dict[str, Any]], side: str) -> list[str]:
-    """The metrics of one side, those that a benchmark puts first in front; what no result has a number for is left out."""
+    """The metrics of one side, a benchmark's main ones in front; what no result has a number for is left out."""
     order: dict[str, None] = {}
     for result in results:
         for key in [*result.get("main", ()), *result["metrics"]]:
@@ -134,7 +141,9 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
         versions = result.get("versions") or {}
         decoder = versions.get("decoder") or {}
         facts = [
-            f"{key} {result[key]}" for key in ("split", "seed", "threshold", "frame_times") if result.get(key) is not None
+            f"{key} {result[key]}"
+            for key in ("split", "seed", "threshold", "frame_times")
+            if result.get(key) is not None
         ]
         facts += [f"{key} {versions[key]}" for key in ("videollm_mod", "torch", "transformers") if versions.get(key)]
         facts += [f"decoded by {decoder['name']} {decoder['version']}"] if decoder else []
@@ -193,7 +202,8 @@ def page(groups: dict[str, list[dict[str, Any]]], pictures: dict[str, bytes]) ->
                     for row in rows[1:]
                 )
                 tables.append(
-                    f'<div class="scroll"><table><caption>{side}</caption><thead><tr>{head}</tr></thead>{body}</table></div>'
+                    f'<div class="scroll"><table><caption>{side}</caption><thead><tr>{head}</tr></thead>{body}'
+                    "</table></div>"
                 )
         notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(results))
         data = base64.b64encode(pictures[name]).decode()
@@ -231,10 +241,16 @@ def plot(name: str, results: Sequence[dict[str, Any]]) -> bytes:
                 continue
             low, high = (value.get(end) if value.get(end) is not None else value["value"] for end in ("low", "high"))
             error = [[max(value["value"] - low, 0)], [max(high - value["value"], 0)]]
-            axis.barh(place, value["value"], color="#b9c0ca" if result.get("chance") else "#2563c9" if side == OWN else "#26a65b")
+            axis.barh(
+                place,
+                value["value"],
+                color="#b9c0ca" if result.get("chance") else "#2563c9" if side == OWN else "#26a65b",
+            )
             axis.errorbar(value["value"], place, xerr=error, color="#1b1f24", capsize=2, linewidth=1)
         axis.set_title(f"{heading(key)}\n{side}", fontsize=8)
-        axis.set_yticks(places, [name_of(result) for result in results] if column == 0 else [""] * len(results), fontsize=7)
+        axis.set_yticks(
+            places, [name_of(result) for result in results] if column == 0 else [""] * len(results), fontsize=7
+        )
         axis.set_ylim(-0.6, len(results) - 0.4)
         axis.tick_params(axis="x", labelsize=7)
         for edge in ("top", "right"):

@@ -1,7 +1,7 @@
-"""What was said on the model's own context against what is true, as stretches of time: IoU, one-to-one pairs, repeats.
+"""What was said on the model's own context against what is true, as stretches of time: IoU, pairs, repeats.
 
-Narrations have a time, not a stretch. As in FlowNar (arXiv 2606.00620), which brought this protocol, a sentence tells of
-what was seen since the one before it: its span goes from there, or from the beginning, to its own time.
+Narrations have a time, not a stretch. As in FlowNar (arXiv 2606.00620), which brought this protocol, a sentence tells
+of what was seen since the one before it: its span goes from there, or from the beginning, to its own time.
 """
 
 from __future__ import annotations

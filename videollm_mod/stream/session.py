@@ -91,7 +91,9 @@ class StreamSession:
         self.pick: Callable[[torch.Tensor], int] = _likeliest  # the next word, given logits (vocabulary,)
         self._record_kept = record_kept
         self._cache = RaggedCache(model.num_layers)
-        self._pending = self.template.system(self.settings.system if system is None else system)  # text not yet run through the model
+        self._pending = self.template.system(
+            self.settings.system if system is None else system
+        )  # text not yet run through the model
         self._stream_open = False
         self._frames = 0
         self._times: deque[float] = deque()  # of the frames that it remembers
