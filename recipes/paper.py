@@ -1,8 +1,9 @@
 """The paper's runs: Ego4D narration, COIN, long-term anticipation on Ego4D, EgoExo4D narration; Llama-3-8B + SigLIP-L.
 
-`videollm-mod train paper.coin --dry-run` tells what one takes; the same runs with Qwen3-4B end in `_qwen3`. Settings
-are those of VideoLLM-MoD and of VideoLLM-online, which it follows. What a sample is like is our estimate; how many
-there are is told where it is published (113K narration streams: VideoLLM-online's README).
+`videollm-mod train paper.coin --dry-run` tells what one takes, and with `--data coin.jsonl`, which `videollm-mod data
+build` makes, it runs; the same runs with Qwen3-4B end in `_qwen3`. Settings are those of VideoLLM-MoD and of
+VideoLLM-online, which it follows. What a sample is like is our estimate; how many there are is told where it is
+published (113K narration streams: VideoLLM-online's README).
 """
 
 from __future__ import annotations
@@ -70,25 +71,25 @@ def _run(name: str, data: str, lm: Pretrained, **settings: Any) -> PaperRecipe:
 def ego4d_narration(lm: Pretrained = LLAMA_3_8B, name: str = "ego4d_narration") -> PaperRecipe:
     """What the camera wearer does, told as it happens: five minutes, a narration every ten seconds."""
     about = {"frames": 600, "text": 630, "replies": 400, "narrated": True}
-    return _run(name, "Ego4D narration", lm, samples=113_000, **about)
+    return _run(name, "ego4d-narration", lm, samples=113_000, **about)
 
 
 def coin(lm: Pretrained = LLAMA_3_8B, name: str = "coin") -> PaperRecipe:
     """Questions at the end of an instructional video: its step, its task, what comes next. 2.4 minutes in the mean."""
     about = {"frames": 283, "text": 100, "replies": 20, "narrated": False}
-    return _run(name, "COIN", lm, epochs=5, lr=1e-4, **about)
+    return _run(name, "coin-step", lm, epochs=5, lr=1e-4, **about)
 
 
 def ego4d_lta(lm: Pretrained = LLAMA_3_8B, name: str = "ego4d_lta") -> PaperRecipe:
     """Twenty actions to come, after eight that were seen."""
     about = {"frames": 120, "text": 180, "replies": 100, "narrated": False}
-    return _run(name, "Ego4D long-term anticipation", lm, epochs=5, **about)
+    return _run(name, "ego4d-lta", lm, epochs=5, **about)
 
 
 def egoexo4d(lm: Pretrained = LLAMA_3_8B, name: str = "egoexo4d") -> PaperRecipe:
     """What a skilled person does, told as it happens, from that person's view."""
     about = {"frames": 600, "text": 630, "replies": 400, "narrated": True}
-    return _run(name, "EgoExo4D narration", lm, **about)
+    return _run(name, "egoexo4d-narration", lm, **about)
 
 
 def ego4d_narration_qwen3() -> PaperRecipe:

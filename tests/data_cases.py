@@ -7,14 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-ANNOTATIONS = Path(__file__).parents[2] / "shared" / "data" / "annotations"
-if not ANNOTATIONS.is_dir():  # a worktree lies deeper
-    ANNOTATIONS = next(
-        (up / "shared/data/annotations" for up in Path(__file__).parents if (up / "shared/data/annotations").is_dir()),
-        ANNOTATIONS,
-    )
+from videollm_mod.video import VideoWriter
+
+# beside the repository; a worktree may lie deeper
+_FOUND = [up / "shared" / "data" for up in Path(__file__).parents if (up / "shared" / "data").is_dir()]
+DATA = _FOUND[0] if _FOUND else Path(__file__).parents[2] / "shared" / "data"
+ANNOTATIONS, VIDEOS = DATA / "annotations", DATA / "videos"
+needs_videos = pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"no real clips in {VIDEOS}")
 needs_annotations = pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason=f"no annotation files in {ANNOTATIONS}")
 EPIC_COLUMNS = (
     "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
@@ -46,6 +48,16 @@ def write_coin(root: Path, videos: int = 2) -> None:
             ],
         }
     write_json(root / "COIN.json", {"database": database})
+
+
+def write_coin_videos(folder: Path, videos: int = 3, size: int = 48) -> None:
+    """Their clips, of 20 s: each step has a brightness of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(videos):
+        with VideoWriter(folder / f"vid{number}.mp4", fps=4) as writer:
+            for frame in range(80):
+                step = int(frame / 4 - 2) // 6
+                writer.write(np.full((size, size, 3), 40 + 60 * max(step, 0) + number, np.uint8))
 
 
 def write_ego4d(root: Path) -> None:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from data_cases import ANNOTATIONS, needs_annotations, write_coin
 
@@ -16,6 +17,7 @@ from videollm_mod.data.segments import Segment, read_streams
 from videollm_mod.data.sentences import parse_time, read_subtitles, read_table
 from videollm_mod.data.stats import percentile
 from videollm_mod.types import InputError
+from videollm_mod.video import VideoWriter
 
 
 def run(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple[dict[str, Any], str]:
@@ -170,3 +172,56 @@ def test_percentiles_lie_between_their_neighbours() -> None:
         and percentile([0.0, 10.0], 0.9) == 9.0
         and percentile([3.0], 0.9) == 3.0
     )
+
+
+# -- one's own footage -------------------------------------------------------------------------------------------------
+
+
+def write_clip(path: Path, seconds: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, fps=4) as writer:
+        for number in range(4 * seconds):
+            writer.write(np.full((32, 32, 3), 8 * number, np.uint8))
+
+
+def test_footage_with_subtitles_and_tables_beside_it_becomes_streams(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seconds in (("a.mp4", 4), ("deep/b.mp4", 3), ("silent.mp4", 1)):
+        write_clip(tmp_path / name, seconds)
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    (tmp_path / "broken.csv").write_text("time,text\n1,A\n")
+    (tmp_path / "a.srt").write_text(
+        "1\n00:00:01,000 --> 00:00:02,000\nA cup.\n\n2\n00:00:03,000 --> 00:00:03,500\nTwo.\n"
+    )
+    (tmp_path / "deep" / "b.csv").write_text("time,kind,text\n2,user,How many?\n2,assistant,One.\n")
+    words = ["data", "make", str(tmp_path), "--out", str(tmp_path / "mine.jsonl")]
+    result, told = run(words, capsys)
+    assert (result["videos"], result["segments"], result["questions"]) == (2, 3, 1)
+    assert (result["without_sentences"], result["failed"]) == (1, 1) and "broken.mp4 is left out" in told
+    first, second = read_streams(tmp_path / "mine.jsonl")
+    assert (first.id, first.video, first.duration) == ("a", tmp_path / "a.mp4", 4.0)
+    assert [(s.time, s.text) for s in first.replies] == [(1.0, "A cup."), (3.0, "Two.")]
+    assert second.id == "deep/b" and [segment.kind for segment in second.segments] == ["user", "assistant"]
+    checked, _ = run(["data", "check", str(tmp_path / "mine.jsonl")], capsys)
+    assert checked["ok"]
+    result, _ = run([*words, "--at", "end"], capsys)
+    assert next(read_streams(tmp_path / "mine.jsonl")).replies[0].time == 2.0
+
+
+def test_one_table_may_tell_of_all_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clip(tmp_path / "clips" / "a.mp4", 4)
+    table, out = tmp_path / "all.csv", tmp_path / "mine.jsonl"
+    words = ["data", "make", str(tmp_path / "clips"), "--table", str(table), "--out", str(out)]
+    table.write_text("video,start,end,text\na.mp4,1,2,A cup.\na,3,3.5,Two.\n")
+    result, _ = run(words, capsys)
+    assert result["segments"] == 2 and next(read_streams(out)).replies[1].start == 3.0
+    for text, said in (
+        ("video,time,text\nb.mp4,1,A\n", "tells of the video 'b.mp4', which is not in"),
+        ("video,time,text\na.mp4,9,A\n", "a sentence of a.mp4 is at 9 s, but the video ends at 4 s"),
+    ):
+        table.write_text(text)
+        _, told = run(words, capsys, code=2)
+        assert said in told
+    _, told = run(words[:3] + words[5:], capsys, code=2)
+    assert "has sentences; put NAME.srt or NAME.csv beside NAME.mp4, or give --table" in told

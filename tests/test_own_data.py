@@ -131,9 +131,9 @@ def test_a_sample_of_an_own_video_has_no_truth_about_its_cells(folder: Path) -> 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("nonsense", "line 1, is no JSON"),
+        ("nonsense", "line 1: it is no JSON"),
         ("[1]", "line 1: a line is"),
-        ('{"video": "none.mp4", "segments": []}', "line 1: there is no video .*none.mp4"),
+        ('{"video": "none.mp4", "segments": []}', "stream 'none': there is no video .*none.mp4"),
         ('{"video": "V", "segments": [{"time": -1, "role": "assistant", "text": "A."}]}', "segment 0 has time -1"),
         ('{"video": "V", "segments": [{"time": "1", "role": "assistant", "text": "A."}]}', "segment 0 has time '1'"),
         (
@@ -145,7 +145,7 @@ def test_a_sample_of_an_own_video_has_no_truth_about_its_cells(folder: Path) -> 
             "has text ' '; give a sentence",
         ),
         ('{"video": "V", "segments": [{"time": 1, "role": "user", "text": "A?"}]}', "question at 1 s has no answer"),
-        ('{"video": "V", "duration": 0, "segments": []}', "duration 0 of"),
+        ('{"video": "V", "duration": 0, "segments": []}', "line 1: duration 0 is no number of seconds"),
         ("", "has no line"),
     ],
 )

@@ -115,6 +115,17 @@ def described(name: str | Path) -> tuple[StreamSettings, tuple[int, int], int]:
     return settings, tuple(config["grid"]), size
 
 
+def has_adapter(name: str | Path) -> bool:
+    """Whether a model's folder is an adapter over another model."""
+    return (find(name) / ADAPTER_CONFIG).is_file()
+
+
+def has_words(name: str | Path) -> bool:
+    """Whether a model's tokens are whole words, so that new ones need new rows: our own small models."""
+    path = find(name) / "tokenizer" / "tokenizer.json"
+    return path.is_file() and read_object(path).get("model", {}).get("type") == "WordLevel"
+
+
 # -- the three kinds of folders ----------------------------------------------------------------------------------------
 
 
@@ -144,8 +155,8 @@ def _read_with_lora(folder: Path, wishes: Wishes) -> StreamingVideoLM:
         known = read_model(base["model"], Wishes(DepthPlan("full"), dtype=wishes.dtype))
         lm, tower = known.lm, known.encoder.tower
     else:
-        lm = _read_lm(base["lm"], wishes.dtype)
-        tower = encoder.tower if own_tower else _read_tower(base["tower"], wishes.dtype)
+        lm = read_lm(base["lm"], wishes.dtype)
+        tower = encoder.tower if own_tower else read_tower(base["tower"], wishes.dtype)
     with without_weights():
         connector = Connector(tower.width, lm.config.hidden_size)
     encoder = FrameEncoder(tower, encoder.grid)
@@ -163,7 +174,7 @@ def _read_online(folder: Path, wishes: Wishes) -> StreamingVideoLM:
     if not (folder / ADAPTER).is_file():
         raise InputError(f"model folder {folder} has no {ADAPTER}; copy the whole checkpoint.")
     base = wishes.base or told.get("base_model_name_or_path") or ONLINE_LM
-    lm, tower = _read_lm(base, wishes.dtype), _read_tower(wishes.tower or ONLINE_TOWER, wishes.dtype)
+    lm, tower = read_lm(base, wishes.dtype), read_tower(wishes.tower or ONLINE_TOWER, wishes.dtype)
     # its Trainer saved the tokenizer it trained with; without one, the base's is the same but for the placeholder
     home = folder if (folder / "tokenizer_config.json").is_file() else folder_of(base, "base model")
     tokenizer = or_refuse(
@@ -210,7 +221,7 @@ def _base(folder: Path, config: dict[str, Any], wishes: Wishes) -> dict[str, str
     return {**base, **{key: str(place) for key, place in moved.items() if place is not None}}
 
 
-def _read_lm(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+def read_lm(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """A decoder with its weights, from a folder or the hub. Runs no remote code, reads no pickles."""
     folder = folder_of(name, "base model")
 
@@ -225,7 +236,17 @@ def _read_lm(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     return lm
 
 
-def _read_tower(name: str | Path, dtype: torch.dtype) -> TransformersTower:
+def read_base_tokenizer(name: str | Path) -> Any:
+    """A decoder's tokenizer, from a folder or the hub. Runs no remote code."""
+    folder = folder_of(name, "base model")
+    return or_refuse(
+        lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        f"{folder} holds no tokenizer that Transformers can read",
+        "copy it again",
+    )
+
+
+def read_tower(name: str | Path, dtype: torch.dtype) -> TransformersTower:
     return TransformersTower.from_pretrained(name, dtype=dtype)
 
 

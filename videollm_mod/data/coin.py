@@ -86,7 +86,7 @@ def read_procedure_goal(source: Source) -> Iterator[Stream]:
 
 def labels(source: Source) -> dict[str, list[str]]:
     """{"steps", "tasks"}: all that is said of any video, of both subsets, sorted. What an answer is compared with."""
-    steps, tasks = set(), set()
+    steps, tasks = set[str](), set[str]()
     for name, values in source.inside(source.json(FILE, "coin.json"), "database", FILE).items():
         with source.record(FILE, name):
             tasks.add(class_words(sentence(values["class"], "its class")))

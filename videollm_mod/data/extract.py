@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from videollm_mod.data.features import DTYPES, FeatureFile, Kind, open_features, write_features
+from videollm_mod.data.features import DTYPES, Kind, open_features, write_features
 from videollm_mod.data.reading import VIDEOS
-from videollm_mod.data.segments import read_streams
+from videollm_mod.data.segments import Stream, read_streams
 from videollm_mod.types import InputError
 from videollm_mod.video import letterbox, open_video
 from videollm_mod.vision import FrameEncoder
@@ -170,12 +170,10 @@ def probe(video: Path) -> float:
         return source.duration or 0.0
 
 
-def with_features(streams_file: Path, out: Path) -> tuple[list[object], int]:
+def with_features(streams_file: Path, out: Path) -> tuple[list[Stream], int]:
     """The streams of a file with the features files that are there, and how many have none."""
-    import dataclasses
-
     by_video = {video.resolve(): target for video, target, _ in find_videos([streams_file], out)}
-    streams: list[object] = []
+    streams: list[Stream] = []
     without = 0
     for stream in read_streams(streams_file):
         target = by_video.get(stream.video.resolve()) if stream.video is not None else None
@@ -183,8 +181,8 @@ def with_features(streams_file: Path, out: Path) -> tuple[list[object], int]:
             without += 1
             streams.append(stream)
             continue
-        about: FeatureFile = open_features(target)
-        streams.append(dataclasses.replace(stream, features=target, duration=stream.duration or about.duration))
+        duration = stream.duration or open_features(target).duration
+        streams.append(replace(stream, features=target, duration=duration))
     return streams, without
 
 

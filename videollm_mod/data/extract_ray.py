@@ -43,7 +43,7 @@ def extract_all_ray(
         ray.init(include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     size, on_gpu = encoder.tower.image_size, torch.accelerator.is_available()
-    weights = ray.put({name: tensor.cpu() for name, tensor in encoder.state_dict().items()})
+    weights: Any = ray.put({name: tensor.cpu() for name, tensor in encoder.state_dict().items()})
 
     def decode(row: dict[str, Any]) -> Iterator[dict[str, np.ndarray]]:
         yield from _rows(int(row["job"][0]), Path(str(row["video"][0])), kind.fps, size)

@@ -1,45 +1,59 @@
-"""One's own videos with what is to be said about them: a JSONL file, one video a line, as `world.write_stream` writes.
+"""Streams to train on: a JSONL file (segments.py, docs/data.md), one's own or one that `data build` made of a data set.
 
-    {"video": "desk.mp4", "segments": [
-        {"time": 3.2, "role": "assistant", "text": "A cup is placed on the table."},
-        {"time": 9.0, "role": "user", "text": "How many cups are there?"},
-        {"time": 9.0, "role": "assistant", "text": "One."}]}
-
-Times are seconds from the video's beginning; the video's path is relative to the file's folder. What directly follows a
-question is its answer, anything else of the assistant is a narration. "duration" may be given, else the video tells.
+Whole videos are taken in random stretches of a phase's length. A line that says which stretches are watched (a segment
+"stream") is one sample: all of them are taken, in another order in each epoch, and clipped to a phase's length.
+What directly follows a question is its answer, anything else of the assistant is a narration.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from videollm_mod.data.conversation import Conversation, converse
+from videollm_mod.data.frames import frame_total, pictures, seconds_of, stored_vectors
+from videollm_mod.data.segments import Segment, Stream, read_streams
+from videollm_mod.data.stats import video_of
+from videollm_mod.dialogue import Segment as DialogueSegment
 from videollm_mod.types import InputError
-from videollm_mod.video import letterbox, open_video
 from videollm_mod.world import WorldConfig, WorldEvent, WorldQuestion
+from videollm_mod.world.conversation import segments as world_segments
 
 EVERY = 10  # of so many videos one is held out for validation
+MOST_HELD = 64  # but of a data set of samples no more
 
 
 @dataclass(frozen=True)
 class OwnVideo:
-    """One annotated video."""
+    """One line: an annotated video."""
 
-    path: Path
+    path: Path  # of the video, or of its features
     duration: float  # seconds
     narrations: tuple[tuple[float, str], ...]  # (time, text), ascending
     questions: tuple[tuple[float, str, str], ...]  # (time, question, answer), ascending
+    stream: Stream = field(repr=False, compare=False)
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the line says what is watched, and so is one sample."""
+        return bool(self.stream.of("stream"))
 
     def window(self, start: float, config: WorldConfig) -> OwnStream:
         """`config.seconds` of it from `start` on, or what there is of them."""
         return OwnStream(f"{self.path.stem}@{start:g}", self, start, config)
+
+    def sample(self, config: WorldConfig) -> OwnSample:
+        """What its line says is watched, at most `config.seconds` of it."""
+        limit = max(1, math.floor(config.seconds * config.fps + 1e-9))
+        laid = converse(self.stream, config.fps, frames=frame_total(self.stream, config.fps), limit=limit)
+        return OwnSample(self.stream.id, self, laid, config)
 
 
 @dataclass(frozen=True)
@@ -75,15 +89,23 @@ class OwnStream:
             if frame is not None
         ]
 
+    @property
+    def numbers(self) -> list[int]:
+        """The frames' numbers, counted from the video's beginning."""
+        first = math.ceil(self.start * self.config.fps - 1e-6)
+        return list(range(first, first + len(self.times)))
+
+    def conversation(self, system: str) -> list[DialogueSegment]:
+        """What training teaches."""
+        return world_segments(self, system)
+
     def frames(self) -> np.ndarray:
         """The frames, letterboxed: (F, size, size, 3) uint8 RGB. Where the video ends early its last one stays."""
-        count, size = len(self.times), self.config.size
-        end = self.start + (count - 0.5) / self.config.fps
-        with open_video(self.video.path, fps=self.config.fps, start=self.start, end=end) as source:
-            images = [letterbox(frame.image[None], size)[0].numpy() for frame in source][:count]
-        if not images:
-            raise InputError(f"{self.video.path} shows nothing from {self.start:g} s on; correct its duration.")
-        return np.stack(images + [images[-1]] * (count - len(images)))
+        return _pictures(self.video, self.numbers, self.config)
+
+    def features(self) -> Tensor | None:
+        """(F, 1 + h * w, width) float32 of its features file; None if it has none."""
+        return _features(self.video, self.numbers, self.config)
 
     def _frame(self, time: float) -> int | None:
         """The first frame at or after a time of the video; None if it is not among ours."""
@@ -91,92 +113,166 @@ class OwnStream:
         return frame if time >= self.start and frame < len(self.times) else None
 
 
+@dataclass(frozen=True)
+class OwnSample:
+    """What a line says is watched, as a conversation. Times are counted in frames watched, and begin at 0."""
+
+    name: str
+    video: OwnVideo = field(repr=False)
+    laid: Conversation = field(repr=False)
+    config: WorldConfig
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of the frames: (F,) float64, i / fps."""
+        return np.arange(len(self.laid.frames)) / self.config.fps
+
+    @property
+    def events(self) -> list[WorldEvent]:
+        """The narrations: replies that do not follow a question."""
+        found, last = [], ""
+        for place, text in self.laid.said:
+            if text.kind == "assistant" and last != "user" and place > 0:
+                found.append(WorldEvent((place - 1) / self.config.fps, place - 1, "narration", text.text))
+            last = text.kind
+        return found
+
+    @property
+    def questions(self) -> list[WorldQuestion]:
+        """The questions with their answers, those before the first frame at the first frame."""
+        found = []
+        for (place, asked), (_, answer) in zip(self.laid.said, self.laid.said[1:]):
+            if asked.kind == "user" and answer.kind == "assistant":
+                frame = max(place - 1, 0)
+                found.append(WorldQuestion(frame / self.config.fps, frame, asked.text, answer.text, "question"))
+        return found
+
+    def conversation(self, system: str) -> list[DialogueSegment]:
+        """What training teaches."""
+        return self.laid.dialogue(system)
+
+    def frames(self) -> np.ndarray:
+        """As those of an `OwnStream`."""
+        return _pictures(self.video, self.laid.frames, self.config)
+
+    def features(self) -> Tensor | None:
+        """As those of an `OwnStream`."""
+        return _features(self.video, self.laid.frames, self.config)
+
+
+Own = OwnStream | OwnSample
+
+
 @lru_cache(maxsize=8)
 def read_videos(path: Path) -> tuple[OwnVideo, ...]:
-    """All videos of a JSONL file. Raises InputError that names the line and what is wrong with it."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSONL ({error}); give a file with a video a line.") from error
-    videos = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                videos.append(_video(path.parent, json.loads(line)))
-            except InputError as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}, is no JSON: {error}") from error
+    """All lines of a JSONL file. Raises InputError that names the line and what is wrong with it."""
+    videos = tuple(_video(path, stream) for stream in read_streams(path))
     if not videos:
         raise InputError(f"{path} has no line; give one video a line.")
-    return tuple(videos)
+    samples = sum(video.is_sample for video in videos)
+    if 0 < samples < len(videos):
+        raise InputError(
+            f"{path}: {samples} of {len(videos)} lines have a segment of kind stream; give one to all, or to none."
+        )
+    return videos
+
+
+def has_features(path: Path) -> bool:
+    """Whether a file's streams are features. Raises InputError when some are and some are not."""
+    videos = read_videos(path)
+    stored = sum(video.stream.features is not None for video in videos)
+    if 0 < stored < len(videos):
+        raise InputError(
+            f"{path}: {stored} of {len(videos)} lines have features; extract them of all videos, or of none."
+        )
+    return stored > 0
 
 
 def split_videos(videos: tuple[OwnVideo, ...], split: str) -> tuple[OwnVideo, ...]:
-    """Those for "train", or those for "validation": every tenth, at least the last one; a single video is both."""
+    """Those for "train", or those for "validation": every tenth, at least the last one; a single video is both.
+
+    Of samples, at most about 64 are held out, and no video has samples in both.
+    """
     if len(videos) == 1:
         return videos
+    if videos[0].is_sample:
+        names = list(dict.fromkeys(video_of(video.stream) for video in videos))
+        if len(names) > 1:
+            every = max(EVERY, len(names) * math.ceil(len(videos) / len(names)) // MOST_HELD)
+            kept_out = {name for i, name in enumerate(names) if i % every == every - 1} or {names[-1]}
+            wanted = split == "validation"
+            return tuple(video for video in videos if (video_of(video.stream) in kept_out) == wanted)
     last = len(videos) - 1
     held = {i for i in range(len(videos)) if i % EVERY == EVERY - 1} or {last}
     return tuple(video for i, video in enumerate(videos) if (i in held) == (split == "validation"))
 
 
-def own_stream(path: Path, split: str, number: int, config: WorldConfig) -> OwnStream:
-    """Stretch `number` of a split: videos by their length, from anywhere. The same arguments, the same stretch."""
-    videos, rng = split_videos(read_videos(path), split), random.Random(f"{split}/{number}/own")
+def own_stream(path: Path, split: str, number: int, config: WorldConfig) -> Own:
+    """Sample `number` of a split. The same arguments, the same sample.
+
+    Of whole videos, stretches from anywhere, videos by their length; of samples, one after another, shuffled anew for
+    each epoch.
+    """
+    videos = _split(path, split)
+    if videos[0].is_sample:
+        epoch, place = divmod(number, len(videos))
+        return videos[_shuffled(len(videos), f"{split}/{epoch}/own")[place]].sample(config)
+    rng = random.Random(f"{split}/{number}/own")
     (video,) = rng.choices(videos, [video.duration for video in videos])
     room = max(0.0, video.duration - config.seconds)
     return video.window(math.floor(rng.uniform(0, room) * config.fps) / config.fps, config)
 
 
-def _video(folder: Path, line: Any) -> OwnVideo:
-    if (
-        not isinstance(line, dict)
-        or not isinstance(line.get("video"), str)
-        or not isinstance(line.get("segments"), list)
-    ):
-        raise InputError('a line is {"video": "NAME", "segments": [...]}; this one is not.')
-    path = folder / line["video"]
+@lru_cache(maxsize=16)
+def _split(path: Path, split: str) -> tuple[OwnVideo, ...]:
+    return split_videos(read_videos(path), split)
+
+
+@lru_cache(maxsize=8)
+def _shuffled(count: int, seed: str) -> tuple[int, ...]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return tuple(order)
+
+
+def _pictures(video: OwnVideo, numbers: list[int] | tuple[int, ...], config: WorldConfig) -> np.ndarray:
+    assert video.stream.video is not None
+    images: np.ndarray = pictures(video.stream.video, numbers, config.fps, config.size).numpy()
+    return images
+
+
+def _features(video: OwnVideo, numbers: list[int] | tuple[int, ...], config: WorldConfig) -> Tensor | None:
+    path = video.stream.features
+    return None if path is None else stored_vectors(path, numbers, config.fps)
+
+
+def _video(file: Path, stream: Stream) -> OwnVideo:
+    """A line, whose video must be there, and whose questions must have answers."""
+    where = f"{file}, stream '{stream.id}'"
+    path = stream.features or stream.video
+    if path is None:
+        raise InputError(f"{where} has neither video nor features; add one of them.")
     if not path.exists():
-        raise InputError(f"there is no video {path}; give its path relative to the folder of this file.")
-    told = [_segment(i, segment) for i, segment in enumerate(line["segments"])]
-    told.sort(key=lambda segment: segment[0])  # stable: a question stays before its answer
-    narrations, questions = [], []
-    asked: tuple[float, str] | None = None
-    for time, role, text in told:
-        if role == "user":
-            if asked is not None:
-                raise InputError(f"the question at {asked[0]:g} s has no answer; add one after it.")
-            asked = time, text
+        raise InputError(f"{where}: there is no video {path}; give its path relative to the folder of this file.")
+    texts = [segment for segment in stream.segments if segment.kind in ("user", "assistant")]
+    if not stream.of("stream"):
+        texts.sort(key=lambda segment: segment.time or 0.0)  # stable: a question stays before its answer
+    narrations: list[tuple[float, str]] = []
+    questions: list[tuple[float, str, str]] = []
+    asked: Segment | None = None
+    for text in [*texts, None]:
+        if asked is not None and (text is None or text.kind == "user"):
+            raise InputError(f"{where}: the question at {asked.time or 0:g} s has no answer; add one after it.")
+        if text is None:
+            break
+        if text.kind == "user":
+            asked = text
         elif asked is not None:
-            questions.append((*asked, text))
+            questions.append((asked.time or 0.0, asked.text, text.text))
             asked = None
         else:
-            narrations.append((time, text))
-    if asked is not None:
-        raise InputError(f"the question at {asked[0]:g} s has no answer; add one after it.")
-    return OwnVideo(path, _duration(path, line.get("duration")), tuple(narrations), tuple(questions))
-
-
-def _segment(number: int, segment: Any) -> tuple[float, str, str]:
-    """(time, role, text) of a segment, checked."""
-    known = segment if isinstance(segment, dict) else {}
-    time, role, text = known.get("time"), known.get("role"), known.get("text")
-    if not isinstance(time, int | float) or isinstance(time, bool) or not 0 <= time < math.inf:
-        raise InputError(f"segment {number} has time {time!r}; give seconds from the video's beginning.")
-    if role not in ("assistant", "user"):
-        raise InputError(f"segment {number} has role {role!r}; give assistant or user.")
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"segment {number} has text {text!r}; give a sentence.")
-    return float(time), role, " ".join(text.split())
-
-
-def _duration(path: Path, given: Any) -> float:
-    if given is None:
-        with open_video(path) as source:
-            given = source.duration
-        if given is None:
-            raise InputError(f'{path} does not tell how long it is; add "duration" in seconds to its line.')
-    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < math.inf:
-        raise InputError(f"duration {given!r} of {path} is no number of seconds; correct it or leave it out.")
-    return float(given)
+            narrations.append((text.time or 0.0, text.text))
+    if stream.duration is None:
+        stream = dataclasses.replace(stream, duration=seconds_of(stream))
+    assert stream.duration is not None
+    return OwnVideo(path, stream.duration, tuple(narrations), tuple(questions), stream)

@@ -46,9 +46,10 @@ class Source:
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def find(self, *names: str, needed: bool = True) -> Path | None:
-        """The first of these files that is there, in the root, its folder `annotations` or beside it."""
+        """The first of these files that is there: in the root, in its folder `annotations`, or up to two above it."""
         for name in names:
-            for folder in (self.root, self.root / "annotations", self.root.parent):
+            # metadata lie beside or above the folder of the annotations
+            for folder in (self.root, self.root / "annotations", self.root.parent, self.root.parent.parent):
                 if (folder / name).is_file():
                     return folder / name
         if not needed:
@@ -155,7 +156,7 @@ def _look_up(index: dict[str, list[Path]], name: str, mark: str) -> Path | None:
     found = index.get(name, [])
     own = [path for path in found if path.stem == name]
     marked = [path for path in found if mark and mark in path.name]
-    return (own or marked or [None])[0]
+    return next(iter(own or marked), None)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ STREAM_KEYS = ("id", "video", "features", "fps", "duration", "segments", "meta")
 SEGMENT_KEYS = ("kind", "time", "start", "end", "text", "learn", "meta")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a data set has millions
 class Segment:
     """A text that somebody says, or a stretch that is watched. All times are seconds of the video.
 
@@ -180,7 +180,7 @@ def _segment(number: int, values: Any) -> Segment:
     known: dict[str, Any] = values if isinstance(values, dict) else {}
     name = f"segment {number}"
     first_version = "role" in known  # whose "kind" is the kind of event that a sentence tells of
-    kind = known.get("role", known.get("kind"))
+    kind: Any = known.get("role", known.get("kind"))
     if kind not in (("assistant", "user") if first_version else KINDS):
         mend = "assistant or user" if first_version else ", ".join(KINDS[:-1]) + f" or {KINDS[-1]}"
         raise InputError(f"{name} has {'role' if first_version else 'kind'} {kind!r}; give {mend}.")

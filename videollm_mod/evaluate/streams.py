@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from videollm_mod.data.own import Own
+from videollm_mod.dialogue import Segment
 from videollm_mod.evaluate.self_conditioned import SelfConditioned, self_conditioned
 from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, teacher_forced
 from videollm_mod.model import StreamingVideoLM
@@ -41,8 +43,17 @@ class Watched:
 
 
 def features_of(model: StreamingVideoLM, stream: Narrated) -> Tensor:
-    """Tower vectors of all frames of a stream, (F, 1 + h * w, width)."""
+    """Tower vectors of all frames of a stream, (F, 1 + h * w, width); of its features file, if it has one."""
+    stored = stream.features() if isinstance(stream, Own) else None
+    if stored is not None:
+        return stored.to(model.device, next(model.connector.parameters()).dtype)
     return encode_frames(model, letterbox(stream.frames(), model.encoder.tower.image_size))
+
+
+def conversation_of(model: StreamingVideoLM, stream: Narrated) -> list[Segment]:
+    """The true conversation: a sample of a data set has its own, of any other stream it is made."""
+    system = model.settings.system
+    return stream.conversation(system) if isinstance(stream, Own) else segments(stream, system)
 
 
 def scores_of(model: StreamingVideoLM, stream: Narrated) -> Tensor | None:
@@ -58,7 +69,7 @@ def watch_both(model: StreamingVideoLM, stream: Narrated) -> Watched:
     """Both protocols, at the model's own threshold."""
     pack_linears(model)  # as a session does, so that all streams go the same way
     features, scores = features_of(model, stream), scores_of(model, stream)
-    truth = teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
+    truth = teacher_forced(model, conversation_of(model, stream), features, scores=scores)
     return Watched(stream, truth, self_conditioned(model, stream, features, scores=scores))
 
 
@@ -66,7 +77,7 @@ def watch_truth(model: StreamingVideoLM, stream: Narrated) -> TeacherForced:
     """The teacher-forced protocol alone."""
     pack_linears(model)
     features, scores = features_of(model, stream), scores_of(model, stream)
-    return teacher_forced(model, segments(stream, model.settings.system), features, scores=scores)
+    return teacher_forced(model, conversation_of(model, stream), features, scores=scores)
 
 
 def watch_own(model: StreamingVideoLM, job: tuple[Narrated, float]) -> SelfConditioned:

@@ -13,9 +13,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from videollm_mod.adapters import apply_lora, has_lora
-from videollm_mod.data.own import read_videos
+from videollm_mod.data.features import check_fits, tower_digest
+from videollm_mod.data.frames import features_of_file
+from videollm_mod.data.own import has_features, read_videos
+from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import word_tokenizer
-from videollm_mod.loading import described
+from videollm_mod.loading import described, read_base_tokenizer, read_lm, read_tower
 from videollm_mod.model import StreamingVideoLM, load
 from videollm_mod.train.recipe import Phase, Recipe
 from videollm_mod.types import InputError
@@ -33,10 +36,12 @@ def build(recipe: Recipe) -> StreamingVideoLM:
     torch.manual_seed(recipe.seed)
     texts = [recipe.settings.system, *(all_camera_sentences() if recipe.has_cameras else ())]
     if recipe.data is not None:
-        for video in read_videos(Path(recipe.data)):
-            texts += [text for _, text in video.narrations]
-            texts += [text for _, question, answer in video.questions for text in (question, answer)]
+        texts += [s.text for video in read_videos(Path(recipe.data)) for s in video.stream.segments if s.text]
+    if recipe.pretrained is not None:
+        return _published(recipe, *recipe.pretrained)
     if recipe.start is None:
+        if recipe.data is not None and has_features(Path(recipe.data)):
+            raise InputError(f"{recipe.data} has features; go on from the model whose tower made them, with --start.")
         return _fresh(recipe, word_tokenizer([*all_sentences(), *texts]))
     known = load(recipe.start)
     tokenizer = with_words(known.template.tokenizer, texts)
@@ -47,6 +52,7 @@ def build(recipe: Recipe) -> StreamingVideoLM:
     encoder = FrameEncoder(known.encoder.tower, recipe.grid)
     model = StreamingVideoLM(encoder, known.connector, known.lm, tokenizer, recipe.plan, recipe.settings)
     model.base = known.base
+    _check_features(model, recipe)
     return model if recipe.lora is None else apply_lora(model, recipe.lora)
 
 
@@ -68,6 +74,39 @@ def like_start(recipe: Recipe) -> Recipe:
         )
 
     return dataclasses.replace(recipe, settings=settings, grid=grid, phases=tuple(map(phase, recipe.phases)))
+
+
+def _published(recipe: Recipe, lm_name: str, tower_name: str) -> StreamingVideoLM:
+    """A published decoder and tower, frozen, in bfloat16 if the recipe computes in it; the rest fresh, in float32."""
+    dtype = torch.bfloat16 if recipe.bf16 and recipe.lora is not None else torch.float32
+    lm, tower = read_lm(lm_name, dtype), read_tower(tower_name, dtype)
+    tokenizer = read_base_tokenizer(lm_name)
+    encoder, width = FrameEncoder(tower, recipe.grid), find_decoder(lm).config.hidden_size
+    model = StreamingVideoLM(encoder, Connector(tower.width, width), lm, tokenizer, recipe.plan, recipe.settings)
+    _check_features(model, recipe)
+    if recipe.lora is not None:
+        apply_lora(model, recipe.lora)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _check_features(model: StreamingVideoLM, recipe: Recipe) -> None:
+    """Raise InputError when a recipe's data are features that its model's tower did not make."""
+    if recipe.data is None or not has_features(Path(recipe.data)) or model.device.type == "meta":
+        return
+    if recipe.tower_lr > 0:
+        raise InputError(
+            f"{recipe.data} has features in place of frames, so the tower cannot learn; add --set tower_lr=0."
+        )
+    digest = tower_digest(model.encoder)
+    rate = max(phase.world.fps for phase in recipe.phases)
+    for path in {video.path for video in read_videos(Path(recipe.data))}:
+        file = features_of_file(path)
+        check_fits(file, model.encoder, rate)
+        if recipe.pretrained is None and file.kind.weights != digest:  # of a published one, numbers may be rounded
+            raise InputError(f"{path} was extracted with another tower than the model's; extract it with --model.")
 
 
 def _fresh(recipe: Recipe, tokenizer: Any) -> StreamingVideoLM:

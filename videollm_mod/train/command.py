@@ -57,8 +57,9 @@ class TrainConfig:
     start: str | None = None
     """A model to go on from: "tiny", or a folder."""
     data: Path | None = None
-    """A JSONL file of your own videos with what is to be said about them, instead of the generated world: a line each,
-    {"video": "desk.mp4", "segments": [{"time": 3.2, "role": "assistant", "text": "A cup is placed."}]}."""
+    """A JSONL file of streams instead of the generated world: of your own videos (`videollm-mod data make`), a line
+    each, {"video": "desk.mp4", "segments": [{"kind": "assistant", "time": 3.2, "text": "A cup is placed."}]}; or of a
+    data set (`videollm-mod data build`), of features, too (`videollm-mod extract`)."""
     sharding: str | None = None
     """Of several processes, ddp: each has the whole model, or fsdp2: they share it out; the recipe's own if nothing is
     said."""
@@ -96,11 +97,9 @@ def _train(config: TrainConfig) -> dict[str, Any]:
 
     from videollm_mod.train.devices import leave, rank_of_launch
     from videollm_mod.train.loop import train
-    from videollm_mod.train.paper import PaperRecipe
-    from videollm_mod.types import InputError
+    from videollm_mod.train.recipe import Recipe
 
-    if isinstance(recipe, PaperRecipe):
-        raise InputError(recipe.missing())
+    assert isinstance(recipe, Recipe)
     torch.set_num_threads(config.threads)
     rank, processes = rank_of_launch()
     console = Console(stderr=True, quiet=rank > 0)
@@ -175,26 +174,45 @@ def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
         values["sharding"] = config.sharding
     recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed, **values)
     if isinstance(recipe, PaperRecipe):
-        if config.start is not None or config.data is not None:
-            flag = "start" if config.start is not None else "data"
-            raise InputError(f"--{flag} does not go with {recipe.name}: its models and its data set are its own.")
-        plan.ratios(recipe.lm.config.num_hidden_layers)
-        return recipe
+        return _of_data(recipe, config)
     if config.start is not None:
         # a tower stage that was planned for a fresh tower is not due
         stage = None if recipe.start is None else recipe.tower_stage
         recipe = dataclasses.replace(recipe, start=config.start, tower_stage=stage)
     recipe = like_start(recipe)
     if config.data is not None:
-        from videollm_mod.data.own import read_videos
+        from videollm_mod.data.own import has_features
 
-        read_videos(config.data)  # refuses what cannot be read
-        recipe = dataclasses.replace(recipe, data=str(config.data))
+        stored = has_features(config.data)  # refuses what cannot be read
+        # where there are no frames the tower cannot learn
+        rate = 0.0 if stored and "tower_lr" not in values else recipe.tower_lr
+        recipe = dataclasses.replace(recipe, data=str(config.data), tower_lr=rate)
     if recipe.start is None:
         plan.ratios(recipe.lm.layers)  # refuses layers that the recipe's decoder does not have
     elif recipe.data is None and recipe.name == "own":
         raise InputError("this recipe learns from your own videos; give them as --data FILE.jsonl.")
     return recipe
+
+
+def _of_data(paper: PaperRecipe, config: TrainConfig) -> Recipe | PaperRecipe:
+    """A paper's run on a file of streams; as it is, with the file's number of samples, for --dry-run."""
+    from videollm_mod.data.own import read_videos, split_videos
+    from videollm_mod.train.build import like_start
+    from videollm_mod.train.devices import rank_of_launch
+    from videollm_mod.train.paper import as_recipe
+    from videollm_mod.types import InputError
+
+    if config.dry_run:
+        if config.start is not None:
+            raise InputError(f"--start does not go with {paper.name} --dry-run, which reckons with its own models.")
+        paper.plan.ratios(paper.lm.config.num_hidden_layers)
+        if config.data is not None:
+            paper = dataclasses.replace(paper, samples=len(split_videos(read_videos(config.data), "train")))
+        return paper
+    if config.data is None:
+        raise InputError(paper.missing())
+    size = int(paper.tower.architecture["image_size"])
+    return like_start(as_recipe(paper, config.data, start=config.start, size=size, processes=rank_of_launch()[1]))
 
 
 def _find_recipe(name: str) -> Callable[[], Recipe | PaperRecipe]:
@@ -255,6 +273,9 @@ def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
     camera = CameraConfig(fps=fps, size=size) if recipe.has_cameras else None
     phase = Phase(0, 0, WorldConfig(fps=fps, size=size), camera)
     streams = [any_stream("validation", number, phase, recipe) for number in range(recipe.calibration_streams)]
+    streams = [stream for stream in streams if recipe.data is None or stream.events]
+    if not streams:  # answers alone: nobody decides when to speak
+        return model.settings.threshold
     threshold, table = calibrate(model, streams, workers=workers)
     model.settings = dataclasses.replace(model.settings, threshold=threshold)
     model.save_pretrained(folder, dtype=torch.float16)

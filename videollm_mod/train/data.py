@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from videollm_mod.data.own import OwnStream, own_stream, read_videos
+from videollm_mod.data.own import Own, OwnSample, own_stream, read_videos
 from videollm_mod.dialogue import Segment
 from videollm_mod.train.camera import camera_changes, seen
 from videollm_mod.train.changes import token_changes
@@ -30,11 +31,12 @@ NAMED = (*SHAPES, *NAMES)  # what a thing can be called; names are those of came
 class StreamSample:
     """One stream: its frames, its conversation, and what changes where."""
 
-    frames: Tensor  # (F, S, S, 3) uint8
+    frames: Tensor  # (F, S, S, 3) uint8; (F, 0, 0, 3) where there are features
     segments: list[Segment]
     # what only the world's own streams tell:
     matter: Tensor | None  # (F, 1 + h * w) float: how much each vision token matters, for an oracle
     changes: Tensor | None  # (F, 1 + h * w, 3) int64: what became of what each vision token shows, see changes.py
+    features: Tensor | None = None  # (F, 1 + h * w, width) float32, of a features file: stands for the frames
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,23 @@ class StreamSamples(Dataset[StreamSample]):
 def stream_sample(split: str, number: int, phase: Phase, recipe: Recipe) -> StreamSample:
     """Stream `number` of a split as a phase has it, with its conversation."""
     stream = any_stream(split, number, phase, recipe)
-    conversation = segments(stream, recipe.settings.system)
+    own, system = (stream if isinstance(stream, Own) else None), recipe.settings.system
+    conversation = segments(stream, system) if own is None else own.conversation(system)
+    features = None if own is None else own.features()
+    frames = torch.from_numpy(stream.frames()) if features is None else torch.empty(len(features), 0, 0, 3).byte()
     rng = random.Random(f"{split}/{number}/corrupt")
     if split == "train" and rng.random() < recipe.corrupt:
         conversation = corrupt(conversation, rng, _sentences(stream, recipe))
     return StreamSample(
-        frames=torch.from_numpy(stream.frames()),
+        frames=frames,
         segments=conversation,
         matter=torch.from_numpy(matter(stream, recipe.grid)) if isinstance(stream, WorldStream) else None,
         changes=_changes(stream, recipe.grid),
+        features=features,
     )
 
 
-def any_stream(split: str, number: int, phase: Phase, recipe: Recipe) -> WorldStream | CameraStream | OwnStream:
+def any_stream(split: str, number: int, phase: Phase, recipe: Recipe) -> WorldStream | CameraStream | Own:
     """Stream `number` of a split of what the recipe learns from: the world, fixed cameras, or one's own videos."""
     if recipe.data is not None:
         return own_stream(Path(recipe.data), split, number, phase.world)
@@ -106,19 +112,26 @@ def is_camera(number: int, phase: Phase) -> bool:
     return phase.camera is not None and number * 0.6180339887498949 % 1 < phase.camera_share
 
 
-def _changes(stream: WorldStream | CameraStream | OwnStream, grid: tuple[int, int]) -> Tensor | None:
-    if isinstance(stream, OwnStream):
+def _changes(stream: WorldStream | CameraStream | Own, grid: tuple[int, int]) -> Tensor | None:
+    if isinstance(stream, Own):
         return None
     return camera_changes(stream, grid) if isinstance(stream, CameraStream) else token_changes(stream, grid)
 
 
-def _sentences(stream: WorldStream | CameraStream | OwnStream, recipe: Recipe) -> list[str]:
+def _sentences(stream: WorldStream | CameraStream | Own, recipe: Recipe) -> list[str]:
     """What may be said, to say it at the wrong time."""
+    if isinstance(stream, OwnSample):  # as published: of the same conversation
+        return sorted({text.text for _, text in stream.laid.said if text.kind == "assistant"})
     if recipe.data is not None:
-        return sorted({text for video in read_videos(Path(recipe.data)) for _, text in video.narrations})
+        return _narrations(recipe.data)
     if isinstance(stream, CameraStream):
         return [text for text in all_camera_sentences() if parse(text)]
     return all_narrations()
+
+
+@lru_cache(maxsize=4)
+def _narrations(data: str) -> list[str]:
+    return sorted({text for video in read_videos(Path(data)) for _, text in video.narrations})
 
 
 class TowerSamples(Dataset[CellTruth]):

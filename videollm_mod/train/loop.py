@@ -260,7 +260,7 @@ def forward(
     """One pass over a batch of streams with their labels; the options are those of the model's forward."""
     batch = collate([model.template.encode(item.segments) for item in items])
     with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
-        features = model.encoder(torch.cat([item.frames for item in items]).to(model.device))
+        features = _encoded(model, items)
     # No attention mask: padding stands on the right, where causal attention never looks, and it has no labels. A mask
     # would give the same numbers at twice the cost.
     scores = [item.matter for item in items if item.matter is not None] if model.plan.scorer == "given" else []
@@ -278,6 +278,15 @@ def forward(
         label_count=label_count,
     )
     return output, batch
+
+
+def _encoded(model: StreamingVideoLM, items: list[StreamSample]) -> Tensor:
+    """The tokens of all frames, (frames, 1 + h * w, width): encoded, or stored with their sample."""
+    if all(item.features is None for item in items):
+        return model.encoder(torch.cat([item.frames for item in items]).to(model.device))
+    stored = [item.features for item in items if item.features is not None]
+    assert len(stored) == len(items), "a file has features of all its videos, or of none"
+    return torch.cat(stored).to(model.device, next(model.connector.parameters()).dtype)
 
 
 @torch.no_grad()

@@ -76,9 +76,10 @@ class Recipe:
     tower_stage: TowerStage | None = field(default_factory=TowerStage)  # None: the tower can see already
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
+    pretrained: tuple[str, str] | None = None  # decoder and tower to begin from (folders or hub ids), a fresh connector
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
     lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
-    data: str | None = None  # a JSONL file of one's own videos (data/own.py), instead of world streams
+    data: str | None = None  # a JSONL file of streams (data/own.py), instead of world streams
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
     train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
@@ -127,7 +128,12 @@ class Recipe:
         """
         values = dataclasses.asdict(self)
         usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in MEANS}
-        newer = [(values, "as_start", False), (values, "lora", None), (values["settings"], "template", "plain")]
+        newer = [
+            (values, "as_start", False),
+            (values, "lora", None),
+            (values, "pretrained", None),
+            (values["settings"], "template", "plain"),
+        ]
         for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:
             if place[name] == unused:
                 del place[name]
