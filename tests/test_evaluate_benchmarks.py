@@ -384,7 +384,7 @@ def test_shards_put_together_are_the_whole_and_nothing_is_watched_twice(
     config = BenchmarkConfig(data / "ovo", model_folder, features=features, workers=1)
     whole = evaluate("ovo-bench", config)
     sharded = dataclasses.replace(config, journal=tmp_path / "j.jsonl")
-    parts = [evaluate("ovo-bench", dataclasses.replace(sharded, shard=f"{i}/2")) for i in range(2)]
+    parts = [evaluate("ovo-bench", dataclasses.replace(sharded, shard=f"{i}/2")) for i in (1, 2)]
     assert [part["videos"] for part in parts] == [2, 2]
     assert sum(part["samples"] for part in parts) == whole["samples"]
     played = []
@@ -440,8 +440,8 @@ def test_own_videos_in_our_format_are_a_benchmark_too(
 def test_flags_that_cannot_be_right_are_told_before_the_model_is_loaded(tmp_path: Path, data: Path) -> None:
     good = BenchmarkConfig(data / "coin", "nowhere")
     for change, message in (
-        ({"shard": "4/4", "journal": tmp_path / "j"}, "--shard 4/4 is none"),
-        ({"shard": "0/2"}, "needs --journal"),
+        ({"shard": "5/4", "journal": tmp_path / "j"}, "--shard 5/4 is none"),
+        ({"shard": "1/2"}, "needs --journal"),
         ({"tolerance": 0.0}, "--tolerance 0"),
         ({"candidates": 101}, "--candidates 101"),
         ({"streams": 0}, "--streams 0"),
@@ -451,7 +451,7 @@ def test_flags_that_cannot_be_right_are_told_before_the_model_is_loaded(tmp_path
     ):
         with pytest.raises(InputError, match=message):
             evaluate("coin-step", dataclasses.replace(good, **change))
-    assert parse_shard("0/1") == (0, 1) and parse_shard(None) is None
+    assert parse_shard("1/1") == (0, 1) and parse_shard(None) is None
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     videollm-mod eval coin-step --data COIN/ --videos COIN/videos --out results/coin-step.json
     videollm-mod eval coin-step --data COIN/ --chance
-    videollm-mod eval coin-step --data COIN/ --videos COIN/videos --journal j.jsonl --shard 0/4    # and 1/4, 2/4, 3/4
+    videollm-mod eval coin-step --data COIN/ --videos COIN/videos --journal j.jsonl --shard 1/4    # and 2/4, 3/4, 4/4
     videollm-mod eval coin-step --data COIN/ --videos COIN/videos --journal j.jsonl                # puts them together
 
 Flags and outputs are checked before the model is loaded; heavy modules are imported where they are used.
@@ -48,8 +48,8 @@ class BenchmarkConfig:
     journal: Path | None = None
     """Keep each stream's result in this file as soon as it is there; the same command then goes on from it."""
     shard: str | None = None
-    """I/N: only every N-th video, from the I-th on (0/4 to 3/4), into a journal of its own beside --journal. The same
-    command without --shard puts them together."""
+    """i/n: every n-th video from the i-th on, for n jobs of any scheduler, into a journal of its own beside --journal.
+    The same command without --shard puts them together."""
     workers: int | None = None
     """Processes, one thread each; one per CPU core if not given. A model on a GPU stays in one."""
     chance: bool = False
@@ -273,20 +273,20 @@ def _of_shard(streams: list[Stream], shard: tuple[int, int] | None) -> list[Stre
 
 
 def _journal_of(path: Path, shard: tuple[int, int] | None, mark: str = "") -> Path:
-    mark = f"{shard[0]}-of-{shard[1]}" if shard else mark
+    mark = f"{shard[0] + 1}-of-{shard[1]}" if shard else mark
     return path.with_name(f"{path.stem}.{mark}{path.suffix}") if mark else path
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
-    """ "1/4" -> (1, 4); None stays None. Raises InputError for anything else."""
+    """ "1/4" -> (0, 4); None stays None. Raises InputError for anything else."""
     from videollm_mod.types import InputError
 
     if text is None:
         return None
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 0 <= int(number) < int(count) <= 100_000):
-        raise InputError(f"--shard {text} is none; give I/N, such as 0/4, with I from 0 to N - 1.")
-    return int(number), int(count)
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= 100_000):
+        raise InputError(f"--shard {text} is none; give i/n, such as 1/4, with i from 1 to n.")
+    return int(number) - 1, int(count)
 
 
 def _check(config: BenchmarkConfig) -> tuple[int, int] | None:

@@ -18,17 +18,15 @@ import torch
 from torch import Tensor
 
 from videollm_mod.data.conversation import Conversation, converse
-from videollm_mod.data.features import check_fits, open_features, read_rows
+from videollm_mod.data.frames import frame_total, vectors
 from videollm_mod.data.segments import Stream
 from videollm_mod.evaluate.metrics import Said
-from videollm_mod.evaluate.teacher_forced import Turn, encode_frames, teacher_forced
+from videollm_mod.evaluate.teacher_forced import Turn, teacher_forced
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import StreamSession
-from videollm_mod.types import FrameTokens, InputError
-from videollm_mod.video import letterbox, open_video
+from videollm_mod.types import FrameTokens
 
-AT_ONCE = 16  # frames that are encoded together; the session still gets them one by one
-STORED_AT_ONCE = 256  # frames that are read from a file of features together
+AT_ONCE = 256  # frames that are read together; the session still gets them one by one
 TEMPERATURE = 0.7  # of the candidates after the first, which is greedy
 POLL_AFTER = 4.0  # seconds that a proactive question is polled beyond its true time, as StreamingBench does
 
@@ -96,7 +94,7 @@ def play(model: StreamingVideoLM, job: tuple[Stream, How]) -> tuple[str, Result]
     """
     stream, how = job
     fps = model.settings.fps
-    laid = converse(stream, fps, limit=how.limit)
+    laid = lay_out(stream, fps, how.limit)
     shown: list[Tensor] = []
     times: list[float] = []
     for tokens, time in frames_of(model, stream, laid, fps):
@@ -120,53 +118,21 @@ def hash_times(times: list[float]) -> str:
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
+def lay_out(stream: Stream, fps: float, limit: int | None = None) -> Conversation:
+    """The frames that a stream shows and what is said between them; asks its features or its video how long they are,
+    where the stream does not say."""
+    asked = stream.features is not None or (stream.duration is None and not stream.of("stream"))
+    return converse(stream, fps, frames=frame_total(stream, fps) if asked else None, limit=limit)
+
+
 def frames_of(
     model: StreamingVideoLM, stream: Stream, laid: Conversation, fps: float
 ) -> Iterator[tuple[Tensor, float]]:
-    """(tokens (1 + h * w, width), time in seconds) of each frame of a conversation, in order.
-
-    Where the video ends early, its last frame stays. Raises InputError when there is neither video nor features.
-    """
-    if stream.features is not None:
-        file = open_features(stream.features)
-        check_fits(file, model.encoder, fps)
-        for begin in range(0, len(laid.frames), STORED_AT_ONCE):
-            numbers = laid.frames[begin : begin + STORED_AT_ONCE]
-            rows = file.rows(numbers, fps)
-            dtype = next(model.connector.parameters()).dtype
-            for number, tokens in zip(numbers, read_rows(file, rows).to(dtype)):
-                yield tokens, number / fps
-        return
-    if stream.video is None:
-        raise InputError(f"stream '{stream.id}' has no video; say where they are with --videos or --features.")
-    wanted = set(laid.frames)
-    first, last = laid.frames[0], laid.frames[-1]
-    size = model.encoder.tower.image_size
-    pictures: list[Tensor] = []
-    times: list[float] = []
-    newest: tuple[Tensor, float] | None = None
-    given = 0
-    with open_video(stream.video, fps=fps, start=first / fps, end=(last + 0.5) / fps) as source:
-        for place, frame in enumerate(source):
-            if first + place in wanted:
-                pictures.append(letterbox(frame.image[None], size)[0])
-                times.append(frame.time)
-            if len(pictures) == AT_ONCE or (pictures and first + place == last):
-                for tokens, time in zip(encode_frames(model, torch.stack(pictures)), times):
-                    newest = tokens, time
-                    given += 1
-                    yield newest
-                pictures, times = [], []
-    if pictures:
-        for tokens, time in zip(encode_frames(model, torch.stack(pictures)), times):
-            newest = tokens, time
-            given += 1
-            yield newest
-    if newest is None:
-        raise InputError(f"{stream.video} shows nothing from {first / fps:g} s on; correct the times of '{stream.id}'.")
-    for number in laid.frames[given:]:
-        newest = newest[0], max(number / fps, newest[1] + 1e-3)
-        yield newest
+    """(tokens (1 + h * w, width), time in seconds) of each frame of a conversation, in order."""
+    for begin in range(0, len(laid.frames), AT_ONCE):
+        numbers = laid.frames[begin : begin + AT_ONCE]
+        for number, tokens in zip(numbers, vectors(stream, numbers, fps, model.encoder)):
+            yield tokens, number / fps
 
 
 # -- protocols ---------------------------------------------------------------------------------------------------------
