@@ -21,7 +21,7 @@ def random_features(model: StreamingVideoLM, folder: Path, *names: str, seconds:
     generator = torch.Generator().manual_seed(seed)
     grid = model.encoder.grid
     kind = Kind(FPS, grid, model.encoder.tower.to_config(), tower_digest(model.encoder), "fp32")
-    frames = int(seconds * FPS) + 1
+    frames = int(seconds * FPS)
     for name in names:
         values = torch.randn(frames, 1 + grid[0] * grid[1], model.encoder.width, generator=generator)
         times = [number / FPS for number in range(frames)]

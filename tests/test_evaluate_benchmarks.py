@@ -356,7 +356,17 @@ def test_every_benchmark_is_a_command_with_a_line_of_help() -> None:
         command.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["coin-step", "epic-narration", "ovo-bench", "streamingbench", "egoexo4d-keystep"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coin-step",
+        "ovo-bench",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("epic-narration", "streamingbench", "egoexo4d-keystep", "ego4d-narration", "coin-procedure")
+        ),
+    ],
+)
 def test_a_random_model_gets_numbers_with_all_that_is_needed_to_get_them_again(
     name: str, data: Path, features: Path, model_folder: str, tmp_path: Path
 ) -> None:
