@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from data_cases import VIDEOS, needs_videos
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from videollm_mod.cli import main
 from videollm_mod.data.conversation import converse
@@ -20,7 +22,7 @@ from videollm_mod.data.frames import frame_total, pictures, stored_vectors, vect
 from videollm_mod.data.segments import Segment, Stream, read_streams, write_streams
 from videollm_mod.types import InputError
 from videollm_mod.video import VideoWriter
-from videollm_mod.vision import ConvTower, ConvTowerConfig, FrameEncoder
+from videollm_mod.vision import ConvTower, ConvTowerConfig, FrameEncoder, TransformersTower
 
 SIZE = 32
 
@@ -155,6 +157,31 @@ def test_streams_get_their_features(clips: Path, tmp_path: Path, capsys: pytest.
     first, second = read_streams(tmp_path / "t.jsonl")
     assert first.features == tmp_path / "f" / "a.safetensors" and first.duration == pytest.approx(4.0, abs=0.01)
     assert second.features is None
+
+
+def test_a_published_tower_is_taken_by_its_folder(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=48, patch_size=8)).save_pretrained(tmp_path / "tower")
+    words = ["extract", str(clips / "a.mp4"), "--tower", str(tmp_path / "tower"), "--grid", "2x3", "--dtype", "fp32"]
+    result, _ = run([*words, "--out", str(tmp_path / "f")], capsys)
+    assert (result["done"], result["frames"]) == (1, 8)
+    made = FrameEncoder(TransformersTower.from_pretrained(tmp_path / "tower"), (2, 3)).eval()
+    images = pictures(clips / "a.mp4", range(8), 2.0, 48)
+    with torch.inference_mode():
+        assert torch.allclose(
+            stored_vectors(tmp_path / "f" / "a.safetensors", range(8), 2.0, made), made(images), atol=1e-5
+        )
+
+
+def test_a_full_disk_ends_the_run_and_is_told(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    _, err = run(["extract", str(clips), "--out", str(tmp_path / "f")], capsys, code=2)
+    assert "the features will take about 179.2 kB" in err and "has 10.0 kB free; give another --out" in err
 
 
 @needs_videos

@@ -5,6 +5,7 @@ Decoding runs in a thread ahead of encoding. `extract_ray.py` does the same over
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from videollm_mod.video import letterbox, open_video
 from videollm_mod.vision import FrameEncoder
 
 BATCH = 64  # frames
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ def extract_all(
                 outcome.bytes + size,
             )
         except (InputError, OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.filename == str(job.out.parent):
-                raise  # the output cannot be written: nothing of the rest could be
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise  # of the rest nothing could be written either
             outcome.failed[job.name] = str(error)
         advance(job)
 

@@ -9,6 +9,7 @@ A file appears under its name when it is complete, and only the frames that are 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -106,6 +107,8 @@ def write_features(
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         publish(temporary, path)
+    except SafetensorError as error:  # its writer knows no other, and a full disk is what it meets
+        raise OSError(errno.ENOSPC, str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path.stat().st_size
