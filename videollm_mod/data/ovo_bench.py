@@ -41,7 +41,9 @@ def read_ovo_bench(source: Source) -> Iterator[Stream]:
         for time, question, answer, meta in questions:
             texts += [Segment("user", time, text=question), Segment("assistant", time, text=answer, meta=meta)]
         about = {"data": source.name, "split": source.split, "video": video}
-        yield Stream(video, (Segment("stream", start=0.0, end=end), *texts), fps=source.fps, meta=about, **found)
+        yield Stream(
+            video, (Segment("stream", start=0.0, end=end), *texts), fps=source.fps, duration=None, meta=about, **found
+        )
 
 
 def _questions(item: dict[str, Any]) -> list[tuple[float, str, str, dict[str, Any]]]:

@@ -76,7 +76,7 @@ def read_streamingbench(source: Source) -> Iterator[Stream]:
             if asked:
                 texts = [segment for _, user, reply in asked for segment in (user, reply)]
                 segments = (Segment("stream", start=0.0, end=asked[-1][0]), *texts)
-                yield Stream(f"{file}:{video}", segments, fps=source.fps, meta=about, **found)
+                yield Stream(f"{file}:{video}", segments, fps=source.fps, duration=None, meta=about, **found)
 
 
 def _choice(question: dict[str, Any]) -> tuple[float, Segment, Segment]:
@@ -109,7 +109,7 @@ def _proactive(
                 Segment("assistant", due, text=output),
             )
             meta = about | {"proactive": True}
-            yield Stream(f"{file}:{video}:{place}", segments, fps=source.fps, meta=meta, **found)
+            yield Stream(f"{file}:{video}:{place}", segments, fps=source.fps, duration=None, meta=meta, **found)
 
 
 def _options(values: Any) -> list[str]:
