@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from videollm_mod.arguments import FlagError, parse_flags
+from videollm_mod.evaluate.names import BENCHMARK_NAMES
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("videollm_mod.watch:watch", "Narrate a video file, folder, address or camera as it plays."),
@@ -32,6 +33,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "eval clips": ("videollm_mod.evaluate.clips:evaluate_clips", "What a model says of real clips, against labels."),
     "eval endless": ("videollm_mod.evaluate.endless:evaluate_endless", "Long streams under every cache policy."),
+    "eval report": ("videollm_mod.evaluate.tables:report", "Tables and plots of a folder of results."),
+    **{
+        f"eval {name}": (f"videollm_mod.evaluate.command:{name.replace('-', '_')}", about)
+        for name, about in BENCHMARK_NAMES.items()
+    },
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
     "serve": ("videollm_mod.serve.command:serve", "A server and its page: live cameras narrated, questions answered."),
     "bench engine": ("videollm_mod.bench.engine_command:bench_engine", "Many sessions in one engine against in turn."),
@@ -132,7 +138,7 @@ def _usage(words: Sequence[str]) -> int:
     group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
     listed = {name: about for name, (_, about) in COMMANDS.items() if name.startswith(f"{group} " if group else "")}
     lines = ["usage: videollm-mod COMMAND [FLAGS]", ""]
-    lines += [f"  {name:<18}{about}" for name, about in listed.items()]
+    lines += [f"  {name:<30}{about}" for name, about in listed.items()]
     lines += ["", "videollm-mod COMMAND --help lists the flags of a command."]
     asked = bool({"-h", "--help"} & set(words)) and (bool(group) or words[0].startswith("-"))
     if not asked and words:

@@ -27,7 +27,7 @@ from videollm_mod.types import InputError, StreamEvent
 from videollm_mod.world import WorldStream
 from videollm_mod.world.camera import CameraStream
 
-FORMAT = 1
+FORMAT = 2
 AnyStream = WorldStream | CameraStream
 
 
@@ -39,13 +39,22 @@ def watch_streams(
         return run_jobs(model, watch_both, streams, workers=workers, title=title), len(streams)
     with Journal(journal, subject(model, streams)) as kept:
         new = [stream for stream in streams if stream.name not in kept.done]
-        found = run_jobs(model, watch_both, new, workers=workers, title=title, done=kept.add)
+
+        def add(watched: Watched) -> None:
+            kept.add(watched.stream.name, _plain(watched))
+
+        found = run_jobs(model, watch_both, new, workers=workers, title=title, done=add)
         by_name = {watched.stream.name: watched for watched in found}
-        return [by_name.get(stream.name) or kept.get(stream) for stream in streams], len(new)
+        return [by_name.get(stream.name) or _watched(stream, kept.done[stream.name]) for stream in streams], len(new)
 
 
 def subject(model: StreamingVideoLM, streams: Sequence[AnyStream]) -> dict[str, Any]:
     """What a journal's numbers are of: they may be mixed only if this is the same."""
+    return model_subject(model) | {"world": json.loads(json.dumps(asdict(streams[0].config)))}
+
+
+def model_subject(model: StreamingVideoLM) -> dict[str, Any]:
+    """Of them, what is the model's: weights, plan and settings."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -56,46 +65,46 @@ def subject(model: StreamingVideoLM, streams: Sequence[AnyStream]) -> dict[str, 
         "weights": digest.hexdigest()[:16],
         "plan": model.plan.to_dict(),
         "settings": asdict(model.settings),
-        "world": asdict(streams[0].config),
         **({"kv": model.kv} if model.kv else {}),
     }
     return dict(json.loads(json.dumps(values)))  # as a file gives it back
 
 
 class Journal:
-    """An open journal. `done` holds the streams it knows, by name.
+    """An open journal. `done` holds what it knows of streams, by their names.
 
     Raises InputError when the file is no journal, or one of another subject.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.done: dict[str, dict[str, Any]] = {}
-        lines = whole_lines(path)
-        if lines:
-            before = lines[0]["about"]
-            other = sorted(key for key in {*before, *about} if before.get(key) != about.get(key))
-            if other:
-                raise InputError(f"the journal {path} is of another '{other[0]}'; give another file.")
-            self.done = {line["stream"]: line for line in lines[1:]}
+        self.done = read_journal(path, about)
         kept = [{"about": about}, *self.done.values()]
         with atomic_write(path) as file:  # a kill here must not cost what is known
             file.write("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
-    def add(self, watched: Watched) -> None:
-        """Store a stream's result; it is on the disk when this returns."""
-        self._file.write(json.dumps({"stream": watched.stream.name, **_plain(watched)}) + "\n")
+    def add(self, name: str, values: dict[str, Any]) -> None:
+        """Store a stream's result, plain JSON values; it is on the disk when this returns."""
+        self._file.write(json.dumps({"stream": name, **values}) + "\n")
         os.fsync(self._file.fileno())
-
-    def get(self, stream: AnyStream) -> Watched:
-        """What is known of a stream."""
-        return _watched(stream, self.done[stream.name])
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+
+def read_journal(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a journal knows, by names of streams; nothing if there is no such file. Raises InputError as `Journal`."""
+    lines = whole_lines(path)
+    if not lines:
+        return {}
+    before = lines[0]["about"]
+    other = sorted(key for key in {*before, *about} if before.get(key) != about.get(key))
+    if other:
+        raise InputError(f"the journal {path} is of another '{other[0]}'; give another file.")
+    return {line["stream"]: line for line in lines[1:]}
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 A turn is one reply with the S frames since the reply before it. L is the number of its text labels (EOS included), c
 the index of the first of them that the argmax misses (L if none), j the first of its S frames at which it speaks.
+`compat=True` gives what the public code of VideoLLM-online gives; docs/metrics.md says where and why that differs.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ def lm_correctness(right: Sequence[bool]) -> float:
     return first_wrong(right) / len(right)
 
 
-def frames_off(speaks: Sequence[bool], later: Sequence[bool] = ()) -> int:
+def frames_off(speaks: Sequence[bool], later: Sequence[bool] = (), *, compat: bool = False) -> int:
     """d, in frames: positive = too early, 0 = the right frame, negative = too late.
 
     speaks: whether the model speaks at each of the turn's S frames; the last is the right one.
     later: if it speaks at none, whether it speaks at each of the frames shown after that. With no hit there either it
         is as late as it was watched, and at least one frame: a reply that never comes is not a timely one.
+    compat: a reply that was missed counts as timely when no frame could be shown after it.
     """
     if any(speaks):
         return len(speaks) - 1 - list(speaks).index(True)
     if any(later):
         return -(list(later).index(True) + 1)
-    return -max(len(later), 1)
+    return -max(len(later), 0 if compat else 1)
 
 
 def time_diff(off: int, fps: float) -> float:
@@ -51,15 +53,17 @@ def time_diff(off: int, fps: float) -> float:
     return abs(off) / fps
 
 
-def fluency(frames: int, labels: int, correct: int, off: int) -> float:
+def fluency(frames: int, labels: int, correct: int, off: int, *, compat: bool = False) -> float:
     """Fluency: the share of a turn's S + L predictions that are right before the first mistake.
 
     frames, labels, correct, off: S, L, c and d. An early model was rightly silent at j = S - d - 1 frames, a late one
-    at all S - 1 that wanted silence. (The public VideoLLM-online code gives an early reply j + 1.)
+    at all S - 1 that wanted silence.
+    compat: an early reply is credited with j + 1.
     """
     if off == 0:
         return (frames + correct) / (frames + labels)
-    return (frames - max(off, 0) - 1) / (frames + labels)
+    credit = 1 if compat and off > 0 else 0
+    return (frames - max(off, 0) - 1 + credit) / (frames + labels)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -108,12 +112,12 @@ def false_alarms(said: Sequence[Said], true: Sequence[Said], *, tolerance: float
     return [i for i, item in enumerate(said) if all(abs(item.time - other.time) > near for other in true)]
 
 
-def quiet_seconds(true: Sequence[Said], seconds: float, start: float = 0.0) -> float:
-    """How long, from `start` on, a stream of that length is further than TOLERANCE from any true sentence."""
+def quiet_seconds(true: Sequence[Said], seconds: float, start: float = 0.0, *, tolerance: float = TOLERANCE) -> float:
+    """How long, from `start` to `seconds`, a stream is further than `tolerance` from any true sentence."""
     quiet, end = 0.0, start
     for time in sorted(item.time for item in true):
-        quiet += max(min(time - TOLERANCE, seconds) - end, 0.0)
-        end = max(end, time + TOLERANCE)
+        quiet += max(min(time - tolerance, seconds) - end, 0.0)
+        end = max(end, time + tolerance)
     return quiet + max(seconds - end, 0.0)
 
 

@@ -31,23 +31,32 @@ class Turn:
     later: (
         tuple[float, ...] | None
     )  # probability of silence at the frames shown in place of the reply, if it was missed
+    silent: tuple[bool, ...] = ()  # whether silence is the likeliest of all tokens, at each of its frames
+    later_silent: tuple[bool, ...] = ()  # the same for `later`
 
     @property
     def exact(self) -> bool:
         """Whether greedy decoding gives this very reply."""
         return all(self.right)
 
-    def off(self, threshold: float) -> int:
-        """d of a narration: frames too early (> 0) or too late (< 0)."""
+    def off(self, threshold: float, *, compat: bool = False, last: bool = False) -> int:
+        """d of a narration: frames too early (> 0) or too late (< 0).
+
+        compat: as the public code of VideoLLM-online, without a threshold: it speaks where any token is likelier than
+        silence, and no frames are looked at behind the `last` turn.
+        """
+        if compat:
+            later = () if last else tuple(not silent for silent in self.later_silent)
+            return frames_off([not silent for silent in self.silent], later, compat=True)
         return frames_off([p < threshold for p in self.silence], [p < threshold for p in self.later or ()])
 
-    def scores(self, threshold: float, fps: float) -> dict[str, float]:
+    def scores(self, threshold: float, fps: float, *, compat: bool = False, last: bool = False) -> dict[str, float]:
         """LM-PPL, TimeDiff (s), Fluency and LM-Correctness of a narration."""
-        off = self.off(threshold)
+        off = self.off(threshold, compat=compat, last=last)
         return {
             "lm_ppl": lm_ppl(self.cross_entropy),
             "time_diff": time_diff(off, fps),
-            "fluency": fluency(len(self.frames), len(self.right), first_wrong(self.right), off),
+            "fluency": fluency(len(self.frames), len(self.right), first_wrong(self.right), off, compat=compat),
             "lm_correctness": lm_correctness(self.right),
         }
 
@@ -101,6 +110,7 @@ def teacher_forced(
     logits = _run(model, cache, example.input_ids, example.frame_index, features, scores, where)  # (P, vocabulary)
     place = torch.full_like(example.labels, -1).index_copy_(0, where, torch.arange(len(where)))  # position -> row
     silence = _silence(model, logits[place[example.decision]])  # (F,)
+    silent = _silent(model, logits[place[example.decision]])
     turns = []
     for number in reversed(range(int(example.turn.max()) + 1)):
         # the last turn first: rolling back to an earlier one leaves the true context before it as it was
@@ -110,9 +120,11 @@ def teacher_forced(
         frames = example.decision.cumsum(0)[mine & example.decision] - 1  # (S,) their numbers
         narrates = bool((example.labels[mine & example.decision] == model.template.close_id).any())
         probabilities = tuple(silence[frames].tolist())
-        later = None
-        if narrates and min(probabilities) >= threshold:
-            later = _later(model, cache, example, features, scores, number, int(frames[-1]))
+        likeliest = tuple(silent[frames].tolist())
+        later: tuple[float, ...] | None = None
+        later_silent: tuple[bool, ...] = ()
+        if narrates and (min(probabilities) >= threshold or all(likeliest)):
+            later, later_silent = _later(model, cache, example, features, scores, number, int(frames[-1]))
         turns.append(
             Turn(
                 narrates=narrates,
@@ -120,7 +132,9 @@ def teacher_forced(
                 silence=probabilities,
                 cross_entropy=tuple(torch.nn.functional.cross_entropy(rows, labels, reduction="none").tolist()),
                 right=tuple((rows.argmax(-1) == labels).tolist()),
-                later=later,
+                later=later if min(probabilities, default=0.0) >= threshold else None,
+                silent=likeliest,
+                later_silent=later_silent,
             )
         )
     return TeacherForced(silence.numpy(), tuple(reversed(turns)))
@@ -134,8 +148,9 @@ def _later(
     scores: Tensor | None,
     turn: int,
     last: int,
-) -> tuple[float, ...]:
-    """Show the frames after `last` in place of the turn's reply: probability of silence at each.
+) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """Show the frames after `last` in place of the turn's reply: probability of silence at each, and whether silence is
+    the likeliest of all tokens.
 
     Their number: min(frames of the next turn, own frames - 1); behind the last turn come the frames that are left.
     """
@@ -144,7 +159,7 @@ def _later(
     following = turn_of_frame[last + 1 :] == (turn + 1 if turn < example.turn.max() else -1)
     count = min(int(following.sum()), int((turn_of_frame == turn).sum()) - 1)
     if count < 1:
-        return ()
+        return (), ()
     cache.crop_to(position + 1)
     ids: list[int] = []
     numbers: list[int] = []
@@ -158,7 +173,7 @@ def _later(
     own_scores = None if scores is None else scores[shown]
     chunk_ids, index, where = torch.tensor(ids), torch.tensor(numbers), torch.tensor(decides)
     logits = _run(model, cache, chunk_ids, index, features[shown], own_scores, where)
-    return tuple(_silence(model, logits).tolist())
+    return tuple(_silence(model, logits).tolist()), tuple(_silent(model, logits).tolist())
 
 
 def _run(
@@ -187,3 +202,8 @@ def _run(
 def _silence(model: StreamingVideoLM, logits: Tensor) -> Tensor:
     """(F, vocabulary) -> the probability of the interval token, (F,) on the CPU."""
     return logits.softmax(-1)[:, model.template.interval_id].cpu()
+
+
+def _silent(model: StreamingVideoLM, logits: Tensor) -> Tensor:
+    """(F, vocabulary) -> whether the interval token is the likeliest, (F,) bool on the CPU."""
+    return (logits.argmax(-1) == model.template.interval_id).cpu()

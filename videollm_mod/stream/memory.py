@@ -9,7 +9,8 @@ gone still opens with "[". Positions stay within `reach`, because what stays mov
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,7 +64,8 @@ class Piece:
 class Memory:
     """The pieces in a session's cache (one row), and the counts of what has gone.
 
-    context: the session's ids, one per token that the cache has seen; what goes there goes here.
+    context: the session's ids, one per token that the cache has seen; what goes there goes here. system: the ids that
+    it begins with, which never go.
     budget: bytes that the entries in use (`RaggedCache.kv_bytes`) never exceed, the step that is coming included; the
     buffers' growing room, at most half as much again, comes on top. None = no bound. reach: positions, likewise.
     Raises InputError when a decoder cannot forget, or when a bound holds too little to watch at all.
@@ -75,16 +77,18 @@ class Memory:
         cache: RaggedCache,
         context: list[int],
         policy: Policy,
+        system: Sequence[int],
         *,
         budget: int | None = None,
         reach: float = math.inf,
     ) -> None:
         self.policy, self.budget, self.cache, self.context = policy, budget, cache, context
         self.pieces: list[Piece] = []
+        self._resting = False
         self.forgotten = dict.fromkeys(FORGOTTEN, 0)
         self._template, self._decoder = model.template, find_decoder(model.lm)
         self._ratios = model.plan.ratios(model.num_layers)
-        self._system = len(self._template.system(model.settings.system))
+        self._system = len(system)
         self._prompt = self._template.reply_prompt()
         self.oldest_whole: float | None = None  # time of the oldest frame of which nothing has gone, s
         self._frame_bytes: dict[int, int] = {}  # vision tokens of a frame -> bytes of their entries
@@ -103,7 +107,16 @@ class Memory:
 
     @property
     def bounded(self) -> bool:
-        return self.policy.name != "full"
+        return self.policy.name != "full" and not self._resting
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Nothing is noted and nothing forgotten: for what will be rolled back."""
+        self._resting = True
+        try:
+            yield
+        finally:
+            self._resting = False
 
     @property
     def frames(self) -> list[Piece]:

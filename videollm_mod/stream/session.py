@@ -11,7 +11,8 @@ and a step never splits a frame, so a session equals one pass over that conversa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,7 @@ class StreamSession:
     kv: how keys and values are stored: None = as they are, "int8" or "fp8"; the model's own if not given.
     budget: bytes of cache entries, never exceeded; None = no bound.
     record_kept: keep `kept` up to date, which tokens of the newest frame each routed layer kept.
+    system: what it is told first; the model's own words if None.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class StreamSession:
         words: int | None = None,
         kv: str | None = None,
         record_kept: bool = False,
+        system: str | None = None,
     ) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
@@ -113,12 +116,14 @@ class StreamSession:
         self.context: list[int] = []  # every id that it remembers, placeholders included
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
+        self.pick: Callable[[torch.Tensor], int] | None = None  # the next word, given its logits; None = the likeliest
         self.records = record_kept  # whether `kept` is kept up to date
         self._cache = RaggedCache(model.num_layers, model.kv if kv is None else kv)
         chosen = policy_of(policy, window, own=self.settings.window, words=words, budget=budget)
         reach = reach_of(model, self.window)
-        self.memory = Memory(model, self._cache, self.context, chosen, budget=budget, reach=reach)
-        self._pending = self.template.system(self.settings.system)  # text not yet run through the model
+        # text not yet run through the model
+        self._pending = self.template.system(self.settings.system if system is None else system)
+        self.memory = Memory(model, self._cache, self.context, chosen, self._pending, budget=budget, reach=reach)
         self._stream_open = False
         self._frames = 0
         self._time = 0.0
@@ -157,6 +162,42 @@ class StreamSession:
         self._finish()
         self.hear(text, time)
         yield from self._speak()
+
+    def tell(self, text: str) -> None:
+        """Put a question that is not answered at once: the model does when it decides to speak, or by `reply`."""
+        if not text.strip():
+            raise InputError("the question is empty; ask something.")
+        self._finish()
+        self._close()
+        self._pending += self.template.user(text)
+
+    def reply(self) -> StreamEvent:
+        """Make it speak now, as if it had decided to: an answer to what it was told last."""
+        self._finish()
+        self._begin("answer", None, None)
+        for item in self._speak():
+            if isinstance(item, StreamEvent):
+                return item
+        raise AssertionError("a reply always ends with its event")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is asked and said within leaves no trace: the cache goes back in every layer. Frames may not come in.
+
+        Nothing is forgotten meanwhile, so a budget may be exceeded by what is asked and said.
+        """
+        self._finish()
+        length, pending, is_open, frames = len(self.context), list(self._pending), self._stream_open, self._frames
+        try:
+            with self.memory.at_rest():
+                yield
+        finally:
+            if self._frames != frames:
+                raise InputError("frames came in while something was asked aside; push them before or after.")
+            self._reply = None
+            self._cache.crop_to(length)
+            del self.context[length:]
+            self._pending, self._stream_open = pending, is_open
 
     def state(self) -> SessionState:
         """Time, frames, tokens seen and stored, bytes."""
@@ -229,8 +270,9 @@ class StreamSession:
         The same for all sessions of a model, so an engine asks one of them for all.
         """
         silence = logits.float().softmax(-1)[:, self.template.interval_id]
-        words = logits.index_fill(1, self._unspeakable, -torch.inf).argmax(-1)
-        return silence.tolist(), words.tolist()
+        speakable = logits.index_fill(1, self._unspeakable, -torch.inf)
+        words = speakable.argmax(-1).tolist() if self.pick is None else [self.pick(row) for row in speakable]
+        return silence.tolist(), words
 
     @torch.inference_mode()
     def receive(
@@ -274,7 +316,7 @@ class StreamSession:
         self.memory.note(ids, numbers, times or (self._time,))
 
     def _say(self, token: int) -> list[Decision | str | StreamEvent]:
-        """One more token of the reply; greedy. The end, or the bound on its length, closes it with EOS."""
+        """One more token of the reply. The end, or the bound on its length, closes it with EOS."""
         reply = self._reply
         assert reply is not None
         going_on = token != self.template.eos_id and len(reply.ids) < self.settings.max_reply_tokens
@@ -301,10 +343,13 @@ class StreamSession:
         )
         return [*told, reply.event]
 
-    def _begin(self, kind: str, question: str | None, asked: float | None, probability: float = 1.0) -> None:
+    def _close(self) -> None:
         if self._stream_open:
             self._pending += self.template.close()
             self._stream_open = False
+
+    def _begin(self, kind: str, question: str | None, asked: float | None, probability: float = 1.0) -> None:
+        self._close()
         if question is not None:
             self._pending += self.template.user(question)
         self._pending += self.template.reply_prompt()

@@ -1,0 +1,516 @@
+"""Benchmarks from published files to numbers: readers, how streams are played, judges, chance, results, reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmark_cases import FPS, ask, perfect, random_features, wordless, write_ovo, write_streamingbench
+from data_cases import write_coin, write_ego4d, write_egoexo4d, write_epic, write_json
+from evaluate_cases import SYSTEM, random_model
+
+from videollm_mod.cli import COMMANDS
+from videollm_mod.data.conversation import converse
+from videollm_mod.data.segments import Segment, Stream, write_streams
+from videollm_mod.dialogue import Assistant, System, User
+from videollm_mod.dialogue import Stream as Frames
+from videollm_mod.evaluate import command
+from videollm_mod.evaluate.benchmarks import BENCHMARKS, Settings, protocol_of
+from videollm_mod.evaluate.bootstrap import add
+from videollm_mod.evaluate.command import BenchmarkConfig, evaluate, parse_shard
+from videollm_mod.evaluate.judges import chosen, right_answer
+from videollm_mod.evaluate.metrics import Said
+from videollm_mod.evaluate.names import BENCHMARK_NAMES
+from videollm_mod.evaluate.playing import Answer, How, Result, frames_of, play
+from videollm_mod.evaluate.result import read_results
+from videollm_mod.evaluate.tables import ReportConfig, cell, report
+from videollm_mod.model import StreamingVideoLM
+from videollm_mod.stream.session import StreamSession
+from videollm_mod.types import FrameTokens, InputError
+
+WRITERS = {
+    "ego4d": write_ego4d,
+    "egoexo4d": write_egoexo4d,
+    "coin": write_coin,
+    "epic": write_epic,
+    "ovo": write_ovo,
+    "streamingbench": write_streamingbench,
+}
+PUBLISHED = [name for name in BENCHMARKS if name not in ("video-qa", "narration")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every data set, each in a folder of its own."""
+    root = tmp_path_factory.mktemp("data")
+    for name, write in WRITERS.items():
+        (root / name).mkdir()
+        write(root / name)
+    return root
+
+
+def folder_of(name: str) -> str:
+    return next(key for key in WRITERS if name.startswith(key))
+
+
+@pytest.fixture(scope="module")
+def model() -> StreamingVideoLM:
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def model_folder(model: StreamingVideoLM, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def streams_of(name: str, data: Path) -> tuple[Any, list[Stream]]:
+    source, streams = BENCHMARKS[name].read(data / folder_of(name), None)
+    return source, list(streams)
+
+
+# -- readers -----------------------------------------------------------------------------------------------------------
+
+
+def test_ovo_bench_puts_all_questions_of_a_video_to_one_stream_in_order_of_time(data: Path) -> None:
+    _, streams = streams_of("ovo-bench", data)
+    by_name = {stream.id: stream for stream in streams}
+    assert list(by_name) == [
+        "Ego4D/clips/one.mp4",
+        "AutoEvalMetaData/two.mp4",
+        "perception_test/two.mp4",
+        "MovieNet/three.mp4",
+    ]
+    one = by_name["Ego4D/clips/one.mp4"]
+    assert [(reply.time, reply.text, reply.meta["task"]) for reply in one.replies] == [
+        (3, "Yes", "SSR"),
+        (5, "B", "EPM"),
+    ]
+    assert one.span == (0, 5)
+    assert one.of("user")[1].text.splitlines()[:3] == ["What did I drop?", "A. a cup", "B. a pan"]
+    counts = by_name["perception_test/two.mp4"].replies
+    assert [(reply.text, reply.meta["count"]) for reply in counts] == [("0", 0), ("1", 1)]
+
+
+def test_an_item_of_ovo_bench_that_is_not_right_is_named_or_skipped(tmp_path: Path) -> None:
+    write_ovo(tmp_path)
+    items = json.loads((tmp_path / "ovo_bench_new.json").read_text())
+    items[0]["gt"] = 7
+    write_json(tmp_path / "ovo_bench_new.json", items)
+    with pytest.raises(InputError, match=r"record 0.*--skip-bad"):
+        list(BENCHMARKS["ovo-bench"].read(tmp_path, None)[1])
+    source, streams = BENCHMARKS["ovo-bench"].read(tmp_path, None, skip_bad=True)
+    assert sum(len(stream.replies) for stream in streams) == 6 and len(source.skipped) == 1
+
+
+def test_streamingbench_tells_earlier_questions_and_gives_letters_to_options_without_them(data: Path) -> None:
+    _, streams = streams_of("streamingbench", data)
+    real, sequence, proactive = streams
+    assert [reply.time for reply in real.replies] == [4, 6]  # "0:06" has no hours
+    first, second = sequence.of("user")
+    assert "A. A cup." in first.text and "Earlier" not in first.text
+    assert "Earlier" in second.text and "Answer: A" in second.text
+    assert proactive.span == (2, 9)
+    assert protocol_of(BENCHMARKS["streamingbench"], proactive) == "proactive"
+
+
+def test_questions_of_a_file_are_read_with_their_answers_beside_them(tmp_path: Path) -> None:
+    write_json(tmp_path / "test_q.json", [{"video_name": "1QIUV7WYKXg", "question": "is it day", "question_id": "v_1"}])
+    write_json(tmp_path / "test_a.json", [{"answer": "yes", "type": 3, "question_id": "v_1"}])
+    with pytest.raises(InputError, match="nobody knows how long"):
+        list(BENCHMARKS["video-qa"].read(tmp_path / "test_q.json", None)[1])
+    (tmp_path / "mine.jsonl").write_text('{"video": "a.mp4", "question": "who?", "answer": "a man", "time": 4}\n')
+    (stream,) = BENCHMARKS["video-qa"].read(tmp_path / "mine.jsonl", None)[1]
+    assert (stream.span, stream.replies[0].text) == ((0, 4), "a man")
+    (tmp_path / "test_a.json").unlink()
+    with pytest.raises(InputError, match=r"put test_a\.json"):
+        list(BENCHMARKS["video-qa"].read(tmp_path / "test_q.json", None)[1])
+
+
+# -- a session that is told and asked aside ----------------------------------------------------------------------------
+
+
+def push(session: StreamSession, features: torch.Tensor, index: int) -> None:
+    session.push_tokens(FrameTokens(features[index], session.grid, index / FPS, index))
+
+
+def some_features(model: StreamingVideoLM, frames: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(frames, 5, model.encoder.width, generator=generator, dtype=torch.float64)
+
+
+def test_what_is_asked_aside_leaves_no_trace_in_any_layer(model: StreamingVideoLM) -> None:
+    features = some_features(model, 8)
+    plain, asked = StreamSession(model, threshold=0), StreamSession(model, threshold=0)
+    for index in range(8):
+        for session in (plain, asked):
+            push(session, features, index)
+        if index % 3 == 0:
+            with asked.aside():
+                asked.ask("What is in view?")
+        assert asked.state().stored == plain.state().stored
+    assert asked.context == plain.context
+    assert asked.silence == plain.silence
+    assert asked.ask("Why?").text == plain.ask("Why?").text
+    with pytest.raises(InputError, match="frames came in"), asked.aside():
+        push(asked, some_features(model, 9), 8)
+
+
+def test_a_question_that_is_told_and_answered_later_is_the_conversation_of_the_data(model: StreamingVideoLM) -> None:
+    features = some_features(model, 4)
+    session = StreamSession(model, threshold=0)
+    session.tell("What is it about?")
+    for index in range(4):
+        push(session, features, index)
+    said = session.reply()
+    told = [System(SYSTEM), User("What is it about?"), Frames(4), Assistant(said.text)]
+    example = model.template.encode(told)
+    assert session.context + session._pending == example.input_ids.tolist()
+    assert said.kind == "answer" and said.time == 1.5
+
+
+# -- playing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def features(model: StreamingVideoLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    names = "val-uid lab_01 vid2 P01_01 one two three sample_1_real sample_1_sqa sample_2_proactive"
+    return random_features(model, tmp_path_factory.mktemp("features"), *names.split())
+
+
+def with_features(stream: Stream, features: Path, name: str) -> Stream:
+    return dataclasses.replace(stream, features=features / f"{name}.safetensors")
+
+
+def test_a_narration_is_played_as_a_session_that_hears_the_instruction_after_its_frame(
+    model: StreamingVideoLM, features: Path, data: Path
+) -> None:
+    _, streams = streams_of("ego4d-narration", data)
+    stream = with_features(streams[0], features, "val-uid")
+    laid = converse(stream, FPS)
+    rows = list(frames_of(model, stream, laid, FPS))
+    session = StreamSession(model)
+    limit, session.threshold = session.threshold, 0.0
+    said = []
+    for index, (tokens, time) in enumerate(rows):
+        said += [(e.time, e.text) for e in session.push_tokens(FrameTokens(tokens, session.grid, time, index))]
+        if index == 0:
+            said.append((time, session.ask(stream.of("user")[0].text).text))
+            session.threshold = limit
+    name, result = play(model, (stream, How("narrate")))
+    assert name == stream.id
+    assert [tuple(item) for item in result.said] == said
+    assert [time for _, time in rows] == [number / FPS for number in laid.frames]
+    assert len(result.turns) == len(stream.replies)
+    assert [turn.narrates for turn in result.turns] == [False, *[True] * (len(stream.replies) - 1)]
+    assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_the_model_decides_when_to_answer_and_has_to_at_the_end(
+    model: StreamingVideoLM, features: Path, data: Path
+) -> None:
+    _, streams = streams_of("coin-step", data)
+    stream = with_features(streams[0], features, "vid2")
+    eager, shy = (_at_threshold(model, threshold) for threshold in (1.0, 0.0))
+    with eager as talking:
+        _, early = play(talking, (stream, How("answer", forced=False)))
+    with shy as quiet:
+        _, late = play(quiet, (stream, How("answer", forced=False)))
+    with eager as talking:
+        _, waits = play(talking, (stream, How("answer", forced=False, compat=True)))
+    first, last = stream.span
+    assert early.answers[0] is not None and early.answers[0].own and early.answers[0].time == first
+    assert late.answers[0] is not None and not late.answers[0].own and late.answers[0].time == last
+    assert waits.answers == late.answers  # the public code forces an answer behind the last frame
+
+
+class _at_threshold:
+    """The model with another threshold, for a while."""
+
+    def __init__(self, model: StreamingVideoLM, threshold: float) -> None:
+        self.model, self.threshold = model, threshold
+
+    def __enter__(self) -> StreamingVideoLM:
+        self.before = self.model.settings
+        self.model.settings = dataclasses.replace(self.before, threshold=self.threshold)
+        return self.model
+
+    def __exit__(self, *error: object) -> None:
+        self.model.settings = self.before
+
+
+def test_candidates_are_a_greedy_one_and_samples_that_a_seed_repeats(model: StreamingVideoLM, features: Path) -> None:
+    segments = (Segment("stream", start=0.0, end=3.0), *ask(3.0, "What next?", "This."))
+    stream = Stream("one", segments, features=features / "one.safetensors")
+    one, same, other = (
+        play(model, (stream, How("answer", candidates=4, forced=False, seed=seed)))[1].answers[0] for seed in (0, 0, 1)
+    )
+    assert one is not None and other is not None and one == same
+    assert len(one.texts) == 4 and one.texts[0] == other.texts[0] and one.texts != other.texts
+
+
+def test_a_proactive_question_is_answered_of_its_own_accord_and_polled_every_second(
+    model: StreamingVideoLM, features: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, streams = streams_of("streamingbench", data)
+    stream = with_features(streams[-1], features, "sample_2_proactive")
+    asked: list[tuple[float, str]] = []
+    plain = StreamSession.ask
+
+    def listen(self: StreamSession, text: str, time: float | None = None) -> Any:
+        event = plain(self, text, time)
+        asked.append((event.time, text))
+        sure = "Is it the right time" in text and event.time >= 5
+        return dataclasses.replace(event, text="Yes." if sure else "red")
+
+    monkeypatch.setattr(StreamSession, "ask", listen)
+    with _at_threshold(model, 0.0) as quiet:
+        _, result = play(quiet, (stream, How("proactive", forced=False)))
+    own, polled = result.answers
+    assert own is None
+    assert polled is not None and polled.texts == ("red",)
+    times = [time for time, text in asked if "Is it the right time" in text]
+    assert times == [2.5, 3.5, 4.5, 5.5]  # the newest frame before each second: 3, 4, 5, 6
+    assert polled.time == 6.0
+
+
+# -- judges ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_who_knows_everything_gets_the_best_numbers_and_who_says_nothing_the_worst(name: str, data: Path) -> None:
+    source, streams = streams_of(name, data)
+    judge = BENCHMARKS[name].judge(source, Settings(0.5, 2.0, compat=False))
+    best, worst = (judge.measure(add(judge.tally([(s, how(s)) for s in streams]))) for how in (perfect, wordless))
+    checked = 0
+    for key in BENCHMARKS[name].main:
+        value, other = best[key], worst[key]
+        if key.endswith("_ed"):
+            assert value == 0
+        elif key == "cider":
+            assert value is not None and value >= 0 and other is None
+        elif value is None:
+            assert key in ("lm_ppl", "time_diff", "fluency", "lm_correctness", "exact_replies", "omni")
+            continue
+        else:
+            assert value == pytest.approx(1), key
+            assert other == 0, key
+        checked += 1
+    assert checked
+
+
+def test_missing_steps_are_wrong_unless_the_public_code_is_followed(data: Path) -> None:
+    source, streams = streams_of("coin-procedure", data)
+    stream = streams[0]
+    assert stream.replies[0].meta["labels"] == ["crop and fold paper", "dry hair"]
+    half = Result(1, 0, 1, FPS, "", (), (Answer(("1. Crop and fold paper.",), 1.0),))
+    for compat, accuracy in ((False, 0.5), (True, 1.0)):
+        judge = BENCHMARKS["coin-procedure"].judge(source, Settings(0.5, 2.0, compat))
+        assert judge.measure(add(judge.tally([(stream, half)])))["accuracy"] == accuracy
+
+
+def test_answers_to_choices_are_letters_or_the_words_of_an_option() -> None:
+    options = ["a cup", "A pan"]
+    assert chosen("B", options) == chosen("The answer is B.", options) == chosen("a pan.", options) == "B"
+    assert chosen("C", options) is None and chosen("", options) is None
+    assert chosen("Because", options, compat=True) == "B"
+    letter = Segment("assistant", 1.0, text="A", meta={"options": options, "style": "ovo"})
+    assert not right_answer(letter, "ABsolutely B")
+    assert right_answer(letter, "ABsolutely B", compat=True)
+    count = Segment("assistant", 1.0, text="12", meta={"count": 12})
+    assert right_answer(count, "12 times, or 3") and not right_answer(count, "1 or 2")
+    assert right_answer(count, "1 or 2", compat=True) and not right_answer(count, "12 times, or 3", compat=True)
+    yes = Segment("assistant", 1.0, text="No", meta={"yes": False})
+    assert right_answer(yes, "no, not yet") and not right_answer(yes, "I do Not know")
+    assert right_answer(yes, "I do Not know, No", compat=True)
+
+
+def test_a_sentence_at_the_wrong_time_is_a_false_alarm_per_hour_of_quiet(data: Path) -> None:
+    source, _ = streams_of("epic-narration", data)
+    judge = BENCHMARKS["narration"].judge(source, Settings(0.5, 2.0, compat=False))
+    segments = (Segment("stream", start=0.0, end=99.5), Segment("assistant", 50.0, text="A cup."))
+    stream = Stream("s", segments, duration=100.0)
+    told = Result(200, 0.0, 99.5, FPS, "", (Said(10.0, "A cup."), Said(51.0, "A pan."), Said(51.5, "A pan.")))
+    found = judge.measure(add(judge.tally([(stream, told)])))
+    assert found["false_alarms_per_quiet_hour"] == pytest.approx(3600 / 95.5)
+    assert found["time_f1"] == pytest.approx(2 / 4) and found["sentence_f1"] == 0
+    assert found["duplicates"] == found["repeats"] == pytest.approx(1 / 3)
+    assert found["iou_f1"] == pytest.approx(2 / 4)  # 10 to 51 s against 0 to 50 s
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_every_benchmark_is_a_command_with_a_line_of_help() -> None:
+    assert set(BENCHMARK_NAMES) == set(BENCHMARKS)
+    for name in BENCHMARKS:
+        module, function = COMMANDS[f"eval {name}"][0].split(":")
+        assert module == "videollm_mod.evaluate.command" and callable(getattr(command, function))
+    with pytest.raises(AttributeError):
+        command.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coin-step",
+        "ovo-bench",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("epic-narration", "streamingbench", "egoexo4d-keystep", "ego4d-narration", "coin-procedure")
+        ),
+    ],
+)
+def test_a_random_model_gets_numbers_with_all_that_is_needed_to_get_them_again(
+    name: str, data: Path, features: Path, model_folder: str, tmp_path: Path
+) -> None:
+    config = BenchmarkConfig(
+        data / folder_of(name), model_folder, features=features, out=tmp_path / "r.json", workers=1, frames=40
+    )
+    result = evaluate(name, config)
+    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(json.dumps(result))
+    for value in result["metrics"].values():
+        assert set(value) == {"value", "low", "high"}
+    assert result["samples"] > 0 and result["videos"] > 0 and result["seed"] == 0
+    assert result["plan"]["layers"] == "interleaved" and len(result["frame_times"]) == 16
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["decoder"]["name"] == "PyAV" and "libavcodec" in result["versions"]["decoder"]
+    forced = result["teacher_forced"]
+    assert ("lm_ppl" in forced) == BENCHMARKS[name].forced
+    if forced:
+        assert result["metrics"]["lm_ppl"]["value"] > 1
+    assert any(key not in forced and value["value"] is not None for key, value in result["metrics"].items())
+
+
+def test_shards_put_together_are_the_whole_and_nothing_is_watched_twice(
+    data: Path, features: Path, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BenchmarkConfig(data / "ovo", model_folder, features=features, workers=1)
+    whole = evaluate("ovo-bench", config)
+    sharded = dataclasses.replace(config, journal=tmp_path / "j.jsonl")
+    parts = [evaluate("ovo-bench", dataclasses.replace(sharded, shard=f"{i}/2")) for i in (1, 2)]
+    assert [part["videos"] for part in parts] == [2, 2]
+    assert sum(part["samples"] for part in parts) == whole["samples"]
+    played = []
+    plain = play
+
+    def watch(model: StreamingVideoLM, job: Any) -> Any:
+        played.append(job[0].id)
+        return plain(model, job)
+
+    monkeypatch.setattr("videollm_mod.evaluate.playing.play", watch)
+    together = evaluate("ovo-bench", sharded)
+    assert played == []
+    for key in set(whole) - {"wall_seconds", "frames_per_second"}:
+        assert together[key] == whole[key], key
+    with pytest.raises(InputError, match="of another 'settings'"):
+        evaluate("ovo-bench", dataclasses.replace(sharded, threshold=0.9))
+
+
+def test_chance_answers_a_choice_of_four_right_in_a_quarter_and_needs_no_video(
+    data: Path, model_folder: str, tmp_path: Path
+) -> None:
+    questions = [
+        {
+            "video": f"v{n}.mp4",
+            "question": "Which?",
+            "options": ["a", "b", "c", "d"],
+            "answer": "ABCD"[n % 4],
+            "time": 2,
+        }
+        for n in range(200)
+    ]
+    write_json(tmp_path / "mcq.json", questions)
+    result = evaluate("video-qa", BenchmarkConfig(tmp_path / "mcq.json", model_folder, chance=True))
+    assert result["model"] == "chance" and result["videos"] == 200
+    assert result["metrics"]["accuracy"]["value"] == pytest.approx(0.25, abs=0.04)
+    told = evaluate("epic-narration", BenchmarkConfig(data / "epic", model_folder, chance=True))
+    assert "lm_ppl" not in told["metrics"]
+    assert 0 < told["metrics"]["time_f1"]["value"] < 1
+
+
+def test_own_videos_in_our_format_are_a_benchmark_too(
+    model: StreamingVideoLM, model_folder: str, tmp_path: Path
+) -> None:
+    random_features(model, tmp_path, "mine", seconds=6)
+    segments = (Segment("assistant", 2.0, text="A cup."), Segment("assistant", 4.0, text="A pan."))
+    stream = Stream("mine", segments, features=tmp_path / "mine.safetensors", duration=6.0)
+    write_streams(tmp_path / "mine.jsonl", [stream])
+    result = evaluate("narration", BenchmarkConfig(tmp_path / "mine.jsonl", model_folder, workers=1))
+    assert result["frames"] == 12 and result["metrics"]["lm_ppl"]["value"] > 1
+    assert "say little" in result["warnings"][0]
+
+
+def test_flags_that_cannot_be_right_are_told_before_the_model_is_loaded(tmp_path: Path, data: Path) -> None:
+    good = BenchmarkConfig(data / "coin", "nowhere")
+    for change, message in (
+        ({"shard": "5/4", "journal": tmp_path / "j"}, "--shard 5/4 is none"),
+        ({"shard": "1/2"}, "needs --journal"),
+        ({"tolerance": 0.0}, "--tolerance 0"),
+        ({"candidates": 101}, "--candidates 101"),
+        ({"streams": 0}, "--streams 0"),
+        ({"split": "dev"}, "no split 'dev'"),
+        ({"data": tmp_path / "none"}, "there is no .*none"),
+        ({"videos": data}, "--skip-missing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate("coin-step", dataclasses.replace(good, **change))
+    assert parse_shard("1/1") == (0, 1) and parse_shard(None) is None
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+def made_up(path: Path, model: str, value: float, chance: bool = False) -> None:
+    metrics = {
+        "accuracy": {"value": value, "low": value - 0.1, "high": value + 0.1},
+        "lm_ppl": {"value": 2.4, "low": None, "high": None},
+        "nothing": {"value": None, "low": None, "high": None},
+    }
+    if chance:
+        del metrics["lm_ppl"]
+    about = {
+        "benchmark": "coin-step",
+        "model": model,
+        "chance": chance,
+        "main": ["accuracy"],
+        "samples": 9,
+        "videos": 3,
+    }
+    write_json(path, {**about, "metrics": metrics, "teacher_forced": ["lm_ppl"], "frame_times": model, "plan": None})
+
+
+def test_a_report_has_both_protocols_side_by_side_with_intervals_and_a_plot(tmp_path: Path) -> None:
+    made_up(tmp_path / "a" / "one.json", "first|model", 0.7)
+    made_up(tmp_path / "two.json", "chance", 0.2, chance=True)
+    write_json(tmp_path / "other.json", {"no": "result"})
+    told = report(ReportConfig(tmp_path, tmp_path / "out"))
+    assert told["results"] == 2 and told["benchmarks"] == ["coin-step"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[2] == "| first\\|model | 0.700 [0.600, 0.800] | 9 | 3 |"
+    assert rows[3] == "| chance | 0.200 [0.100, 0.300] | 9 | 3 |"
+    assert "lm_ppl ↓" in rows[4] and "2.400" in rows[6] and "nothing" not in text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("on its own words") < page.index("teacher-forced")
+    assert "http" not in page and "data:image/png" in page
+    assert (tmp_path / "out" / "coin-step.png").stat().st_size > 1000
+    with pytest.raises(InputError, match="has no results"):
+        read_results(tmp_path / "out")
+    assert cell({"value": 123.46, "low": None, "high": None}) == "123.5"
+    assert cell({"value": None}) == cell(None) == ""
+
+
+def test_results_of_the_world_stand_in_the_same_tables(tmp_path: Path) -> None:
+    values = {"world": "shapes", "model": "tiny", "f1": 0.8, "lm_ppl": 1.1, "streams": 5, "events": 40}
+    write_json(tmp_path / "world.json", {**values, "intervals": {"f1": [0.7, 0.9], "lm_ppl": None}})
+    (result,) = read_results(tmp_path)
+    assert result["benchmark"] == "world" and result["metrics"]["f1"] == {"value": 0.8, "low": 0.7, "high": 0.9}
+    assert result["teacher_forced"] == ["lm_ppl"]
+    assert np.isfinite(result["metrics"]["lm_ppl"]["value"])

@@ -1,0 +1,77 @@
+"""OVO-Bench (arXiv 2501.05510, github.com/JoeLeelyf/OVO-Bench): ovo_bench_new.json, 1,640 items over 644 videos.
+
+Backward tracing and real-time perception ask for a letter at one time. Forward responding asks again and again whether
+it can be answered by now (CRR, SSR: yes or no) or how often something happened (REC: a number). All questions of a
+video are put to one stream, each at its time and aside, so that no question hears of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from videollm_mod.data.reading import Source, number, seconds, sentence
+from videollm_mod.data.segments import Segment, Stream
+
+FILE = "ovo_bench_new.json"
+GROUPS = {
+    "backward": ("EPM", "ASI", "HLD"),
+    "real_time": ("OCR", "ACR", "ATR", "STU", "FPD", "OJR"),
+    "forward": ("REC", "SSR", "CRR"),
+}
+LETTER = "Respond only with the letter of the right option, without an explanation."
+NUMBER = "Answer with a single number only, such as 0, 1 or 2."
+YES_NO = "Answer only with Yes or No."
+
+
+def read_ovo_bench(source: Source) -> Iterator[Stream]:
+    """One stream a video, up to its last question."""
+    videos: dict[str, list[tuple[float, str, str, dict[str, Any]]]] = {}
+    for place, item in enumerate(source.json(FILE)):
+        with source.record(FILE, item.get("id", place) if isinstance(item, dict) else place):
+            videos.setdefault(sentence(item["video"], "its video"), []).extend(_questions(item))
+    for video, questions in videos.items():
+        stem = video.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        found = source.place(stem)
+        if found is None:
+            continue
+        questions.sort(key=lambda one: one[0])
+        end = questions[-1][0]
+        texts: list[Segment] = []
+        for time, question, answer, meta in questions:
+            texts += [Segment("user", time, text=question), Segment("assistant", time, text=answer, meta=meta)]
+        about = {"data": source.name, "split": source.split, "video": video}
+        yield Stream(
+            video, (Segment("stream", start=0.0, end=end), *texts), fps=source.fps, duration=None, meta=about, **found
+        )
+
+
+def _questions(item: dict[str, Any]) -> list[tuple[float, str, str, dict[str, Any]]]:
+    """(time, question, true answer, meta) of all that an item asks."""
+    task = item["task"]
+    if task not in {name for group in GROUPS.values() for name in group}:
+        raise ValueError(f"its task is {task!r}, none of OVO-Bench's")
+    meta = {"task": task, "item": item["id"], "style": "ovo"}
+    if task not in GROUPS["forward"]:
+        options = [str(option) for option in item["options"]]
+        right = number(item["gt"], "gt")
+        options[right]  # an answer that is no option is a bad record
+        listed = "\n".join(f"{chr(65 + place)}. {option}" for place, option in enumerate(options))
+        question = f"{sentence(item['question'], 'its question')}\n{listed}\n{LETTER}"
+        return [(seconds(item["realtime"]), question, chr(65 + right), meta | {"options": options})]
+    found = []
+    for test in item["test_info"]:
+        time = seconds(test["realtime"])
+        if task == "REC":
+            asked = (
+                f"How many times in total did people do this: {sentence(item['activity'], 'its activity')}? {NUMBER}"
+            )
+            found.append((time, asked, str(test["count"]), meta | {"count": number(test["count"], "count")}))
+            continue
+        yes = bool(number(test["type"], "type"))
+        if task == "SSR":
+            asked = f"Is the person now performing this step: {sentence(test['step'], 'its step')}? {YES_NO}"
+        else:
+            asked = f"{sentence(item['question'], 'its question')} Has enough been seen to answer this by now? {YES_NO}"
+        found.append((time, asked, "Yes" if yes else "No", meta | {"yes": yes}))
+    return found
