@@ -19,7 +19,7 @@ Found = dict[str, Any]
 Draw = Callable[[Any], None]  # draws on a figure's axes
 HEADER = (
     "Made by `videollm-mod bench report` from the JSON files in `{results}`. Ratios are to our own dense model on the "
-    "same weights in the same run, medians; *FLOPs* is the ratio of FLOPs, which nothing that is bound by them can beat, "
+    "same weights in the same run, medians; *FLOPs* is the ratio of FLOPs, which nothing bound by them can beat, "
     "and *× bound* how far above it a time is (1.00 = at the bound). `docs/performance.md` says what it means."
 )
 
@@ -67,7 +67,7 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
     return {"page": str(page), "results": order, "pictures": drawn}
 
 
-# --- a section per bench: its lines of Markdown, and what draws its plot ----------------------------------------------
+# --- a section per bench: its lines of Markdown, and what draws its plot ---------------------------------------------
 
 
 def _depth(found: Found) -> tuple[list[str], Draw | None]:
@@ -168,7 +168,7 @@ def _decode(found: Found) -> tuple[list[str], Draw | None]:
             for task, told in tasks.items():
                 speeds = told["frames_per_second"]
                 rows.append([f"{codec} {size}", task, f"{speeds['ours']:,.0f}", f"{speeds['pyav']:,.0f}",
-                             f"{speeds['pyav_auto']:,.0f}", f"{speeds.get('torchcodec', 0):,.0f}",
+                             f"{speeds['pyav_auto']:,.0f}", f"{speeds.get('torchcodec', math.nan):,.0f}",
                              told["speedup_over_pyav"], told["of_decoding_alone"]])  # fmt: skip
     heads = [
         "clip",
