@@ -81,11 +81,10 @@ class Cost:
     def of(cls, config: Any, plan: DepthPlan, camera: Camera, weights: Weights, kv_dtype: str) -> Cost:
         step, past = flops.Step(1, (camera.tokens,), 1), camera.frames - 1
         each = flops.kv_bytes(config, plan, 1, 1, camera.tokens, bytes_per_value=1) * BYTES[kv_dtype]
+        entries = flops.kv_entries(config, plan, 1, 1, camera.tokens)  # of one frame in each layer; all are alike
         return cls(
             flops_first=flops.step_flops(config, plan, step),
-            flops_last=flops.step_flops(
-                config, plan, step, flops.kv_entries(config, plan, past, past, camera.tokens) if past else None
-            ),
+            flops_last=flops.step_flops(config, plan, step, [past * count for count in entries]),
             kv_per_frame=each,
             kv=each * camera.frames,
             weights=weights,
@@ -185,6 +184,9 @@ def statement(costs: dict[str, Cost], card: Card, sessions: int, fps: float) -> 
             why = "a step is bound by FLOPs, of which routing saves its share until reading is the bound"
         parts.append(f"With {who} {why}: the floor falls by {saved:.0%}.")
     held = {name: cost.sessions(card, fps) for name, cost in costs.items()}
+    for name in costs:
+        if held[name]["memory"] < sessions:
+            parts.append(f"Its memory holds only {held[name]['memory']} of them {name}.")
     parts.append(
         f"At {fps:g} frames per second the card sustains at most {held['dense']['sustained']} such sessions dense "
         f"(limit: {held['dense']['limited_by']}) and {held['routed']['sustained']} routed "
