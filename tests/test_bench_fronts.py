@@ -75,16 +75,15 @@ def decode() -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_on_the_meta_device_pytorch_counts_what_the_formulas_say(kind: str, tmp_path: Path) -> None:
-    """One pass, a training step, and a late frame on a filled cache; every plan that the bench compares."""
+    """One pass, a training step, and a late frame on a filled cache."""
     (tmp_path / "config.json").write_text(json.dumps({**TINY, "model_type": kind, "head_dim": 8}))
-    routes = ("interleaved@0.2", "all@0.5", "early-exit", "layer-skip", "1@0.3")
-    found = bench_flops(BenchFlops(llm=str(tmp_path), routes=routes, frames=5, tokens=(10, 7), text=9))
-    for tokens in ("10", "7"):
-        assert list(found["flops"][tokens]) == [DENSE, *routes]
-        for cost in found["flops"][tokens].values():
-            for what, counted in cost["counted"].items():
-                assert counted == pytest.approx(cost["analytic"][what], rel=1e-2 if OLD else 0), what
-            assert 0 < cost["ratio"]["last_frame"] <= 1
+    routes = ("interleaved@0.2", "early-exit")
+    found = bench_flops(BenchFlops(llm=str(tmp_path), routes=routes, frames=3, tokens=(7,), text=5))
+    assert list(found["flops"]["7"]) == [DENSE, *routes]
+    for cost in found["flops"]["7"].values():
+        for what, counted in cost["counted"].items():
+            assert counted == pytest.approx(cost["analytic"][what], rel=1e-2 if OLD else 0), what
+        assert 0 < cost["ratio"]["last_frame"] <= 1
 
 
 # --- train -----------------------------------------------------------------------------------------------------------

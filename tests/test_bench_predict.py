@@ -193,3 +193,19 @@ def test_a_file_that_is_no_decoders_config_is_refused(values: Any, said: str, tm
     path.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(InputError, match=said):
         llm_config(str(tmp_path))
+
+
+def test_the_table_of_docs_performance_is_what_the_command_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    rows = [
+        line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(tuple(f"| {c} |" for c in CARDS))
+    ]
+    assert len(rows) >= 8
+    for card, tokens, minutes, floors, ratio, dense, routed in rows:
+        found = bench_predict(BenchPredict(card=card, tokens=int(tokens), hours=int(minutes) / 60))
+        floor = {name: found[name]["latency_floor"]["ms"] for name in ("dense", "routed")}
+        assert floors == f"{floor['dense']:.1f} → {floor['routed']:.1f}"
+        assert float(ratio) == pytest.approx(found["ratio"]["latency_floor"], abs=0.0051)
+        held = {name: found[name]["sessions_per_card"] for name in ("dense", "routed")}
+        assert (int(dense), int(routed)) == (held["dense"]["sustained"], held["routed"]["sustained"])
+        assert held["dense"]["limited_by"] == held["routed"]["limited_by"] == "memory"

@@ -164,6 +164,13 @@ def train_step(model: Any, ids: Tensor, index: Tensor, *, depth: bool = True, al
     nn.functional.cross_entropy(logits, ids[0, labelled]).backward()
 
 
+def weights_read(model: Any) -> int:
+    """Bytes of weights that a step reads: all but the table of embeddings, unless that is the head as well."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    total = sum(weight.nbytes for weight in model.parameters())
+    return total if table is head else total - table.nbytes
+
+
 def decoder_config(flags: Any) -> Any:
     """The Transformers config that a bench's flags ask for: --llm, or a Llama of --width, --inner, --layers, ..."""
     if flags.llm:

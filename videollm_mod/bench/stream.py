@@ -22,6 +22,7 @@ from videollm_mod.bench.models import (
     decoder_config,
     fill_up,
     parse_route,
+    weights_read,
 )
 from videollm_mod.depth import flops
 
