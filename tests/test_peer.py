@@ -54,9 +54,10 @@ def test_ours_takes_the_ids_of_their_template_and_stays_silent(peer: ModuleType,
         assert template.tokenizer.decode(text[1:]) == peer.SYSTEM + "\n\n[,,,"
         logits[name] = ours.logits
     assert logits["dense"] != logits["routed"]
-    assert peer.compare_logits(logits["dense"], logits["dense"])["largest_difference"] == 0
+    silent = template.interval_id
+    assert peer.compare_logits(logits["dense"], logits["dense"], silent)["largest_difference"] == 0
     with pytest.raises(RuntimeError, match="not the same model"):
-        peer.compare_logits(logits["dense"], logits["routed"])
+        peer.compare_logits(logits["dense"], logits["routed"], silent)
 
 
 def test_what_is_written_is_what_an_old_transformers_reads(folder: Path) -> None:
@@ -75,4 +76,4 @@ def test_the_curve_is_the_median_of_each_chunk(peer: ModuleType) -> None:
 
 def test_logits_of_other_sizes_are_no_agreement(peer: ModuleType) -> None:
     with pytest.raises(RuntimeError):
-        peer.compare_logits(torch.ones(2, 3).tolist(), torch.ones(2, 4).tolist())
+        peer.compare_logits(torch.ones(2, 3).tolist(), torch.ones(2, 4).tolist(), 0)

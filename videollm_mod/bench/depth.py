@@ -15,10 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from videollm_mod.bench.command import BenchDepth
 from videollm_mod.bench.measure import PeakMemory, Timing, environment, progress, time_in_turn
-from videollm_mod.bench.models import Stream, on_the_same_weights, train_step
+from videollm_mod.bench.models import Stream, as_in_a_session, on_the_same_weights, train_step
 from videollm_mod.depth import DepthPlan, apply_depth, flops
 from videollm_mod.depth.plan import parse_layers
-from videollm_mod.packed import pack_linears
 
 
 def measure(config: BenchDepth) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def measure(config: BenchDepth) -> dict[str, Any]:
 class Models:
     """Three decoders on the same weights: Transformers' own, routed by the plan `full`, and routed by ours.
 
-    The latter two stream with laid-out weights (packed.py), as a session does; they share the copies.
+    The latter two stream as in a session: with laid-out weights (packed.py), of which they share the copies.
     """
 
     untouched: LlamaForCausalLM
@@ -84,8 +83,8 @@ class Models:
         first = LlamaForCausalLM(llama)
         return cls(
             untouched=first,
-            dense=pack_linears(apply_depth(on_the_same_weights(first), DepthPlan(layers="full"))),
-            routed=pack_linears(apply_depth(on_the_same_weights(first), plan)),
+            dense=as_in_a_session(apply_depth(on_the_same_weights(first), DepthPlan(layers="full"))),
+            routed=as_in_a_session(apply_depth(on_the_same_weights(first), plan)),
             plan=plan,
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
+from videollm_mod.attention import use_stream_attention
 from videollm_mod.bench.llms import llm_config
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
@@ -49,14 +50,19 @@ def parse_route(word: str) -> DepthPlan:
 def competitors(
     config: Any, routes: dict[str, DepthPlan], device: str = "cpu", dtype: str = "float32"
 ) -> list[Competitor]:
-    """Transformers' own, ours dense, and ours routed by each plan; those of ours stream with laid-out weights."""
+    """Transformers' own, ours dense, and ours routed by each plan; ours stream as in a session."""
     torch.manual_seed(0)
     with torch.device(device):
         first = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     made = [Competitor(UNTOUCHED, first.eval(), None)]
     for name, plan in {DENSE: DepthPlan("full"), **routes}.items():
-        made.append(Competitor(name, pack_linears(apply_depth(on_the_same_weights(first), plan)), plan))
+        made.append(Competitor(name, as_in_a_session(apply_depth(on_the_same_weights(first), plan)), plan))
     return made
+
+
+def as_in_a_session(model: Model) -> Model:
+    """With all that a StreamSession does to a model for speed."""
+    return use_stream_attention(pack_linears(model))
 
 
 def on_the_same_weights(model: Model) -> Model:

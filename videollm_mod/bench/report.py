@@ -79,7 +79,21 @@ def _depth(found: Found) -> tuple[list[str], Draw | None]:
     ]
     table = _table(["", "routed / dense", "FLOPs", "× bound"], [[*row, row[1] / row[2]] for row in rows])
     shares = ", ".join(f"{ratio:.3f} ({tokens} tokens)" for tokens, ratio in found["kv_bytes"].items())
-    return [table, f"Activation peak {found['activation_peak']:.3f}; KV bytes {shares}."], None
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for number, (tokens, points) in enumerate(found["stream_all"].items()):
+            frames, colour = [int(age) for age in points], f"C{number}"
+            axes.plot(frames, [point["ratio"] for point in points.values()], f"{colour}o-", label=f"{tokens} tokens")
+            bounds = [point["flops_bound"] for point in points.values()]
+            axes.plot(frames, bounds, f"{colour}--", label=f"{tokens} tokens, FLOPs")
+        axes.set_xlabel("frames seen")
+        axes.set_ylabel("ms per frame, routed / dense")
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+
+    return [table, f"Activation peak {found['activation_peak']:.3f}; KV bytes {shares}."], draw
 
 
 def _train(found: Found) -> tuple[list[str], Draw | None]:

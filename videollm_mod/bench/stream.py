@@ -128,9 +128,7 @@ def told_of(config: BenchStream, rival: Competitor, pair: Pair, tokens: int, fra
         who: flops.kv_bytes(llm, plan, frames, frames, tokens, bytes_per_value=size)
         for who, plan in (("own", rival.plan), ("dense", None))
     }
-    weights = size * sum(
-        weight.numel() for name, weight in rival.model.named_parameters() if "embed_tokens" not in name
-    )
+    weights = weights_read(rival.model)
     told = {
         **against(own.wall_ms / dense.wall_ms, cost["own"] / cost["dense"]),
         "ratio_cpu_time": own.cpu_ms / dense.cpu_ms,

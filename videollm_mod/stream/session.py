@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from videollm_mod.attention import use_stream_attention
 from videollm_mod.depth import RaggedCache
 from videollm_mod.depth.layer import find_decoder, turned, turns
 from videollm_mod.model import StreamingVideoLM
@@ -73,6 +74,7 @@ class StreamSession:
             raise InputError(f"window {window} is no time; give seconds of video, such as 30.")
         self.model, self.template, self.settings = model, model.template, model.settings
         pack_linears(model)  # on a CPU, two to four times as fast
+        use_stream_attention(model.lm)
         self.threshold = self.settings.threshold if threshold is None else threshold
         self.grid: tuple[int, int] = model.encoder.grid
         self.image_size: int = model.encoder.tower.image_size
