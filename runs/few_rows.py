@@ -1,6 +1,6 @@
 """Where a small frame's step goes on a CPU: linear layers and attention of few rows, each in several ways, in turn.
 
-    python runs/few_rows.py --out docs/results/few_rows.json     # two minutes, on a quiet machine
+    python runs/few_rows.py --out docs/results/few_rows.json     # on a quiet machine
     python runs/few_rows.py --layers 2 --keys 500 --repeats 5    # to see that it works
 
 A streamed frame of 10 tokens has 11 rows, 3 of which a routed layer keeps (padded to 4: depth/layout.py, ROW_BLOCK).
@@ -8,15 +8,15 @@ All weights and caches of several layers are gone through, so that nothing stays
 layer; CPU time beside wall time, because a busy machine disturbs it less. The last stdout line is the JSON.
 
     linear      the seven products of a Llama layer: as PyTorch has them, and laid out beforehand (packed.py)
-    attention   `sdpa`: with the mask that a routed or dense layer gives it; `matmul`: two products and a softmax, and
-                only the step's own keys masked, since every query sees all older ones
+    attention   Transformers' `sdpa` with the mask that a step has, and ours (attention.py); heads with keys of
+                their own, and four that share them; `read` is a sum over all keys and values, which no attention can undercut
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs without being install
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from videollm_mod.attention import stream_attention
 from videollm_mod.bench.measure import environment, progress, rounded, time_in_turn
 from videollm_mod.files import atomic_write
 from videollm_mod.packed import pack_linears
@@ -45,37 +47,28 @@ def through(layers: list[nn.ModuleList], x: Tensor, wide: Tensor) -> None:
             linear(wide if linear.in_features == wide.shape[-1] else x)
 
 
-def with_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """(1, heads, rows, e) x (1, heads, keys, e); mask (1, 1, rows, keys) bool."""
-    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-def with_matmul(q: Tensor, k: Tensor, v: Tensor, own: Tensor) -> Tensor:
-    """The same; own (rows, rows): 0 where a query sees a key of its own step, -inf where not."""
-    scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-1, -2))  # (1, heads, rows, keys)
-    scores[..., -own.shape[1] :] += own
-    return torch.matmul(scores.softmax(-1), v)
-
-
-def attention(rows: int, keys: int, caches: list[tuple[Tensor, Tensor]]) -> dict[str, Callable[[], object]]:
+def attention(
+    rows: int, keys: int, shared: int, caches: list[tuple[Tensor, Tensor]]
+) -> dict[str, Callable[[], object]]:
+    """Of `rows` queries over `keys` entries; each head of keys serves `shared` heads of queries."""
     heads, e = caches[0][0].shape[1], caches[0][0].shape[3]
+    module = nn.Module()
+    module.num_key_value_groups = shared  # what Transformers' function asks its layer for
     q = torch.randn(1, heads, rows, e)
-    own = torch.full((rows, rows), -math.inf).triu(1)
-    mask = torch.ones(1, 1, rows, keys, dtype=torch.bool)
-    mask[..., -rows:] = own == 0
-    views = [(k[:, :, :keys], v[:, :, :keys]) for k, v in caches]
+    mask = torch.ones(1, 1, rows, keys, dtype=torch.bool).tril(keys - rows)
+    views = [(k[:, : heads // shared, :keys], v[:, : heads // shared, :keys]) for k, v in caches]
 
     @torch.inference_mode()
-    def run(how: Callable[..., Tensor], seen: Tensor) -> None:
+    def run(how: Callable[..., object]) -> None:
         for k, v in views:
-            how(q, k, v, seen)
+            how(module, q, k, v, mask)
 
     @torch.inference_mode()
     def read() -> None:
         for k, v in views:  # a sum of everything: what reading alone takes
             k.sum(), v.sum()
 
-    return {"sdpa": lambda: run(with_sdpa, mask), "matmul": lambda: run(with_matmul, own), "read": read}
+    return {"transformers": lambda: run(sdpa_attention_forward), "ours": lambda: run(stream_attention), "read": read}
 
 
 def time_linears(flags: argparse.Namespace) -> dict[str, Any]:
@@ -121,13 +114,13 @@ def main() -> None:
     e = flags.width // flags.heads
     caches = [torch.randn(2, 1, flags.heads, max(flags.keys), e).unbind() for _ in range(flags.layers)]
     result["attention"] = {}
-    for keys in flags.keys:
-        result["attention"][str(keys)] = {}
-        for rows in flags.rows:
-            told = per_layer(attention(rows, keys, caches), flags.layers, flags.repeats)
-            result["attention"][str(keys)][str(rows)] = told
+    for shared in (1, 4):
+        ages = result["attention"][f"{shared} heads share keys"] = {}
+        for keys, rows in itertools.product(flags.keys, flags.rows):
+            told = per_layer(attention(rows, keys, shared, caches), flags.layers, flags.repeats)
+            ages.setdefault(str(keys), {})[str(rows)] = told
             shown = ", ".join(f"{name} {value['ms']:.3f} ({value['cpu_ms']:.3f})" for name, value in told.items())
-            progress(f"attention, {rows} rows, {keys} keys: {shown} ms a layer (CPU)")
+            progress(f"attention, {rows} rows, {keys} keys, shared by {shared}: {shown} ms a layer (CPU)")
     result["setup"] = {key: value for key, value in vars(flags).items() if key != "out"}
     result |= environment()
     result = rounded(result)

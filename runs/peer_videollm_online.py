@@ -209,8 +209,11 @@ class Theirs:
 
     def close(self) -> None:
         if self.process.poll() is None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait(timeout=30)
+            self.process.stdin.close()  # it then ends by itself
+            try:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------

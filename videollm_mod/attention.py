@@ -67,5 +67,6 @@ def use_stream_attention(model: Model) -> Model:
     AttentionInterface.register(STREAM_SDPA, stream_attention)
     AttentionMaskInterface.register(STREAM_SDPA, sdpa_mask)
     if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(STREAM_SDPA)
+        if model._can_set_attn_implementation():  # classes of the old style choose theirs when they are built
+            model.set_attn_implementation(STREAM_SDPA)
     return model

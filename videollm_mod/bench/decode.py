@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,13 @@ def measure_clip(config: BenchDecode, clip: Path, torchcodec: Any) -> dict[str, 
     for task, fps in (("every", None), ("sampled", config.fps)):
         every = max(round(config.rate / config.fps), 1) if fps else 1
         readers: dict[str, Callable[[], int]] = {
-            "ours": lambda fps=fps: read_ours(clip, fps),
-            "pyav": lambda every=every: read_pyav(clip, every, "SLICE", config.threads),
-            "pyav_auto": lambda every=every: read_pyav(clip, every, "AUTO", config.threads),
-            "decoding": lambda: read_pyav(clip, 0, "AUTO", config.threads),
+            "ours": partial(read_ours, clip, fps),
+            "pyav": partial(read_pyav, clip, every, "SLICE", config.threads),
+            "pyav_auto": partial(read_pyav, clip, every, "AUTO", config.threads),
+            "decoding": partial(read_pyav, clip, 0, "AUTO", config.threads),
         }
         if torchcodec is not None:
-            readers["torchcodec"] = lambda fps=fps: read_torchcodec(torchcodec, clip, fps, config.threads)
+            readers["torchcodec"] = partial(read_torchcodec, torchcodec, clip, fps, config.threads)
         given = {name: read() for name, read in readers.items()}  # which also warms up
         frames = given["decoding"]
         if abs(given["ours"] - given["pyav"]) > 1:  # the last grid time may lie in the last picture's own time

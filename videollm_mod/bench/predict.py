@@ -12,8 +12,10 @@ What a real machine adds (launching kernels, activations, growing buffers) is no
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from videollm_mod.bench.cards import Card
@@ -33,20 +35,25 @@ class Weights:
 
 def count_weights(config: Any, dtype: str) -> Weights:
     """Counted on the model itself, on the meta device. Embeddings stay in bf16 where the rest is quantised."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    table = model.get_input_embeddings().weight.numel()
-    head = model.get_output_embeddings().weight.numel()
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    total, table, head, tied = _numbers(config.to_json_string(use_diff=False))
     outside = table if tied else table + head  # in bf16, if the rest is smaller
     each = BYTES[dtype]
     ends = max(each, 2.0)
     layers = (total - outside) * each
     return Weights(stored=layers + outside * ends, read=layers + head * ends)
+
+
+@cache
+def _numbers(config: str) -> tuple[int, int, int, bool]:
+    """Of a config as JSON: parameters in all, of the table of embeddings, of the head, and whether those two are one."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config)))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return total, table.numel(), head.numel(), table is head
 
 
 @dataclass(frozen=True)
