@@ -9,7 +9,7 @@ layer; CPU time beside wall time, because a busy machine disturbs it less. The l
 
     linear      the seven products of a Llama layer: as PyTorch has them, and laid out beforehand (packed.py)
     attention   Transformers' `sdpa` with the mask that a step has, and ours (attention.py); heads with keys of
-                their own, and four that share them; `read` is a sum over all keys and values, which no attention can undercut
+                their own, and four that share them; `read` is a sum over all keys and values: no attention is faster
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def count_weights(config: Any, dtype: str) -> Weights:
 
 @cache
 def _numbers(config: str) -> tuple[int, int, int, bool]:
-    """Of a config as JSON: parameters in all, of the table of embeddings, of the head, and whether those two are one."""
+    """Of a config as JSON: parameters in all, of the embeddings, of the head, and whether those two are one."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
