@@ -48,6 +48,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data stats": ("videollm_mod.data.command:stats", "Count a data set's videos, sentences and seconds."),
     "data build": ("videollm_mod.data.command:build", "A data set's streams as a file, to train on or to evaluate."),
     "extract": ("videollm_mod.data.extract_command:extract", "Frames of videos as a tower's features, on disk."),
+    "bench flops": (
+        "videollm_mod.bench.fronts:bench_flops",
+        "FLOPs and KV bytes of plans at true size, by formula and counted.",
+    ),
+    "bench train": ("videollm_mod.bench.fronts:bench_train", "Time a training step of every plan against dense."),
+    "bench stream": ("videollm_mod.bench.fronts:bench_stream", "Time frames early and late in a stream, every plan."),
+    "bench decode": ("videollm_mod.bench.fronts:bench_decode", "Time the video reader against PyAV and torchcodec."),
+    "bench predict": (
+        "videollm_mod.bench.fronts:bench_predict",
+        "Reckon what a model and a camera of your own will cost.",
+    ),
+    "bench report": ("videollm_mod.bench.fronts:bench_report", "Draw the page and the plots of all results."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 

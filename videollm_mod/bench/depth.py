@@ -11,15 +11,13 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from videollm_mod.bench.command import BenchDepth
 from videollm_mod.bench.measure import PeakMemory, Timing, environment, progress, time_in_turn
-from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
-from videollm_mod.depth.cache import RaggedLayer
+from videollm_mod.bench.models import Stream, as_in_a_session, on_the_same_weights, train_step
+from videollm_mod.depth import DepthPlan, apply_depth, flops
 from videollm_mod.depth.plan import parse_layers
-from videollm_mod.packed import pack_linears
 
 
 def measure(config: BenchDepth) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def measure(config: BenchDepth) -> dict[str, Any]:
 class Models:
     """Three decoders on the same weights: Transformers' own, routed by the plan `full`, and routed by ours.
 
-    The latter two stream with laid-out weights (packed.py), as a session does; they share the copies.
+    The latter two stream as in a session: with laid-out weights (packed.py), of which they share the copies.
     """
 
     untouched: LlamaForCausalLM
@@ -85,20 +83,10 @@ class Models:
         first = LlamaForCausalLM(llama)
         return cls(
             untouched=first,
-            dense=pack_linears(apply_depth(_on_the_same_weights(first), DepthPlan(layers="full"))),
-            routed=pack_linears(apply_depth(_on_the_same_weights(first), plan)),
+            dense=as_in_a_session(apply_depth(on_the_same_weights(first), DepthPlan(layers="full"))),
+            routed=as_in_a_session(apply_depth(on_the_same_weights(first), plan)),
             plan=plan,
         )
-
-
-def _on_the_same_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Another model of the same class that shares every parameter and buffer, and so the gradients."""
-    twin = type(model)(type(model.config)(**model.config.to_dict()))
-    for name, module in model.named_modules():
-        own = twin.get_submodule(name)
-        own._parameters.update(module._parameters)
-        own._buffers.update(module._buffers)
-    return twin
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -117,8 +105,8 @@ def measure_training(config: BenchDepth, models: Models) -> dict[str, Any]:
     index = torch.tensor([[*chain(*frames), *[-1] * config.train_text]])  # (1, tokens)
     ids = torch.randint(config.vocabulary, index.shape)
     runs = {
-        "dense": lambda: _train_step(models.dense, ids, index),
-        "routed": lambda: _train_step(models.routed, ids, index),
+        "dense": lambda: train_step(models.dense, ids, index),
+        "routed": lambda: train_step(models.routed, ids, index),
     }
     for weight in models.untouched.parameters():  # the gradients of all three
         weight.grad = torch.zeros_like(weight)
@@ -156,14 +144,6 @@ def measure_training(config: BenchDepth, models: Models) -> dict[str, Any]:
         f"ratio {result['activation_peak']:.3f}"
     )
     return result
-
-
-def _train_step(model: LlamaForCausalLM, ids: Tensor, index: Tensor) -> None:
-    """Labels stand at text tokens; the logits that predict them are one position earlier."""
-    labelled = (index[0] < 0).nonzero().squeeze(1)
-    hidden = model.model(input_ids=ids, frame_index=index, use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden[0, (labelled - 1).clamp(min=0)])  # (labels, vocabulary)
-    nn.functional.cross_entropy(logits, ids[0, labelled]).backward()
 
 
 # --- streaming -------------------------------------------------------------------------------------------------------
@@ -232,55 +212,3 @@ def time_stream(
     }
     timing = time_in_turn({name: stream.step for name, stream in streams.items()}, config.stream_steps)
     return timing, {name: stream.cache.kv_bytes for name, stream in streams.items()}
-
-
-@dataclass
-class Stream:
-    """A stream that is `frame` frames old. `step` takes it one frame further."""
-
-    decoder: LlamaModel
-    cache: Any  # RaggedCache or DynamicCache
-    tokens: int
-    frame: int
-    depth: bool  # whether the decoder knows `frame_index`
-
-    @torch.inference_mode()
-    def step(self) -> None:
-        embeds = torch.randn(1, self.tokens + 1, self.decoder.config.hidden_size)
-        index = {"frame_index": torch.tensor([[self.frame] * self.tokens + [-1]])} if self.depth else {}
-        self.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **index)
-        self.frame += 1
-
-    @classmethod
-    def filled(cls, model: LlamaForCausalLM, tokens: int, frames: int, plan: DepthPlan | None) -> Stream:
-        """A routed or dense stream, as old as said, of random keys and values.
-
-        Streaming there would take longer than everything else together, and leave caches of the very same sizes. Kept
-        places are evenly spaced.
-        """
-        cache = RaggedCache(model.config.num_hidden_layers)
-        # in two goes, so that the buffers have room to grow, as they do on the way
-        for first, last in ((0, 3 * frames // 4), (3 * frames // 4, frames)):
-            entries = flops.kv_entries(model.config, plan, last - first, last - first, tokens)
-            span = (last - first) * (tokens + 1)
-            for layer, count in zip(cache.layers, entries):
-                assert isinstance(layer, RaggedLayer)
-                slots = first * (tokens + 1) + torch.arange(count) * span // max(count, 1)
-                layer.expect(span, slots[None], [count])
-                if count:
-                    layer.update(*_random_entries(model.config, count))
-        return cls(model.model, cache, tokens, frames, depth=True)
-
-    @classmethod
-    def untouched(cls, model: LlamaForCausalLM, tokens: int, frames: int) -> Stream:
-        """The same for Transformers' own cache: all layers full."""
-        cache = DynamicCache()
-        for layer in range(model.config.num_hidden_layers if frames else 0):
-            cache.update(*_random_entries(model.config, frames * (tokens + 1)), layer)
-        return cls(model.model, cache, tokens, frames, depth=False)
-
-
-def _random_entries(config: LlamaConfig, count: int) -> tuple[Tensor, Tensor]:
-    """Keys and values, (1, heads, count, head_dim): one random entry, repeated, because to draw them all takes long."""
-    keys, values = torch.randn(2, 1, config.num_attention_heads, 1, config.hidden_size // config.num_attention_heads)
-    return keys.expand(-1, -1, count, -1), values.expand(-1, -1, count, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import sys
@@ -33,6 +34,11 @@ class Timing:
     def cpu_ms(self) -> float:
         return statistics.median(self.cpu)
 
+    def percentile(self, percent: float) -> float:
+        """Milliseconds that so many percent of the repeats do not exceed (nearest rank: always one that was timed)."""
+        ordered = sorted(self.wall)
+        return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
+
     @staticmethod
     def pooled(timings: Iterable[Timing]) -> Timing:
         """All the repeats of several measurements as one."""
@@ -40,20 +46,44 @@ class Timing:
         return Timing(tuple(ms for t in every for ms in t.wall), tuple(ms for t in every for ms in t.cpu))
 
 
-def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
-    """Time the competitors A B, B A, A B, ... so that whatever else the machine does hits all of them alike."""
+def time_in_turn(
+    runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, wait: Callable[[], object] = lambda: None
+) -> dict[str, Timing]:
+    """Time the competitors A B, B A, A B, ... so that whatever else the machine does hits all of them alike.
+
+    `wait` returns when all that was started has ended: a GPU works on after a call has returned (`wait_for`).
+    """
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     for turn in range(warmup + repeats):
         for name in order:
+            wait()
             start, start_cpu = time.perf_counter(), time.process_time()
             runs[name]()
+            wait()
             if turn >= warmup:
                 wall[name].append(1e3 * (time.perf_counter() - start))
                 cpu[name].append(1e3 * (time.process_time() - start_cpu))
         order.reverse()
     return {name: Timing(tuple(wall[name]), tuple(cpu[name])) for name in runs}
+
+
+def wait_for(device: str) -> Callable[[], object]:
+    """What waits until a device has nothing left to do."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+def free_memory(device: str) -> float:
+    """Bytes that may still be taken on a device; infinite where nobody tells."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return math.inf
+    free = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024.0 * int(free[0]) if free else math.inf
 
 
 class PeakMemory(TorchDispatchMode):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from videollm_mod.attention import STREAM_SDPA
 from videollm_mod.depth.cache import RaggedCache, RaggedLayer
 from videollm_mod.depth.expert import LayerExpert, kept_tokens
 from videollm_mod.depth.families import INSTEAD, first_norm, has_window, is_own, refuse_layers, refuse_recurrent
@@ -322,7 +323,7 @@ class DepthDecoder(nn.Module):
 
     def _refuse_what_cannot_work(self) -> None:
         implementation = self.config._attn_implementation
-        if implementation in ("eager", "sdpa", IMPLEMENTATION):
+        if implementation in ("eager", "sdpa", STREAM_SDPA, IMPLEMENTATION):
             return
         if "flash" not in str(implementation):
             raise InputError(f"attn_implementation='{implementation}' cannot be routed; use sdpa, eager or flash.")

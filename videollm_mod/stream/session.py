@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from videollm_mod.attention import use_stream_attention
 from videollm_mod.depth import RaggedCache
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.packed import pack_linears
@@ -107,6 +108,7 @@ class StreamSession:
             raise InputError(f"threshold {threshold} is outside [0, 1]; it is a probability.")
         self.model, self.template, self.settings = model, model.template, model.settings
         pack_linears(model)  # on a CPU, two to four times as fast
+        use_stream_attention(model.lm)
         self.threshold = self.settings.threshold if threshold is None else threshold
         self.grid: tuple[int, int] = model.encoder.grid
         self.image_size: int = model.encoder.tower.image_size

@@ -1,0 +1,132 @@
+"""`bench report`: every result that is there is on the page, and nothing that is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from videollm_mod.bench.fronts import BenchReport, bench_report
+from videollm_mod.types import InputError
+
+ROOT = Path(__file__).parents[1]
+RIVALS = {
+    name: {
+        "ms": 10.0 * ratio,
+        "ratio": ratio,
+        "flops_bound": bound,
+        "times_bound": ratio / bound,
+        "activation_peak": bound,
+    }
+    for name, ratio, bound in (("transformers", 1.1, 1.0), ("dense", 1.0, 1.0), ("interleaved@0.2", 0.63, 0.6))
+}
+POINT = {
+    name: {**told, "p50": told["ms"], "p95": 21.0, "p99": 22.0, "bytes_bound": 0.8, "kv_bytes": 3 * 2**20}
+    for name, told in RIVALS.items()
+}
+RESULTS: dict[str, dict[str, Any]] = {
+    "bench_train": {"train": {"labels": RIVALS, "all": RIVALS}, "cpu": "a CPU", "threads": 2},
+    "bench_stream": {"points": {"10": {"100": POINT, "300": {**POINT, "early-exit": {"left_out": "needs 40 GiB"}}}}},
+    "bench_decode": {
+        "decode": {
+            "h264": {
+                "640x360": {
+                    "every": {
+                        "frames_per_second": {"ours": 1234.0, "pyav": 600.0, "pyav_auto": 1200.0},
+                        "speedup_over_pyav": 2.057,
+                        "of_decoding_alone": 0.9,
+                    }
+                }
+            }
+        },
+        "left_out": {"torchcodec": "is not installed"},
+    },
+    "peer_videollm_online": {
+        "at": {
+            "600": {"peer_ms": 300.0, "dense_ms": 180.0, "dense_ratio": 0.6, "routed_ms": 120.0, "routed_ratio": 0.4321}
+        },
+        "logits": {"frames": 5, "largest_difference": 1e-5, "largest": 30.0},
+        "curves": {"theirs": [1.0, 2.0], "ours, dense": [1.0, 1.5], "ours, routed": [1.0, 1.2]},
+        "curve_frames": [20, 40],
+    },
+    "bench_soak": {
+        "frames": 100_000,
+        "slowdown": 1.0432,
+        "rss_growth": 0.011,
+        "points": [{"frames": n, "ms": 5.0, "rss": 2e8, "kv_bytes": 1e6} for n in (1000, 2000)],
+    },
+    "bench_engine": {"speedup": {"4": 1.8765, "16": 2.5}, "note": "a word"},
+}
+
+
+def report(folder: Path, results: dict[str, Any], out: str = "bench.md") -> tuple[dict[str, Any], str]:
+    for name, value in results.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    told = bench_report(BenchReport(folder, folder / out))
+    return told, Path(told["page"]).read_text()
+
+
+def test_the_stored_results_of_this_repository_make_a_page(tmp_path: Path) -> None:
+    told = bench_report(BenchReport(ROOT / "docs" / "results", tmp_path / "bench.md"))
+    stored = json.loads((ROOT / "docs" / "results" / "bench_depth.json").read_text())
+    page = (tmp_path / "bench.md").read_text()
+    assert "bench_depth" in told["results"]
+    assert f"{stored['train_step']:.3f}" in page and f"{stored['stream']['10']:.3f}" in page
+
+
+def test_each_result_has_its_section_its_numbers_and_where_it_has_curves_its_picture(tmp_path: Path) -> None:
+    told, page = report(tmp_path, RESULTS)
+    assert sorted(told["results"]) == sorted(RESULTS)
+    for number in (
+        "0.630",
+        "1,234",
+        "0.432",
+        "1.043",
+        "+1.1%",
+        "1.877",
+        "needs 40 GiB",
+        "torchcodec: is not installed",
+    ):
+        assert number in page, number
+    drawn = {"bench_train", "bench_stream", "peer_videollm_online", "bench_soak"}
+    assert set(told["pictures"]) == {f"{name}.png" for name in drawn}
+    for name in told["pictures"]:
+        assert f"](bench/{name})" in page
+        assert (tmp_path / "bench" / name).read_bytes().startswith(b"\x89PNG")
+    assert "Not measured yet: `bench_depth.json`, `bench_flops.json`." in page
+
+
+def test_a_folder_gets_a_readme_and_the_pictures_beside_it(tmp_path: Path) -> None:
+    told, page = report(tmp_path, {"bench_train": RESULTS["bench_train"]}, out="bench")
+    assert told["page"] == str(tmp_path / "bench" / "README.md")
+    assert "](bench_train.png)" in page and (tmp_path / "bench" / "bench_train.png").is_file()
+
+
+def test_a_quick_run_is_marked_as_meaning_nothing(tmp_path: Path) -> None:
+    _, page = report(tmp_path, {"bench_train": {**RESULTS["bench_train"], "quick": True}})
+    assert "the numbers below mean nothing" in page
+
+
+def test_a_result_of_another_form_is_told_as_its_numbers(tmp_path: Path) -> None:
+    told, page = report(tmp_path, {"bench_train": {"older": {"step": 0.4242}}, "bench_new": {"speed": 7.125}})
+    assert "| older.step | 0.424 |" in page
+    assert "## New" in page and "| speed | 7.125 |" in page
+    assert told["pictures"] == []
+
+
+def test_what_is_no_bench_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "eval_world.json").write_text('{"f1": 0.84}')
+    _, page = report(tmp_path, {"bench_engine": RESULTS["bench_engine"]})
+    assert "0.84" not in page
+
+
+def test_a_folder_without_results_and_a_broken_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no result of a bench"):
+        bench_report(BenchReport(tmp_path, tmp_path / "bench.md"))
+    with pytest.raises(InputError, match="is no folder"):
+        bench_report(BenchReport(tmp_path / "nowhere", tmp_path / "bench.md"))
+    (tmp_path / "bench_train.json").write_text("{")
+    with pytest.raises(InputError, match=r"bench_train\.json is not JSON"):
+        bench_report(BenchReport(tmp_path, tmp_path / "bench.md"))
