@@ -210,6 +210,8 @@ class RaggedCache(Cache):
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
         self.frames: list[list[FrameSpan]] = []  # per row: the frames seen, by slot
+        # what a token reduction remembers, per row: number of a frame -> its memory behind it, so that it rolls back
+        self.memory: dict[int, dict[int, Any]] = {}
 
     # --- a frame is atomic: its kept set depends on all of its tokens ------------------------------------------------
 
@@ -254,10 +256,12 @@ class RaggedCache(Cache):
         A frame cut in two stays cut: what it keeps was chosen with all of its tokens, so the rest of it is refused.
         """
         position = max(position, 0)
-        for row in self.frames:
+        for at, row in enumerate(self.frames):
             del row[bisect_left(row, (position, 0, 0)) :]  # the frames that begin at `position` or later
             if row:
                 row[-1] = row[-1]._replace(end=min(row[-1].end, position))
+            for number in [n for n in self.memory.get(at, {}) if not row or n > row[-1].number]:
+                del self.memory[at][number]
         for layer in self.layers:
             layer.crop_to(position)
 
@@ -289,7 +293,7 @@ class RaggedCache(Cache):
 
     def reset(self) -> None:
         super().reset()
-        self.frames = []
+        self.frames, self.memory = [], {}
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -308,3 +312,4 @@ class RaggedCache(Cache):
     def _select_frames(self, rows: list[int]) -> None:
         if self.frames:
             self.frames = [list(self.frames[row]) for row in rows]
+            self.memory = {new: dict(self.memory[old]) for new, old in enumerate(rows) if old in self.memory}
