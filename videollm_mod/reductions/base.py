@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 Stage = Literal["frames", "tower", "tokens", "layer", "cache"]
 Streamable = Literal["causal", "lookahead", "question", "whole"]
 Positions = Literal["keep", "renumber"]
+HERE = 10**6  # as the layer of a signal: the one that has just run
 STAGES: tuple[Stage, ...] = ("frames", "tower", "tokens", "layer", "cache")
 
 
@@ -136,6 +137,16 @@ class Tokens:
             w = torch.sparse.mm(a.coalesce(), self.w).coalesce()
         return Tokens(x, self.positions[at], sizes, w)
 
+    def mixed(self, at: int, weights: Tensor) -> Tokens:
+        """One token made anew: in place `at` the mean of all, by weights (N,). Sizes stay: it stands for itself."""
+        weights = (weights / weights.sum()).to(self.x.dtype)
+        place = torch.tensor([at], device=self.x.device)
+        w = self.w
+        if w is not None:
+            dense = w.to_dense()
+            w = dense.index_copy(0, place, (weights.to(w.dtype) @ dense)[None]).to_sparse().coalesce()
+        return dataclasses.replace(self, x=self.x.index_copy(0, place, (weights @ self.x)[None]), w=w)
+
 
 def top(scores: Tensor, k: int) -> Tensor:
     """The k places with the highest scores (N,), ascending: (k,) int64. Ties go to the lower index."""
@@ -145,10 +156,12 @@ def top(scores: Tensor, k: int) -> Tensor:
 class Signals:
     """What a method asked for by `needs`, row by row as its tokens, and a memory for what it wants to know later.
 
-    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative from the end) they are of:
+    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative from the end; HERE: the one that
+    has just run) they are of:
         of the tower (any stage behind it)
         cls_attention       (N,) attention of the CLS query to each cell, mean over heads
         received_attention  (N,) attention that each cell gets, mean over heads and over all queries, CLS included
+        tower_attention     (N, heads, N) attention of each cell to each, without CLS's share
         tower_keys          (N, heads, e) keys of each cell
         tower_values        (N, heads, e) values; `tower_cls_values` (heads, e) is the CLS's own (stage tower only)
         entropy             (N,) Shannon bits over 256 grey levels of each cell's pixels; layer 0
@@ -225,6 +238,10 @@ class Reduction:
     def count(self, n: int) -> int:
         """How many of n tokens are left in the end."""
         return keep_count(self.keep, n)
+
+    def prepare(self, tokens: Tokens) -> Tokens:
+        """Stage layer and cache: what a frame's tokens, none dropped, are made of before they enter the decoder."""
+        return tokens
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         """The method."""
