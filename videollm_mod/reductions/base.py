@@ -156,8 +156,8 @@ def top(scores: Tensor, k: int) -> Tensor:
 class Signals:
     """What a method asked for by `needs`, row by row as its tokens, and a memory for what it wants to know later.
 
-    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative from the end; HERE: the one that
-    has just run) they are of:
+    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative from the end; HERE: the
+    one that has just run) they are of:
         of the tower (any stage behind it)
         cls_attention       (N,) attention of the CLS query to each cell, mean over heads
         received_attention  (N,) attention that each cell gets, mean over heads and over all queries, CLS included

@@ -61,18 +61,13 @@ class TransPrune(Reduction):
         return shares
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
-        frame, cuts = int(tokens.frame[0]), self.cuts(signals.layers)
-        before: dict[int, Tensor] = signals.memory.get("transprune", {})  # frame -> (n,) of those that are left
         change = transition(signals["attention_in", HERE], signals["attention_out", HERE])
         change = change + transition(signals["mlp_in", HERE], signals["mlp_out", HERE])
-        if frame in before:
-            change = change + before[frame]
+        change = change + signals.memory.get("transprune", 0.0)  # of the layers before, of those that are left
         score = change / change.sum()
         if self.attention and float(signals["text_attention", HERE].sum()) > 0:
             score = score + signals["text_attention", HERE] / signals["text_attention", HERE].sum()
-        stay = top(score, min(max(int(round(cuts[signals.layer] * signals.total, 9)), 1), len(tokens)))
-        left = {other: value for other, value in before.items() if other != frame}
-        if signals.layer != max(cuts):
-            left[frame] = change[stay]
-        signals.memory["transprune"] = left
+        share = self.cuts(signals.layers)[signals.layer]
+        stay = top(score, min(max(int(round(share * signals.total, 9)), 1), len(tokens)))
+        signals.memory["transprune"] = change[stay]
         return tokens.take(stay)
