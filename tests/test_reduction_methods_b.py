@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from videollm_mod.depth import keep_count
 from videollm_mod.reductions import Signals, Tokens
 from videollm_mod.reductions.aim import AIM, AIMPrune, importance, merge_pass, schedule
 from videollm_mod.reductions.base import HERE
@@ -222,9 +223,13 @@ def test_todres_greedy_step_is_the_best_single_step(n: int, seed: int) -> None:
 
 
 def test_todre_lets_a_frame_leave_that_text_does_not_look_at() -> None:
-    tokens, text = Tokens.of_frame(noise(4, 2), (2, 2)), torch.ones(1, 2)
-    for attention, left in (([0.01, 0.02, 0.03, 0.01], [2]), ([0.05, 0.05, 0.0, 0.0], [0, 1, 2, 3])):
-        signals = Signals({("text_attention", HERE): torch.tensor(attention)}, text=text, layer=6, layers=8, total=4)
+    tokens = Tokens.of_frame(noise(4, 2), (2, 2))
+    for attention, left in (
+        ([0.01, 0.02, 0.03, 0.01], [2]),
+        ([0.05, 0.05, 0.0, 0.0], [0, 1, 2, 3]),
+        ([0.0] * 4, [0, 1, 2, 3]),
+    ):
+        signals = Signals({("text_attention", HERE): torch.tensor(attention)}, layer=6, layers=8, total=4)
         out = ToDREExit().reduce(tokens, signals)
         assert (2 * out.positions[:, 1] + out.positions[:, 2]).tolist() == left
     assert ToDREExit().cuts(8) == {6: 1.0}  # behind the seventh of eight
@@ -289,7 +294,7 @@ def test_transprune_cuts_as_published() -> None:
     left = 576
     for layer in range(32):
         counts.append(left)
-        left = int(round(cuts[layer] * 576, 9)) if layer in cuts else left
+        left = keep_count(cuts[layer], 576) if layer in cuts else left
     assert counts == [576] * 7 + [504] * 2 + [360] * 3 + [72] * 20
     assert sum(counts) / 32 == 236.25
 
@@ -373,8 +378,14 @@ def test_grt_keeps_what_changed_since_it_was_last_seen_to_change(metric: str) ->
 
 def test_quickvideo_keeps_short_keys_in_their_order() -> None:
     assert smallest_keys(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [9.0, 0.0]]), 2).tolist() == [1, 2]
-    assert [QuickVideo(0.5, "linear").count_at(16, layer, 4) for layer in range(4)] == [8, 6, 4, 2]
-    assert [QuickVideo(0.5, "exponential", 0.5).count_at(16, layer, 4) for layer in range(5)] == [8, 4, 2, 1, 1]
+    assert [QuickVideo(0.5, decay="linear").count_at(16, layer, 4) for layer in range(4)] == [8, 6, 4, 2]
+    assert [QuickVideo(0.5, decay="exponential", factor=0.5).count_at(16, layer, 4) for layer in range(5)] == [
+        8,
+        4,
+        2,
+        1,
+        1,
+    ]
 
 
 def test_videoscans_carrier_is_the_mean_and_stays_with_what_it_attends_to() -> None:

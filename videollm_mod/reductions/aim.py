@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from videollm_mod.depth.plan import keep_count
 from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
 
 
@@ -85,8 +86,8 @@ class AIMPrune(Reduction):
     keep          share left in the end. The authors' schedule goes to 0: at least one is left here.
     first, last   shares of the layers between which it falls from 1, in even steps: 14 and 22 of 28.
     temperature, rounds    of the page rank: 0.1 and 5.
-    Theirs ranks by the attention of the whole sequence, the question included, and lets dropped tokens walk on; here
-    each frame by itself, among those that are left, so that it needs no question and no later frame.
+    Theirs ranks by the attention of the whole sequence, the question included, and lets dropped tokens walk on; here each
+    frame by itself, among those that are left, so that it needs no question and no later frame. Theirs rounds down.
     """
 
     keep: float = 0.125
@@ -113,7 +114,7 @@ class AIMPrune(Reduction):
         later = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=keys.device).triu(1)
         rank = importance(logits.masked_fill(later, -torch.inf), self.temperature, self.rounds)
         share = self.cuts(signals.layers)[signals.layer]
-        return tokens.top(rank, kept(share, signals.total, len(tokens)))
+        return tokens.top(rank, keep_count(share, signals.total))
 
 
 def schedule(layers: int, first: float, last: float, end: float) -> dict[int, float]:
@@ -128,8 +129,3 @@ def schedule(layers: int, first: float, last: float, end: float) -> dict[int, fl
         for layer in range(start, stop)
         if end < 1
     }
-
-
-def kept(share: float, total: int, left: int) -> int:
-    """How many of a frame's `total` tokens a share is: rounded down as the authors do, at least 1, at most `left`."""
-    return min(max(int(round(share * total, 9)), 1), left)

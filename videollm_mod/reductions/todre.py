@@ -89,6 +89,6 @@ class ToDREExit(Reduction):
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         attention = signals["text_attention", HERE]
-        if signals.text is None or not len(signals.text) or float(attention.sum()) >= self.threshold:
+        if not 0 < float(attention.sum()) < self.threshold:  # 0: no text has come yet
             return tokens
         return tokens.top(attention, super().count(len(tokens)))

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from videollm_mod.depth.plan import keep_count
 from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, top
 
 
@@ -28,8 +29,8 @@ class TransPrune(Reduction):
     first, last    shares of the layers: transitions of the 7th to the 12th of 32 add up, and the cuts are behind the
                7th, the 9th and the 12th.
     attention  whether the attention of text counts, too, where there is text behind a frame.
-    Theirs takes the attention from the layer that follows the cut, sums exp over text as well, and numbers positions
-    anew.
+    Theirs takes the attention from the layer that follows the cut, sums exp over text as well, rounds down, and numbers
+    positions anew.
     """
 
     keep: float = 0.125
@@ -68,6 +69,6 @@ class TransPrune(Reduction):
         if self.attention and float(signals["text_attention", HERE].sum()) > 0:
             score = score + signals["text_attention", HERE] / signals["text_attention", HERE].sum()
         share = self.cuts(signals.layers)[signals.layer]
-        stay = top(score, min(max(int(round(share * signals.total, 9)), 1), len(tokens)))
+        stay = top(score, keep_count(share, signals.total))
         signals.memory["transprune"] = change[stay]
         return tokens.take(stay)

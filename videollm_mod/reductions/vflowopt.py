@@ -137,8 +137,7 @@ class VFlowOptCuts(Reduction):
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         share = self.cuts(signals.layers)[signals.layer]
-        k = min(keep_count(share, signals.total), len(tokens))
-        return tokens.top(signals["received_attention", self.layer], k)
+        return tokens.top(signals["received_attention", self.layer], keep_count(share, signals.total))
 
 
 def mean_keep(enters: float, shares: tuple[float, float], layers: int = 28) -> float:
