@@ -86,8 +86,8 @@ class AIMPrune(Reduction):
     keep          share left in the end. The authors' schedule goes to 0: at least one is left here.
     first, last   shares of the layers between which it falls from 1, in even steps: 14 and 22 of 28.
     temperature, rounds    of the page rank: 0.1 and 5.
-    Theirs ranks by the attention of the whole sequence, the question included, and lets dropped tokens walk on; here each
-    frame by itself, among those that are left, so that it needs no question and no later frame. Theirs rounds down.
+    Theirs ranks by the attention of the whole sequence, the question included, and lets dropped tokens walk on; here
+    each frame by itself, among those that are left: no question and no later frame is needed. Theirs rounds down.
     """
 
     keep: float = 0.125
