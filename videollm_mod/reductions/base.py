@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 Stage = Literal["frames", "tower", "tokens", "layer", "cache"]
 Streamable = Literal["causal", "lookahead", "question", "whole"]
 Positions = Literal["keep", "renumber"]
-EACH = -1000  # as the layer of a signal: of each layer after which a method of stage tower or layer is called
+HERE = 10**6  # as the layer of a signal (stages tower, layer and cache): the one that has just run
 STAGES: tuple[Stage, ...] = ("frames", "tower", "tokens", "layer", "cache")
 
 
@@ -157,6 +157,16 @@ class Tokens:
             w = torch.sparse.mm(a.coalesce(), self.w).coalesce()
         return Tokens(x, self.positions[at], sizes, w)
 
+    def mixed(self, at: int, weights: Tensor) -> Tokens:
+        """One token made anew: in place `at` the mean of all, by weights (N,). Sizes stay: it stands for itself."""
+        weights = (weights / weights.sum()).to(self.x.dtype)
+        place = torch.tensor([at], device=self.x.device)
+        w = self.w
+        if w is not None:
+            dense = w.to_dense()
+            w = dense.index_copy(0, place, (weights.to(w.dtype) @ dense)[None]).to_sparse().coalesce()
+        return dataclasses.replace(self, x=self.x.index_copy(0, place, (weights @ self.x)[None]), w=w)
+
 
 def top(scores: Tensor, k: int) -> Tensor:
     """The k places with the highest scores (N,), ascending: (k,) int64. Ties go to the lower index."""
@@ -166,15 +176,17 @@ def top(scores: Tensor, k: int) -> Tensor:
 class Signals:
     """What a method asked for by `needs`, row by row as its tokens, and a memory for what it wants to know later.
 
-    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative: from the end) they are of:
-        of the tower (stages tower, frames, tokens)
+    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative: from the end) they are of;
+    HERE is the one that has just run:
+        of the tower (all stages but cache; stage tower: layer HERE)
         cls_attention       (N,) attention of the CLS query to each cell, mean over heads. SigLIP has no CLS query:
                             there it is received_attention
         received_attention  (N,) attention that each cell gets, mean over heads and over all queries, CLS included
+        tower_attention     (N, heads, N) attention of each cell to each, without CLS's share
         tower_keys          (N, heads, e) keys of each cell
         tower_values        (N, heads, e) values; `tower_cls_values` (heads, e) is the CLS's own (stage tower only)
         entropy             (N,) Shannon bits over 256 grey levels of each cell's pixels; layer 0
-        of the decoder (stage layer: layer EACH; stage cache: not yet)
+        of the decoder (stage layer, layer HERE; in stage cache queries and keys alone)
         last_attention      (N,) attention of the token that decides whether to speak, mean over heads
         text_attention      (N,) attention of the text that follows the frame in this step, before the next frame: mean
                             over heads and queries. In a live stream that is the deciding token, or nothing (zeros)
@@ -254,6 +266,10 @@ class Reduction:
     def count(self, n: int) -> int:
         """How many of n tokens are left in the end."""
         return keep_count(self.keep, n)
+
+    def prepare(self, tokens: Tokens) -> Tokens:
+        """Stages layer and cache: what a frame's tokens become before they enter the decoder, none dropped."""
+        return tokens
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         """The method."""

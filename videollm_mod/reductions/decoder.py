@@ -18,7 +18,7 @@ from videollm_mod.depth.cache import RaggedCache
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.layout import FrameLayout, FrameSpan
 from videollm_mod.reductions.attention import Heard, listening
-from videollm_mod.reductions.base import EACH, Reduction, Signals, Tokens
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class LayerCuts:
         self.halves: dict[str, Tensor] = {}
         self.memory: dict[tuple[int, int, int], dict[str, Any]] = {}  # part, row, frame -> of this step
         self.layout: FrameLayout | None = None
+        self.tower: dict[tuple[int, int], dict[tuple[str, int], Tensor]] = {}  # row, frame -> its cells' signals
         self.stack = ExitStack()
 
     def __enter__(self) -> LayerCuts:
@@ -70,7 +71,7 @@ class LayerCuts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stack.close()
-        self.heard, self.halves, self.memory, self.layout = None, {}, {}, None
+        self.heard, self.halves, self.memory, self.layout, self.tower = None, {}, {}, None, {}
 
     def _hear(self, heard: Heard) -> None:
         self.heard = heard
@@ -109,8 +110,11 @@ class LayerCuts:
                         continue
                     following = spans[number + 1].begin if number + 1 < len(spans) else layout.tokens
                     tokens = self._tokens(flat[places], places - begin - 1, span.number)
+                    values = ran.signals(part, places - row * layout.tokens, span, following, decides)
+                    told = self.tower.get((row, span.number), {})
+                    values |= {need: told[need][places - begin - 1] for need in part.needs if need in told}
                     signals = Signals(
-                        ran.signals(part, places - row * layout.tokens, span, following, decides),
+                        values,
                         memory=self.memory.setdefault((at, row, span.number), {}),
                         layer=layer,
                         layers=len(self.layers),
@@ -165,9 +169,9 @@ class Ran:
         found: dict[tuple[str, int], Tensor] = {}
         for name, _ in part.needs:
             if name in OF_HALVES:
-                found[name, EACH] = self._rows(self.cuts.halves[name][self.row], tokens)
+                found[name, HERE] = self._rows(self.cuts.halves[name][self.row], tokens)
             elif name in OF_ATTENTION:
-                found[name, EACH] = self._attention(name, tokens, span, following, decides)
+                found[name, HERE] = self._attention(name, tokens, span, following, decides)
         return found
 
     def _attention(self, name: str, tokens: Tensor, span: FrameSpan, following: int, decides: bool) -> Tensor:
@@ -211,36 +215,93 @@ def _at(values: Tensor, names: Tensor, wanted: Tensor) -> Tensor:
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
-def evict(part: Reduction, cache: RaggedCache, model: StreamingVideoLM) -> None:
-    """Behind a step: `part` chooses which entries of the newest frames stay, layer by layer; batch of one.
+class Evictions:
+    """The stage cache: hears what its parts need while a step runs, and drops entries behind it. Goes in, comes out."""
 
-    With `frames_at_once` frames, only when that many have come; frames are counted by their numbers.
-    """
-    together, spans = part.frames_at_once(), cache.frames[0] if cache.frames else []
-    if not spans or (spans[-1].number + 1) % together or cache.evicted.get(0) == spans[-1].number:
-        return
-    newest = [span for span in spans if span.number > spans[-1].number - together]
-    columns, decides = model.encoder.grid[1], model.settings.decide == "last"
-    cache.evicted[0] = spans[-1].number
-    for number, layer in enumerate(cache.layers):
-        if layer.slots is None or not layer.lengths:
-            continue
+    def __init__(self, model: StreamingVideoLM, parts: Sequence[Reduction]) -> None:
+        self.model, self.parts = model, parts
+        self.layers = list(find_decoder(model.lm).layers)
+        self.needs = {name for part in parts for name, _ in part.needs}
+        for part in parts:
+            wrong = [name for name, layer in part.needs if name not in ("queries", "keys") or layer != HERE]
+            if wrong:
+                raise InputError(f"{part.label} needs {wrong[0]}; in stage cache there are queries and keys of HERE.")
+        self.heard: dict[int, Heard] = {}
+        self.layout: FrameLayout | None = None
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Evictions:
+        with ExitStack() as stack:
+            if "queries" in self.needs:
+                ears = {
+                    layer.self_attn: (lambda heard, at=at: self.heard.__setitem__(at, heard))
+                    for at, layer in enumerate(self.layers)
+                }
+                stack.enter_context(listening(ears))
+
+                def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+                    self.layout = kwargs.get("depth")
+
+                stack.callback(self.layers[0].register_forward_pre_hook(note, with_kwargs=True).remove)
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.close()
+        self.heard, self.layout = {}, None
+
+    def evict(self, cache: RaggedCache) -> None:
+        """Behind a step: each part chooses which entries of the newest frames stay, layer by layer; batch of one.
+
+        With `frames_at_once` frames, only when that many have come; frames are counted by their numbers.
+        """
+        spans = cache.frames[0] if cache.frames else []
+        if not spans or cache.evicted.get(0, -1) >= spans[-1].number:
+            return
+        for part in self.parts:
+            together = part.frames_at_once()
+            if (spans[-1].number + 1) % together == 0:
+                cache.evicted[0] = spans[-1].number
+                newest = [span for span in spans if span.number > spans[-1].number - together]
+                for number in range(len(cache.layers)):
+                    self._evict(part, cache, number, newest)
+        self.heard = {}
+
+    def _evict(self, part: Reduction, cache: RaggedCache, number: int, spans: list[FrameSpan]) -> None:
+        layer = cache.layers[number]
+        if layer.slots is None or not layer.lengths or layer.keys is None:
+            return
+        columns, decides = self.model.encoder.grid[1], self.model.settings.decide == "last"
         slots = layer.slots[0, : layer.lengths[0]]
         rows, places = [], []
-        for span in newest:
+        for span in spans:
             inside = ((slots > span.begin) & (slots < span.end - decides)).nonzero()[:, 0]
             cell = slots[inside] - span.begin - 1
             rows.append(inside)
             places.append(torch.stack([torch.full_like(cell, span.number), cell // columns, cell % columns], 1))
         at, positions = torch.cat(rows), torch.cat(places)
         if not len(at):
-            continue
-        assert layer.keys is not None
-        x = layer.keys[0, :, at].transpose(0, 1).flatten(1)  # (N, heads * e)
-        tokens = Tokens(x, positions, torch.ones(len(x), device=x.device))
-        total = sum(span.end - span.begin - 1 - decides for span in newest)
-        signals = Signals(layer=number, layers=len(cache.layers), total=total)
-        left = part.reduce(tokens, signals)
-        wanted = {tuple(place) for place in left.positions.tolist()}
-        gone = torch.tensor([tuple(place) not in wanted for place in positions.tolist()], device=at.device)
-        layer.evict(at[gone])
+            return
+        keys = layer.keys[0, :, at].transpose(0, 1)  # (N, heads, e)
+        tokens = Tokens(keys.flatten(1), positions, torch.ones(len(at), device=at.device))
+        values: dict[tuple[str, int], Tensor] = {}
+        if "queries" in self.needs:
+            queries = self._queries(number, layer.seen, slots[at])
+            values = {
+                ("queries", HERE): queries,
+                ("keys", HERE): keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1),
+            }
+        total = sum(span.end - span.begin - 1 - decides for span in spans)
+        left = part.reduce(tokens, Signals(values, layer=number, layers=len(cache.layers), total=total))
+        same = (positions[:, None] == left.positions[None]).all(-1).any(1)
+        layer.evict(at[~same])
+
+    def _queries(self, number: int, seen: int, slots: Tensor) -> Tensor:
+        """(N, heads, e) of the tokens in these slots; zeros for those of an earlier step."""
+        heard, layout = self.heard[number], self.layout
+        ran = layout.ran.get(number) if layout is not None else None
+        tokens = layout.tokens if layout is not None else heard.queries.shape[2]
+        place = torch.arange(tokens, device=slots.device) if ran is None else ran[0][0]
+        return _at(heard.queries[0].transpose(0, 1), place, slots - (seen - tokens))

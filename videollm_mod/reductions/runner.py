@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from videollm_mod.reductions.base import Compose, Positions, Reduction, Signals, Tokens
-from videollm_mod.reductions.decoder import LayerCuts, evict
+from videollm_mod.reductions.decoder import Evictions, LayerCuts
 from videollm_mod.reductions.tower import ALIVE, TowerSignals
 from videollm_mod.types import InputError
 
@@ -58,6 +58,8 @@ class Reducing:
         self.question = question
         self.tower = TowerSignals(model.encoder, self.parts)
         self.last: list[Tokens] = []  # if traced: what the newest step's frames became, a row's frames together
+        self.cuts: LayerCuts | None = None
+        self.evictions: Evictions | None = None
         self._stack = ExitStack()
         if positions == "renumber" and any(part.stage in ("layer", "cache") for part in self.parts):
             raise InputError(f"{reduction.label} drops tokens that have their positions; take positions='keep'.")
@@ -71,8 +73,9 @@ class Reducing:
                 model.encoder.forward = self.tower.encode  # type: ignore[method-assign]
                 stack.callback(model.encoder.__dict__.pop, "forward")
             layers = [part for part in self.parts if part.stage == "layer"]
-            if layers:
-                stack.enter_context(LayerCuts(model, layers))
+            self.cuts = stack.enter_context(LayerCuts(model, layers)) if layers else None
+            caches = [part for part in self.parts if part.stage == "cache"]
+            self.evictions = stack.enter_context(Evictions(model, caches)) if caches else None
             model.reducing = self
             stack.callback(setattr, model, "reducing", None)
             self._stack = stack.pop_all()
@@ -119,8 +122,13 @@ class Reducing:
         out = x.clone()
         alive = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         self.last = []
+        if self.cuts is not None:
+            self.cuts.tower = {}
         for row in rows_of(index, n):
             memory = newest(cache, row.number)
+            if self.cuts is not None:
+                for at, name in zip(row.frames, row.names):
+                    self.cuts.tower[row.number, name] = {need: values[at] for need, values in signals.items()}
             for frames in _together(row.frames, parts):
                 tokens = self._reduce(parts, frames, row, x, signals, memory)
                 self._place(tokens, frames, row, out, alive)
@@ -152,6 +160,8 @@ class Reducing:
         names = [row.names[at - row.frames[0]] for at in frames]
         start = {name: k * h * w for k, name in enumerate(names)}
         for number, part in enumerate(parts):
+            if part.stage in ("layer", "cache"):
+                tokens = part.prepare(tokens)
             if part.stage not in ("frames", "tokens"):
                 continue
             # a part that came before has made new tokens: each has the signals of the place where it stands
@@ -209,8 +219,8 @@ class Reducing:
 
     def leave(self, cache: Any) -> None:
         """After a step: let the parts of the stage cache drop entries of the frames that have come."""
-        for part in self.evicting:
-            evict(part, cache, self.model)
+        if self.evictions is not None:
+            self.evictions.evict(cache)
 
     def steps(self, frame_index: Tensor) -> list[tuple[int, int]]:
         """Where a pass (1, tokens) is cut, so that a frame alone sees all of its own entries: [begin, end)."""

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from videollm_mod.reductions.attention import Heard, listening
-from videollm_mod.reductions.base import EACH, Reduction, Signals, Tokens
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
 from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTower, FrameEncoder, TransformersTower
 
 Need = tuple[str, int]
 ALIVE: Need = ("alive", 0)
-OF_ATTENTION = ("cls_attention", "received_attention", "tower_keys", "tower_values", "tower_cls_values")
+OF_ATTENTION = ("cls_attention", "received_attention", "tower_attention", "tower_keys", "tower_values")
+OF_ATTENTION += ("tower_cls_values",)
 OF_PIXELS = ("entropy", "pixels")
 
 
@@ -39,7 +40,7 @@ class TowerSignals:
             (name, layer)
             for part in parts
             for name, layer in part.needs
-            if name in (*OF_ATTENTION, *OF_PIXELS) and part.stage != "tower"
+            if name in (*OF_ATTENTION, *OF_PIXELS) and layer != HERE
         ]
         wanted += [("pixels", 0)] * any(part.stage == "frames" for part in parts)
         wanted += [ALIVE] * bool(self.pruning)
@@ -67,8 +68,12 @@ class TowerSignals:
 
     def _check(self, part: Reduction, need: Need) -> None:
         name, layer = need
-        if name not in OF_ATTENTION or layer == EACH:
+        if name not in OF_ATTENTION or layer == HERE:  # of stage tower, which is refused below where there is none
             return
+        if part.stage in ("tower", "cache"):
+            raise InputError(
+                f"{part.label} asks for {name} of layer {layer}; in stage {part.stage} it may ask for HERE."
+            )
         if isinstance(self.tower, ConvTower):
             if name in ("cls_attention", "received_attention") and layer < 0:
                 return  # the attention that pools its CLS: the one query it has
@@ -88,6 +93,8 @@ class TowerSignals:
         if name in ("tower_keys", "tower_values"):
             heads = int(self.attentions[0].config.num_attention_heads)
             return heads, self.encoder.width // heads
+        if name == "tower_attention":
+            return int(self.attentions[0].config.num_attention_heads), self.encoder.grid[0] * self.encoder.grid[1]
         if name == "pixels":
             (h, w), size = self.encoder.grid, self.tower.image_size
             return max(size // h, 1), max(size // w, 1), 3
@@ -166,6 +173,11 @@ class TowerSignals:
         if name in ("tower_keys", "tower_values"):
             each = heard.keys if name == "tower_keys" else heard.values
             return each[:, :, skipped:].transpose(1, 2).flatten(2)
+        if name == "tower_attention":  # to each pooled cell: what goes to its own cells, added up
+            maps = torch.stack([attention_map(heard, frame, skipped) for frame in range(len(heard.queries))])
+            pooled = self.encoder.pool(maps.flatten(0, 2).unflatten(1, self.tower.grid)[..., None])[..., 0]
+            per_cell = self.tower.grid[0] * self.tower.grid[1] / pooled.shape[1]
+            return (pooled * per_cell).view(*maps.shape[:3], -1).transpose(1, 2).flatten(2)
         rows = cls_row(self.tower) if name == "cls_attention" else None
         return torch.stack([attention_got(heard, frame, rows) for frame in range(len(heard.queries))])[
             :, skipped:, None
@@ -193,7 +205,7 @@ class TowerSignals:
 
         def prune(layer: int, hidden: Tensor) -> Tensor:  # (1, skipped + living, d)
             tokens = living.tokens(hidden[0, skipped:])
-            values = {(name, at): self._each(name, heard[layer]) for name, at in part.needs if at == EACH}
+            values = {(name, at): self._each(name, heard[layer]) for name, at in part.needs if at == HERE}
             signals = Signals(values, memory=memory, layer=layer, layers=len(self.blocks), total=living.total)
             tokens = part.reduce(tokens, signals)
             living.now(tokens)
@@ -234,6 +246,8 @@ class TowerSignals:
         if name in ("tower_keys", "tower_values"):
             each = heard.keys if name == "tower_keys" else heard.values
             return each[0, :, skipped:].transpose(0, 1)
+        if name == "tower_attention":
+            return attention_map(heard, 0, skipped).transpose(0, 1)
         return attention_got(heard, 0, cls_row(self.tower) if name == "cls_attention" else None)[skipped:]
 
 
@@ -293,6 +307,12 @@ def special_tokens(tower: Any) -> int:
 def cls_row(tower: Any) -> int | None:
     """Where a tower's CLS is among its tokens; None if it has none (SigLIP): then all queries stand in for it."""
     return 0 if tower.family.cls_is_first else None
+
+
+def attention_map(heard: Heard, frame: int, skipped: int) -> Tensor:
+    """(heads, cells, cells): row i, what cell i attends to; what goes to the CLS left out of it."""
+    rows = torch.arange(skipped, heard.queries.shape[2], device=heard.keys.device)
+    return heard.attention(rows, batch=frame)[..., skipped:]
 
 
 def attention_got(heard: Heard, frame: int, row: int | None) -> Tensor:
