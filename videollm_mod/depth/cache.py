@@ -155,6 +155,17 @@ class RaggedLayer(CacheLayerMixin):
             buffers.append(new)
         self.slots, (self.keys, self.values) = slots, buffers
 
+    def evict(self, entries: Tensor) -> None:
+        """Drop entries (gone,) int64 of a batch of one; the tokens remain seen."""
+        assert self.slots is not None and len(self.lengths) == 1
+        stay = torch.ones(self.lengths[0], dtype=torch.bool, device=self.slots.device)
+        stay[entries] = False
+        at, count = stay.nonzero()[:, 0], int(stay.sum())
+        for buffer in (self.slots[0], *(each[0].transpose(0, 1) for each in self._buffers())):  # (capacity, ...)
+            buffer[:count] = buffer[at]
+        self.slots[0, count:] = -1
+        self.lengths = [count]
+
     def crop(self, tokens_to_remove: int) -> None:
         """As `RaggedCache.crop`, for this layer alone."""
         if tokens_to_remove:
@@ -212,6 +223,10 @@ class RaggedCache(Cache):
         self.frames: list[list[FrameSpan]] = []  # per row: the frames seen, by slot
         # what a token reduction remembers, per row: number of a frame -> its memory behind it, so that it rolls back
         self.memory: dict[int, dict[int, Any]] = {}
+        self.evicted: dict[
+            int, int
+        ] = {}  # per row: the newest frame behind which a reduction has looked at the entries
+        self.live = False  # whether it is a session's: frames come one by one, and nothing rolls back
 
     # --- a frame is atomic: its kept set depends on all of its tokens ------------------------------------------------
 
@@ -260,6 +275,8 @@ class RaggedCache(Cache):
             del row[bisect_left(row, (position, 0, 0)) :]  # the frames that begin at `position` or later
             if row:
                 row[-1] = row[-1]._replace(end=min(row[-1].end, position))
+            if self.evicted.get(at, -1) > (row[-1].number if row else -1):
+                del self.evicted[at]
             for number in [n for n in self.memory.get(at, {}) if not row or n > row[-1].number]:
                 del self.memory[at][number]
         for layer in self.layers:
@@ -293,7 +310,7 @@ class RaggedCache(Cache):
 
     def reset(self) -> None:
         super().reset()
-        self.frames, self.memory = [], {}
+        self.frames, self.memory, self.evicted = [], {}, {}
 
     # --- rows --------------------------------------------------------------------------------------------------------
 

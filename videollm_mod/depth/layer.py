@@ -120,6 +120,7 @@ class DepthLayer(nn.Module):
             slots = layer_cache.expect(tokens, place + first, counts)
             filled = {length + count for length, count in zip(layer_cache.lengths, counts)}
             keys = Keys(slots, first, even=len(filled) == 1)
+        layout.ran[self.depth_index] = (place, keys.slots)
         if max(counts) == 0:  # nothing goes through: a chunk of frames only, behind an early exit
             return hidden
 

@@ -62,6 +62,9 @@ class FrameLayout:
     spans: tuple[tuple[FrameSpan, ...], ...]  # per row: where its frames stand
     given: Tensor | None = None  # (batch * tokens,) scores from outside, for the scorer `given`
     thinned: bool = False  # whether some vision tokens go through no layer (any more): see `thin`
+    # what a reduction between layers reads: layer -> place in the row of each token that went through, (batch, kept),
+    # and slot of each key, (batch, stored); only of layers that did not take all
+    ran: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _shapes: dict[float, KeptShape] = field(default_factory=dict)
 
     @classmethod
@@ -111,6 +114,13 @@ class FrameLayout:
             vision=vision.to(device),
             spans=tuple(map(tuple, spans)),
         )
+
+    def alive(self) -> Tensor:
+        """(batch * tokens,) bool: the vision tokens that go through layers."""
+        found = torch.zeros(self.batch * self.tokens, dtype=torch.bool, device=self.device)
+        for group in self.groups:
+            found[group.tokens.flatten()] = True
+        return found
 
     def thin(self, alive: Tensor) -> None:
         """From here on only vision tokens that are alive, (batch * tokens,) bool, go through layers; text always does.

@@ -11,18 +11,22 @@
         session = vm.StreamSession(model)
 
 What `reduce` gets, and when, by stage; a frame's CLS is never among its tokens, and always survives:
-    frames  the pixels of each cell of a frame, before the tower          x: (h * w, pixels of a cell * 3) in 0..1
-    tower   after each block of the tower that `cuts` names               x: (living cells, tower width)
+    frames  the pixels of each cell of a frame (prunes only)              x: (h * w, pixels of a cell * 3) in 0..1
+    tower   after each block of the tower that `cuts` names (prunes only) x: (living cells, tower width)
     tokens  after the connector, before the decoder                       x: (h * w, decoder width)
     layer   after each decoder layer that `cuts` names                    x: (living tokens, decoder width)
-    cache   after a frame went through the decoder, for each layer        x: (stored tokens, heads * head_dim), keys
-It is called once per frame, in order, with the tokens of that frame (`streamable` "causal" or "question"); with the
-tokens of `lookahead` + 1 frames ("lookahead"); or once with the tokens of all frames of the pass ("whole"). So what is
-called per frame cannot look ahead. What it wants to know of earlier frames it puts into `signals.memory`.
+    cache   after a frame went through the decoder, for each layer        x: (stored tokens, heads * e), their keys
+It is called once per frame, in order, with the tokens of that frame (`streamable` "causal", "question"); with those of
+`lookahead` + 1 frames at a time ("lookahead"); or once with those of all frames of the pass ("whole"; frames and tokens
+only). So what is called per frame cannot look ahead. What it wants to know of earlier frames it puts into
+`signals.memory`, a dict that lives as long as the stream and rolls back with the cache: put new values in, never change
+old ones. In stage tower, layer and cache it lives as long as the frame (cache: as the layer's `frames_at_once`).
 
 What it returns is made of what it got by `Tokens.take` (pruning) and `Tokens.merge`, which keep positions, sizes and
-`Tokens.w` right. In layer and cache, only `take` and, in layer, `merge` into tokens that stay (their place is fixed).
-Tokens stay in the order of (time, row, column) unless the class says `ordered = False`.
+`Tokens.w` right. In layer a merged token is written over the one whose place it takes; in cache there is only `take`.
+Tokens stay in the order of (time, row, column) unless the class says `ordered = False`: then they take the places of
+those that stay, in their own order. A frame's last token, where it decides whether to speak (`decide="last"`), is not
+offered in layer and cache; before the decoder the last survivor takes its place.
 
 How many: `count(n)` = ceil(keep * n) of a frame's n tokens, at least 1, as in a DepthPlan, so that methods are compared
 at equal counts. A method whose number depends on the picture says `exact = False` and keeps at most that many; with
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
 Stage = Literal["frames", "tower", "tokens", "layer", "cache"]
 Streamable = Literal["causal", "lookahead", "question", "whole"]
 Positions = Literal["keep", "renumber"]
-HERE = 10**6  # as the layer of a signal: the one that has just run
+HERE = 10**6  # as the layer of a signal (stages tower, layer and cache): the one that has just run
 STAGES: tuple[Stage, ...] = ("frames", "tower", "tokens", "layer", "cache")
 
 
@@ -71,6 +75,7 @@ class Tokens:
     positions: Tensor  # (N, 3) int64: time (the frame's number), row, column; of a merged token, where it stands
     sizes: Tensor  # (N,) float: how many original tokens it stands for
     w: Tensor | None = None  # (N, originals) sparse, row-stochastic: x = w @ the original x; None if nobody asked
+    cells: Tensor | None = None  # (N,) int64, stage tower only: which of them are pooled to one token later
 
     def __len__(self) -> int:
         return len(self.x)
@@ -110,11 +115,26 @@ class Tokens:
     def take(self, index: Tensor) -> Tokens:
         """Pruning: the tokens `index` (M,) int64 in that order, as they are; sort it to keep the raster order."""
         w = None if self.w is None else self.w.index_select(0, index).coalesce()
-        return Tokens(self.x[index], self.positions[index], self.sizes[index], w)
+        cells = None if self.cells is None else self.cells[index]
+        return Tokens(self.x[index], self.positions[index], self.sizes[index], w, cells)
 
     def top(self, scores: Tensor, k: int) -> Tokens:
-        """Pruning: the k with the highest scores (N,), in their order; ties go to the lower index."""
-        return self.take(top(scores, k))
+        """Pruning: the k with the highest scores (N,), in their order; ties go to the lower index.
+
+        Where tokens are pooled later (`cells`), k are the pooled ones, and each counts by its members' mean score.
+        """
+        if self.cells is None:
+            return self.take(top(scores, k))
+        names, member = self.cells.unique(return_inverse=True)
+        summed = scores.new_zeros(len(names)).index_add(0, member, scores)
+        stays = torch.zeros(len(names), dtype=torch.bool, device=scores.device)
+        stays[top(summed / torch.bincount(member), k)] = True
+        return self.take(stays[member].nonzero()[:, 0])
+
+    @property
+    def count(self) -> int:
+        """How many tokens these are, or are pooled to later."""
+        return len(self) if self.cells is None else len(self.cells.unique())
 
     def merge(self, group: Tensor, at: Tensor, weights: Tensor | None = None) -> Tokens:
         """Merging: M groups become M tokens, each the weighted mean of its members.
@@ -156,23 +176,27 @@ def top(scores: Tensor, k: int) -> Tensor:
 class Signals:
     """What a method asked for by `needs`, row by row as its tokens, and a memory for what it wants to know later.
 
-    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative from the end; HERE: the
-    one that has just run) they are of:
-        of the tower (any stage behind it)
-        cls_attention       (N,) attention of the CLS query to each cell, mean over heads
+    `signals["cls_attention", -2]` is (N, ...). Names, with the layer (0-based; negative: from the end) they are of;
+    HERE is the one that has just run:
+        of the tower (all stages but cache; stage tower: layer HERE)
+        cls_attention       (N,) attention of the CLS query to each cell, mean over heads. SigLIP has no CLS query:
+                            there it is received_attention
         received_attention  (N,) attention that each cell gets, mean over heads and over all queries, CLS included
         tower_attention     (N, heads, N) attention of each cell to each, without CLS's share
         tower_keys          (N, heads, e) keys of each cell
         tower_values        (N, heads, e) values; `tower_cls_values` (heads, e) is the CLS's own (stage tower only)
         entropy             (N,) Shannon bits over 256 grey levels of each cell's pixels; layer 0
-        of the decoder (stage layer and cache); text is what follows the frame in the same step, or the question
-        last_attention      (N,) attention of the last token of the step to each, mean over heads
-        text_attention      (N,) attention of the text queries to each, mean over heads and queries
+        of the decoder (stage layer, layer HERE; in stage cache queries and keys alone)
+        last_attention      (N,) attention of the token that decides whether to speak, mean over heads
+        text_attention      (N,) attention of the text that follows the frame in this step, before the next frame: mean
+                            over heads and queries. In a live stream that is the deciding token, or nothing (zeros)
         queries, keys       (N, heads, e), turned by the rotary embedding; keys repeated to as many heads as queries
         attention_in, attention_out, mlp_in, mlp_out    (N, d) of the layer's two halves: inputs behind the norm,
                             outputs before they are added
-    Where cells are pooled from several of the tower's own, numbers of the tower are pooled alike.
-    Without a question in sight `text` is (0, d) and text_attention is zeros.
+    Where cells are pooled from several of the tower's own, numbers of the tower are pooled alike (not in stage tower,
+    whose tokens are the tower's own cells: there let `Tokens.top` choose, which knows what is pooled later). The conv
+    tower has one attention, which pools its CLS: it stands for both attentions of layers -1, -2, ..; all else of a
+    tower's attention is refused there, by name. Behind a depth plan, a token that skipped a layer has zeros.
     """
 
     def __init__(
@@ -235,12 +259,16 @@ class Reduction:
         there were in the beginning is left then."""
         return {}
 
+    def frames_at_once(self) -> int:
+        """Stage cache: `reduce` is called when so many frames have gone through, with the tokens of all of them."""
+        return 1
+
     def count(self, n: int) -> int:
         """How many of n tokens are left in the end."""
         return keep_count(self.keep, n)
 
     def prepare(self, tokens: Tokens) -> Tokens:
-        """Stage layer and cache: what a frame's tokens, none dropped, are made of before they enter the decoder."""
+        """Stages layer and cache: what a frame's tokens become before they enter the decoder, none dropped."""
         return tokens
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
@@ -366,5 +394,3 @@ def _block_diagonal(parts: list[Tensor]) -> Tensor:
         values.append(part.values())
         rows, columns = rows + part.shape[0], columns + part.shape[1]
     return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (rows, columns)).coalesce()
-
-

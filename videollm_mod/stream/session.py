@@ -86,7 +86,10 @@ class StreamSession:
         self.silence = 1.0  # the probability of silence at the newest frame
         self._unspeakable = torch.tensor(self.template.unspeakable(model.lm.config.vocab_size), device=model.device)
         self._record_kept = record_kept
+        if model.reducing is not None:
+            model.reducing.check_stream()
         self._cache = RaggedCache(model.num_layers)
+        self._cache.live = True
         self._pending = self.template.system(self.settings.system)  # text not yet run through the model
         self._stream_open = False
         self._frames = 0
