@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from videollm_mod.reductions.aim import importance, merge_pass
-from videollm_mod.reductions.base import Tokens, top
+from videollm_mod.reductions.base import Signals, Tokens, top
 from videollm_mod.reductions.grt import dissimilarity
-from videollm_mod.reductions.holitom import centres, gains, segments, shares
+from videollm_mod.reductions.holitom import HoliTom, centres, gains, segments, shares
 from videollm_mod.reductions.holitom_merge import fold
 from videollm_mod.reductions.quickvideo import smallest_keys
 from videollm_mod.reductions.transprune import transition
@@ -111,6 +111,38 @@ def holitom_clusters(root: Path, generator: torch.Generator) -> bool:
     centre, to = centres(x[0], k, 7)
     found = Tokens.of_frame(x[0], (1, n)).merge(to, centre, shares(to, centre, 0.6)).x
     return centre.tolist() == chosen[0].tolist() and near(found, expected)
+
+
+def holitom_video(root: Path, generator: torch.Generator) -> bool:
+    """A whole video at a budget that all moving tokens fit into: these, and the means of those that stand still.
+
+    Below it the numbers differ on purpose: theirs rounds up in every frame.
+    """
+    frames, n = size(generator, 2, 12), 16
+    x = torch.randn(1, n, 8, generator=generator).repeat(frames, 1, 1)
+    x = x + 0.3 * torch.randn(x.shape, generator=generator)
+    moves = torch.rand(frames, n, generator=generator) < 0.2
+    x = torch.where(moves[..., None], torch.randn(x.shape, generator=generator), x)
+    attention = torch.rand(frames, n, generator=generator)
+    names = ("cluster_dpc_knn", "merge_tokens_by_clustering", "merge_tokens_by_density", "get_static_dynamic_features")
+    names += ("merge_tokens_by_attention_density", "holitom", "select_static_windows")
+    functions = theirs(root, "holitom/llava_arch.py", *names)
+    model = SimpleNamespace()
+    for name in names:
+        setattr(model, name, functools.partial(getattr(functions, name), model))
+    similar = functional.cosine_similarity(x[:-1], x[1:], dim=-1)
+    windows, saved = model.select_static_windows(similar, frames, 0.8, 1024)
+    parts = model.get_static_dynamic_features(x, attention, windows, similar, 0.8)
+    expected = [
+        model.holitom(*(parts[i][at] for i in (0, 1, 3, 4, 5)), last - first + 1, 1.0, 0.0, 0.6, 7, x.dtype, "no_token")
+        for at, (first, last) in enumerate(windows)
+    ]
+    told = Signals({("received_attention", -1): attention.flatten()}, total=frames * n)
+    tokens = Tokens.join([Tokens.of_frame(each, (4, 4), t) for t, each in enumerate(x)])
+    found = HoliTom(keep=(frames * n - max(saved, 1)) / (frames * n), alike=0.8).reduce(tokens, told).x
+    theirs_in_order = torch.cat(expected)
+    theirs_in_order = theirs_in_order[theirs_in_order[:, 0].argsort()]
+    return saved == 0 or near(found[found[:, 0].argsort()], theirs_in_order)
 
 
 def holitom_folding(root: Path, generator: torch.Generator) -> bool:
@@ -259,7 +291,12 @@ def videoscan_memory(root: Path, generator: torch.Generator) -> bool:
 
 
 CASES: dict[str, dict[str, Case]] = {
-    "HoliTom": {"segments": holitom_segments, "clusters": holitom_clusters, "folding": holitom_folding},
+    "HoliTom": {
+        "segments": holitom_segments,
+        "clusters": holitom_clusters,
+        "video": holitom_video,
+        "folding": holitom_folding,
+    },
     "AIM": {"merging": aim_merging, "page rank": aim_page_rank},
     "VFlowOpt": {"map": vflowopt_scores, "recycling": vflowopt_recycling},
     "TransPrune": {"transitions": transprune_transitions},
