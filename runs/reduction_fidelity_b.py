@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from videollm_mod.reductions.aim import importance, merge_pass
-from videollm_mod.reductions.base import Signals, Tokens, top
+from videollm_mod.reductions.base import HERE, Signals, Tokens, top
 from videollm_mod.reductions.grt import dissimilarity
 from videollm_mod.reductions.holitom import HoliTom, centres, gains, segments, shares
 from videollm_mod.reductions.holitom_merge import fold
 from videollm_mod.reductions.quickvideo import smallest_keys
-from videollm_mod.reductions.transprune import transition
+from videollm_mod.reductions.transprune import TransPrune, transition
 from videollm_mod.reductions.vflowopt import global_attention, recycled
 from videollm_mod.reductions.videoscan import nearest_pair
 
@@ -255,6 +255,54 @@ def transprune_transitions(root: Path, generator: torch.Generator) -> bool:
     return near(transition(before[0], after[0]), function(None, before, after)[0])
 
 
+def transprune_cut(root: Path, generator: torch.Generator) -> bool:
+    """Who is left behind a cut, given the changes so far and the text's queries and the keys of the layer they ask."""
+    before, n, behind, d = 3, 8 * size(generator, 1, 12), 5, 8
+    total = before + n + behind
+    x = torch.randn(1, total, d, generator=generator)
+    x[0, :, 0] = torch.arange(total)
+    query, key = torch.randn(2, d, d, generator=generator)
+    attention = SimpleNamespace(
+        q_proj=lambda hidden: hidden.clone().index_fill(2, torch.tensor([0]), 0) @ query,
+        k_proj=lambda hidden: hidden.clone().index_fill(2, torch.tensor([0]), 0) @ key,
+        v_proj=nn.Identity(),
+        rotary_emb=lambda *_, **__: (None, None),
+        num_heads=2,
+        num_key_value_heads=2,
+        head_dim=d // 2,
+    )
+    changes = torch.rand(1, total, generator=generator)
+    model = SimpleNamespace(
+        config=SimpleNamespace(),
+        layers={7: SimpleNamespace(self_attn=attention, input_layernorm=nn.Identity())},
+        image_tokens=[n],
+        image_token_ratio_list=[1.0, 0.875, 0.625, 0.125],
+        image_token_posi=[before],
+        prompt_len=[before + behind],
+        transf_weight_list=[changes.clone()],
+    )
+    later = torch.zeros(total, total).masked_fill(torch.ones(total, total).triu(1) > 0, -torch.inf)
+    functions = theirs(
+        root,
+        "llava/model/modeling_llama_transprune.py",
+        "transprune_rank_drop",
+        apply_rotary_pos_emb=lambda queries, keys, *_: (queries, keys),
+        _prepare_4d_causal_attention_mask=lambda *_, **__: later[None, None],
+        IGNORE_INDEX=-100,
+    )
+    left = functions.transprune_rank_drop(model, 0, 7, x.clone(), None, None, None)[2][0, :, 0].round().long()
+    expected = left[(left >= before) & (left < before + n)] - before
+    queries, keys = (each(x)[0].view(total, 2, -1).transpose(0, 1) for each in (attention.q_proj, attention.k_proj))
+    weights = (queries @ keys.transpose(1, 2) / (d // 2) ** 0.5 + later).softmax(-1)[:, before + n :]
+    still = {(name, HERE): torch.ones(n, 2) for name in ("attention_in", "mlp_in")}
+    still |= {(name, HERE): torch.zeros(n, 2) for name in ("attention_out", "mlp_out")}  # this layer changes nothing
+    still["text_attention", HERE] = weights.mean((0, 1))[before : before + n]
+    memory = {"transprune": changes[0, before : before + n]}
+    told = Signals(still, memory=memory, layer=6, layers=32, total=n)
+    found = TransPrune().reduce(Tokens.of_frame(torch.zeros(n, 2), (1, n)), told)
+    return found.positions[:, 2].tolist() == expected.tolist()
+
+
 def grt_gate(root: Path, generator: torch.Generator) -> bool:
     """1 - SSIM of patches."""
     a, b = torch.randn(2, 20, 588, generator=generator)
@@ -299,7 +347,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "AIM": {"merging": aim_merging, "page rank": aim_page_rank},
     "VFlowOpt": {"map": vflowopt_scores, "recycling": vflowopt_recycling},
-    "TransPrune": {"transitions": transprune_transitions},
+    "TransPrune": {"transitions": transprune_transitions, "cut": transprune_cut},
     "GRT": {"gate": grt_gate},
     "QuickVideo": {"keys": quickvideo_keys},
     "VideoScan": {"memory": videoscan_memory},
