@@ -119,17 +119,21 @@ class Tokens:
         return Tokens(self.x[index], self.positions[index], self.sizes[index], w, cells)
 
     def top(self, scores: Tensor, k: int) -> Tokens:
-        """Pruning: the k with the highest scores (N,), in their order; ties go to the lower index.
+        """Pruning: the k with the highest scores (N,), in their order; ties go to the lower index."""
+        return self.take(self.highest(scores, k))
+
+    def highest(self, scores: Tensor, k: int) -> Tensor:
+        """What `top` takes: the places, ascending.
 
         Where tokens are pooled later (`cells`), k are the pooled ones, and each counts by its members' mean score.
         """
         if self.cells is None:
-            return self.take(top(scores, k))
+            return top(scores, k)
         names, member = self.cells.unique(return_inverse=True)
         summed = scores.new_zeros(len(names)).index_add(0, member, scores)
         stays = torch.zeros(len(names), dtype=torch.bool, device=scores.device)
         stays[top(summed / torch.bincount(member), k)] = True
-        return self.take(stays[member].nonzero()[:, 0])
+        return stays[member].nonzero()[:, 0]
 
     @property
     def count(self) -> int:

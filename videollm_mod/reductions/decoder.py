@@ -43,6 +43,7 @@ class LayerCuts:
         self.halves: dict[str, Tensor] = {}
         self.memory: dict[tuple[int, int, int], dict[str, Any]] = {}  # part, row, frame -> of this step
         self.layout: FrameLayout | None = None
+        self.text: Tensor | None = None  # embeddings of the question
         self.tower: dict[tuple[int, int], dict[tuple[str, int], Tensor]] = {}  # row, frame -> its cells' signals
         self.stack = ExitStack()
 
@@ -116,6 +117,7 @@ class LayerCuts:
                     signals = Signals(
                         values,
                         memory=self.memory.setdefault((at, row, span.number), {}),
+                        text=self.text if part.needs_query else None,
                         layer=layer,
                         layers=len(self.layers),
                         total=span.end - span.begin - 1 - decides,

@@ -123,7 +123,7 @@ class Reducing:
         alive = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         self.last = []
         if self.cuts is not None:
-            self.cuts.tower = {}
+            self.cuts.tower, self.cuts.text = {}, self._text()
         for row in rows_of(index, n):
             memory = newest(cache, row.number)
             if self.cuts is not None:
