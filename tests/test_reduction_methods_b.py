@@ -24,9 +24,18 @@ from videollm_mod.reductions.holitom_merge import fold
 from videollm_mod.reductions.quickvideo import QuickVideo, smallest_keys
 from videollm_mod.reductions.todre import ToDRE, ToDREExit, max_sum
 from videollm_mod.reductions.transprune import TransPrune, transition
-from videollm_mod.reductions.vflowopt import VFlowOpt, VFlowOptCuts, global_attention, low_for, mean_keep, recycled
+from videollm_mod.reductions.vflowopt import (
+    SHIPPED,
+    VFlowOpt,
+    VFlowOptCuts,
+    global_attention,
+    low_for,
+    recycled,
+    shipped,
+)
 from videollm_mod.reductions.videoscan import VideoScan, attended, nearest_pair
 from videollm_mod.reductions.zerotprune import ZeroTPrune, page_rank, unlike
+from videollm_mod.types import InputError
 
 F64 = torch.float64
 seeds = st.integers(0, 10**6)
@@ -271,12 +280,13 @@ def test_vflowopt_keeps_its_count_with_recycling_too(
 
 
 def test_vflowopts_settings_keep_the_published_share_of_all_layers() -> None:
-    for enters, left, mean in (
-        (0.1166, (1.0, 0.6011), 0.1000),
-        (0.2651, (0.9833, 0.8773), 0.2507),
-        (0.7233, (0.7487, 0.4870), 0.5008),
-    ):
-        assert mean_keep(enters, left) == pytest.approx(mean, abs=1e-4)
+    for mean, (threshold, cell, enters, (first, second)) in SHIPPED.items():
+        assert enters * (9 + 9 * first + 10 * first * second) / 28 == pytest.approx(mean, abs=1e-3)
+        tokens, cuts = shipped(mean).parts
+        assert tokens == VFlowOpt(enters, threshold, cell)
+        assert cuts.cuts(28) == pytest.approx({8: first, 17: first * second})
+    with pytest.raises(InputError, match="no setting for a budget"):
+        shipped(0.3)
     assert VFlowOptCuts().cuts(28) == pytest.approx({8: 0.9833, 17: 0.8627}, abs=1e-4)
 
 

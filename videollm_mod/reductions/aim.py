@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, ascending
 
 
 def merge_pass(x: Tensor, removed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,9 +61,8 @@ class AIM(Reduction):
             x, joined, place = merge_pass(x, min(len(x) // 2, len(x) - k))
             weights = weights / torch.bincount(joined)[joined[group]]
             group, at = joined[group], at[place]
-        order = at.argsort()
-        rank = torch.empty_like(order).index_copy_(0, order, torch.arange(k, device=x.device))
-        return tokens.merge(rank[group], at[order], weights)
+        group, at = ascending(group, at)
+        return tokens.merge(group, at, weights)
 
 
 def importance(logits: Tensor, temperature: float = 0.1, rounds: int = 5) -> Tensor:
@@ -122,10 +121,6 @@ def schedule(layers: int, first: float, last: float, end: float) -> dict[int, fl
 
     28 layers, 14 / 28 to 22 / 28, to 0: 0.875 behind layer 14, .., 0 behind layer 21, as AIM's code has it.
     """
-    start, stop = round(first * layers), round(last * layers)
-    stop = max(stop, start + 1)
-    return {
-        min(layer, layers - 1): 1 - (1 - end) * (layer - start + 1) / (stop - start)
-        for layer in range(start, stop)
-        if end < 1
-    }
+    start = min(round(first * layers), max(layers - 2, 0))  # behind the last layer it would be of no use
+    stop = max(round(last * layers), start + 1)
+    return {layer: 1 - (1 - end) * (layer - start + 1) / (stop - start) for layer in range(start, stop) if end < 1}

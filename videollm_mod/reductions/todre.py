@@ -81,7 +81,7 @@ class ToDREExit(Reduction):
         return n  # at most: whether a frame leaves depends on the question
 
     def cuts(self, layers: int) -> dict[int, float]:
-        return {max(round(self.after * layers) - 1, 0): 1.0} if self.keep < 1 else {}
+        return {max(int(self.after * layers) - 1, 0): 1.0} if self.keep < 1 else {}
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
