@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python="python"
 [ -x .venv/bin/python ] && python=".venv/bin/python"
+told=(docs/results/reduction_fidelity*.json)
 fidelity=()
-[ -f docs/results/reduction_fidelity.json ] && fidelity=(--fidelity docs/results/reduction_fidelity.json)
+[ -f "${told[0]}" ] && fidelity=(--fidelity "${told[@]}")
 exec "$python" -m videollm_mod bench reductions --out docs/results/bench_reductions.json --plot docs/reductions.png \
     --page docs/reductions.md "${fidelity[@]}" "$@"

@@ -163,12 +163,12 @@ def flowcut(checkout: Path, generator: torch.Generator) -> bool:
     return places[0].tolist() == (tokens.positions[:, 1] * 12 + tokens.positions[:, 2]).tolist()
 
 
-PEERS: dict[str, tuple[str, Case, int]] = {  # name -> method's name here, a case, how many
-    "FasterVLM": ("faster_vlm", fastervlm, 1000),
-    "HiPrune": ("hi_prune", hiprune, 200),
-    "FlowCut": ("flow_cut", flowcut, 200),
-    "DivPrune": ("div_prune", divprune, 200),
-    "Matryoshka": ("matryoshka", matryoshka, 200),
+PEERS: dict[str, dict[str, Case]] = {
+    "FasterVLM": {"who is kept": fastervlm},
+    "HiPrune": {"who is kept": hiprune},
+    "FlowCut": {"who is kept, all blocks": flowcut},
+    "DivPrune": {"who is kept, in which order": divprune},
+    "Matryoshka": {"the five scales": matryoshka},
 }
 
 
@@ -181,19 +181,19 @@ def version(checkout: Path) -> str:
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--peer", action="append", required=True, metavar="NAME=CHECKOUT", help=", ".join(PEERS))
-    parser.add_argument("--cases", type=int, help="how many of each; 200 to 1000 if not given")
+    parser.add_argument("--cases", type=int, default=200, help="random cases of each")
     parser.add_argument("--out", type=Path, help="write the JSON here too; what it had of other peers stays")
     words = parser.parse_args()
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, str]] = {}
     for word in words.peer:
         name, _, folder = word.partition("=")
         if name not in PEERS or not Path(folder).is_dir():
-            raise SystemExit(f"--peer {word}: give NAME=CHECKOUT, a folder, with one of {', '.join(PEERS)}.")
-        method, case, count = PEERS[name]
-        count = words.cases or count
-        same = [case(Path(folder), torch.Generator().manual_seed(seed)) for seed in range(count)]
-        found[method] = {"peer": name, "version": version(Path(folder)), "cases": count, "same": sum(same)}
-        print(f"{name}: {sum(same)} of {count} the same", file=sys.stderr)
+            parser.error(f"--peer {word}: give NAME=CHECKOUT, a folder, with one of {', '.join(PEERS)}.")
+        found[name] = {"version": version(Path(folder))}
+        for what, case in PEERS[name].items():
+            same = sum(case(Path(folder), torch.Generator().manual_seed(seed)) for seed in range(words.cases))
+            found[name][what] = f"{same} of {words.cases}"
+            print(f"{name}, {what}: the same in {found[name][what]}", file=sys.stderr)
     if words.out is not None:
         before = json.loads(words.out.read_text()) if words.out.exists() else {}
         found = before | found

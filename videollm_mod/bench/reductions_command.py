@@ -47,8 +47,8 @@ class BenchReductions:
     """Draw quality against measured time here, PNG."""
     page: Path | None = None
     """Write the page of all methods with what this file and --fidelity hold, such as docs/reductions.md."""
-    fidelity: Path | None = None
-    """What runs/reduction_fidelity.py wrote, for the page."""
+    fidelity: tuple[Path, ...] = ()
+    """What runs/reduction_fidelity.py and its like wrote, for the page."""
     page_only: bool = False
     """Measure nothing: draw plot and page of what is there."""
     quick: bool = False
@@ -77,11 +77,12 @@ def bench_reductions(config: BenchReductions) -> dict[str, Any]:
     for name in config.only:
         if name not in methods():
             raise InputError(f"--only '{name}' is no reduction; take one of {', '.join(methods())}.")
-    if config.fidelity is not None and not config.fidelity.is_file():
-        raise InputError(f"--fidelity {config.fidelity} is missing; runs/reduction_fidelity.py writes it.")
-    for path in (config.out, config.plot, config.page):
-        if path is not None:
-            check_writable(path)
+    for path in config.fidelity:
+        if not path.is_file():
+            raise InputError(f"--fidelity {path} is missing; runs/reduction_fidelity.py writes it.")
+    for target in (config.out, config.plot, config.page):
+        if target is not None:
+            check_writable(target)
     if config.quick:
         progress("--quick: two short streams, to see that it works; the numbers below mean nothing")
         config = replace(config, streams=2, seconds=6.0, frames=10, repeats=3, home=config.home / "quick")
@@ -97,7 +98,7 @@ def bench_reductions(config: BenchReductions) -> dict[str, Any]:
     if config.plot is not None:
         draw_plot(result, config.plot)
     if config.page is not None:
-        told = json.loads(config.fidelity.read_text(encoding="utf-8")) if config.fidelity else {}
+        told = {name: same for path in config.fidelity for name, same in json.loads(path.read_text("utf-8")).items()}
         with atomic_write(config.page) as file:
             file.write(page(result, told, config.plot.name if config.plot else None))
     return result

@@ -51,10 +51,13 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         "",
         "## Beside the authors' code",
         "",
-        "The same random tensors into both (`runs/reduction_fidelity.py`).",
+        "The same random tensors into their selection functions and ours (`runs/reduction_fidelity*.py`).",
         "",
-        _table(["method", "the same", "what it takes, and where it differs"], _fidelity(fidelity or {})),
+        _table(["authors' code", "what", "the same in"], _fidelity(fidelity or {})),
         "",
+        "What each takes, and where it differs on purpose:",
+        "",
+        *(line for kind in methods().values() for line in _about(kind)),
         "## Measured",
         "",
     ]
@@ -98,12 +101,16 @@ def _capabilities(name: str, kind: type[Reduction]) -> list[str]:
 
 def _fidelity(told: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for name, kind in methods().items():
-        found = told.get(name)
-        same = f"{found['same']} of {found['cases']} ({found['version']})" if found else "not compared"
-        document = inspect.getdoc(kind) or ""
-        rows.append([f"`{name}`", same, " ".join(document.split())])
-    return rows
+    for peer, found in told.items():
+        version = f" ({found['version']})" if found.get("version") else ""
+        rows += [[f"{peer}{version}", what, same] for what, same in found.items() if what != "version"]
+    return rows or [["none compared yet", "", ""]]
+
+
+def _about(kind: type[Reduction]) -> list[str]:
+    """A method's own words on what it takes and where it differs, as one paragraph."""
+    document = inspect.getdoc(kind) or ""
+    return [f"**{kind.title}**", "", "```", document, "```", ""]
 
 
 def _numbers(cells: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
