@@ -12,12 +12,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollm_mod.bench.measure import environment, progress, rounded, time_in_turn
@@ -28,7 +28,8 @@ from videollm_mod.evaluate.summary import summarise
 from videollm_mod.files import atomic_write
 from videollm_mod.loading import find
 from videollm_mod.model import StreamingVideoLM, load
-from videollm_mod.reductions import from_dict, methods
+from videollm_mod.packed import unpack_linears
+from videollm_mod.reductions import methods, reducing
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, InputError
 from videollm_mod.world import WorldConfig, WorldStream, make_stream
@@ -125,11 +126,6 @@ def _measure(cell: Cell, config: BenchReductions) -> dict[str, Any]:
     return rounded({**told, **numbers, "f1_interval": summary["intervals"]["f1"], **cost})
 
 
-def reducing(model: StreamingVideoLM, reduction: dict[str, Any] | None) -> AbstractContextManager[Any]:
-    """The reduction in the model; None within if there is none."""
-    return nullcontext() if reduction is None else from_dict(reduction).on(model)
-
-
 def watch_reduced(model: StreamingVideoLM, job: tuple[WorldStream, dict[str, Any] | None]) -> Watched:
     """`watch_both` with a reduction in the model; for worker processes, too."""
     stream, reduction = job
@@ -151,7 +147,8 @@ def measure_cost(model: StreamingVideoLM, config: BenchReductions) -> dict[str, 
         began = time.perf_counter()
         session.push(frame)
         seconds.append(time.perf_counter() - began)
-    with FlopCounterMode(display=False) as counter:
+    unpack_linears(model)  # whose products, and the CPU's fast attention, the counter does not know
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         session.push(film[-1])
     state = session.state()
     return {
