@@ -136,7 +136,8 @@ def test_nothing_is_left_behind_the_with_also_after_an_error(name: str) -> None:
     features = features_of(model)
     expected = logits_of(model, features)[0]
     with pytest.raises(ZeroDivisionError), method(name, 0.1).on(model, question=QUESTION):
-        assert not torch.equal(logits_of(model, features_of(model))[0], expected)
+        changed = not torch.equal(logits_of(model, features_of(model))[0], expected)
+        assert changed or not methods()[name].exact  # what drops only what nobody looks at may drop nothing
         raise ZeroDivisionError
     assert model.reducing is None and "forward" not in vars(model.encoder)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

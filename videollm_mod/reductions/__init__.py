@@ -2,9 +2,18 @@
 
 from typing import Any
 
-from videollm_mod.reductions.base import Compose, Reduction, Signals, Tokens, from_dict, methods
+from videollm_mod.reductions.base import (
+    Compose,
+    Reduction,
+    Signals,
+    Tokens,
+    from_dict,
+    methods,
+    parse_reduction,
+    reducing,
+)
 
-__all__ = ["Compose", "Reduction", "Signals", "Tokens", "from_dict", "methods"]
+__all__ = ["Compose", "Reduction", "Signals", "Tokens", "from_dict", "methods", "parse_reduction", "reducing"]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,6 +44,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -388,6 +389,21 @@ def from_dict(values: dict[str, Any]) -> Reduction:
         wrong = min(set(values) - known)
         raise InputError(f"the reduction {name} has no field '{wrong}'; it has {', '.join(sorted(known))}.")
     return kind(**values)
+
+
+def parse_reduction(words: str) -> dict[str, Any]:
+    """What a person types: "faster_vlm", or "faster_vlm=0.25" for its keep -> as `to_dict`. Raises InputError."""
+    name, equals, keep = words.partition("=")
+    try:
+        values: dict[str, Any] = {"name": name, **({"keep": float(keep)} if equals else {})}
+    except ValueError as error:
+        raise InputError(f"the reduction '{words}' has no share; write for example {name}=0.25.") from error
+    return from_dict(values).to_dict()
+
+
+def reducing(model: StreamingVideoLM, values: dict[str, Any] | None) -> AbstractContextManager[Any]:
+    """A model with a reduction, given as `to_dict` has it, in it; with None, as it is."""
+    return nullcontext() if values is None else from_dict(values).on(model)
 
 
 def _eye(n: int, like: Tensor) -> Tensor:

@@ -144,8 +144,9 @@ class LayerCuts:
 class Ran:
     """What a layer that has just run tells of one row of the batch."""
 
-    def __init__(self, cuts: LayerCuts, row: int, place: Tensor, slots: Tensor, first: int) -> None:
+    def __init__(self, cuts: LayerCuts, row: int, place: Tensor, slots: Tensor, first: int, length: int) -> None:
         self.cuts, self.row, self.first = cuts, row, first
+        self.length = length  # of the row, without what pads it
         self.place = place  # (ran,) step positions of the tokens that went through, ascending
         self.slots = slots  # (keys,) slot of each key, -1 = none
 
@@ -162,7 +163,10 @@ class Ran:
             slots = stored.slots[row, : max(stored.lengths)]
         else:
             slots = torch.arange(layout.tokens, device=device)
-        return cls(cuts, row, place, slots, first)
+        inside = layout.text - row * layout.tokens
+        inside = inside[(inside >= 0) & (inside < layout.tokens)]
+        length = int(inside.max()) + 1 if len(inside) else layout.tokens
+        return cls(cuts, row, place, slots, first, length)
 
     def signals(
         self, part: Reduction, tokens: Tensor, span: FrameSpan, following: int, decides: bool
@@ -188,6 +192,7 @@ class Ran:
         else:
             asking = range(span.end, following)
         wanted = torch.tensor(list(asking), dtype=torch.long, device=tokens.device)
+        wanted = wanted[(wanted < self.length) | (wanted < span.end)]  # what pads the row is no text
         rows = (self.place[None] == wanted[:, None]).int()
         there = rows.any(1)
         rows, wanted = rows.argmax(1)[there], wanted[there]

@@ -79,6 +79,7 @@ class Recipe:
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
     lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
     data: str | None = None  # a JSONL file of one's own videos (data/own.py), instead of world streams
+    reduction: dict[str, Any] | None = None  # in place while streams are learned, as `Reduction.to_dict` has it
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
     train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
@@ -127,7 +128,12 @@ class Recipe:
         """
         values = dataclasses.asdict(self)
         usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in MEANS}
-        newer = [(values, "as_start", False), (values, "lora", None), (values["settings"], "template", "plain")]
+        newer = [
+            (values, "as_start", False),
+            (values, "lora", None),
+            (values, "reduction", None),
+            (values["settings"], "template", "plain"),
+        ]
         for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:
             if place[name] == unused:
                 del place[name]
