@@ -1,27 +1,24 @@
 """Our selection functions against their authors', on the same random tensors: how often they agree, and where not.
 
-    python runs/reduction_fidelity_b.py --peer HoliTom=/tmp/HoliTom --peer AIM=/tmp/AIM --cases 100
+    python runs/reduction_fidelity_b.py --peer HoliTom=../HoliTom --peer AIM=../AIM --out FILE.json
 
-Each peer is a checkout of the authors' repository (HoliTom e9b2972, AIM edc24e9, VFlowOpt 129eeef, TransPrune c9e8284,
-QuickVideo, VideoScan), GRT a file that defines its gate. Their packages need not import: single functions, methods and
-statements are taken out of their files and run by themselves. Nothing of theirs is stored.
+As reduction_fidelity.py, for the methods whose choice is not always a function of its own: statements, too, are taken
+out of the authors' files and run by themselves. GRT is a folder with the file that defines its gate.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
 import json
 import math
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from reduction_fidelity import Case, main
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +33,6 @@ from videollm_mod.reductions.vflowopt import global_attention, recycled
 from videollm_mod.reductions.videoscan import nearest_pair
 
 NEAR = 1e-5  # of values; indices are compared exactly
-Case = Callable[[Path, torch.Generator], bool]
 
 
 @functools.cache
@@ -354,26 +350,5 @@ CASES: dict[str, dict[str, Case]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=CHECKOUT", help=", ".join(CASES))
-    parser.add_argument("--cases", type=int, default=100, help="random cases of each function")
-    parser.add_argument("--out", type=Path)
-    flags = parser.parse_args(arguments)
-    told: dict[str, dict[str, str]] = {}
-    for peer in flags.peer:
-        name, _, folder = peer.partition("=")
-        if name not in CASES or not Path(folder).exists():
-            parser.error(f"--peer {peer}: give NAME=CHECKOUT with a NAME of {', '.join(CASES)} and a folder there.")
-        told[name] = {}
-        for what, case in CASES[name].items():
-            same = sum(case(Path(folder), torch.Generator().manual_seed(seed)) for seed in range(flags.cases))
-            told[name][what] = f"{same} of {flags.cases}"
-            print(f"{name}, {what}: the same in {told[name][what]} cases", file=sys.stderr)
-    if flags.out:
-        flags.out.write_text(json.dumps(told, indent=1) + "\n")
-    print(json.dumps(told))
-
-
 if __name__ == "__main__":
-    main()
+    main(CASES)
