@@ -64,6 +64,7 @@ class GRT(Reduction):
         return min(max(super().count(n), self.at_least), n)
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        self.refuse_gaps(tokens)
         pixels = 2 * tokens.x - 1
         reference, frames = signals.memory.get("grt", (None, 0))
         fresh = reference is None or (self.refresh > 0 and frames % self.refresh == 0)

@@ -125,6 +125,7 @@ class HoliTom(Reduction):
         return HoliTomCausal(self.keep, self.alike, self.layer)
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        self.refuse_gaps(tokens)
         frames = int(tokens.frame.unique().numel())
         n, budget = len(tokens) // frames, self.count(len(tokens))
         if budget == len(tokens):
