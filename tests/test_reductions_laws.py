@@ -11,6 +11,7 @@ from stream_cases import frames
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from videollm_mod.depth import DepthPlan
+from videollm_mod.depth.expert import uniform_places
 from videollm_mod.dialogue import Stream, System, collate
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.reductions import Compose, Tokens, methods
@@ -155,7 +156,7 @@ def test_a_batch_of_two_equals_two_batches_of_one(name: str) -> None:
         features = features_of(model, 3)
         how = dict(logits_to_keep=0)
         if one.stage == "cache":
-            with pytest.raises(InputError, match="batch of one"):
+            with pytest.raises(InputError, match="one conversation"):
                 model(batch.input_ids, batch.frame_index, features, attention_mask=batch.attention_mask, **how)
             return
         both = model(batch.input_ids, batch.frame_index, features, attention_mask=batch.attention_mask, **how).logits
@@ -175,6 +176,44 @@ def test_with_other_towers_it_works_or_says_why_not(name: str, kind: str) -> Non
         return
     with context:
         assert decisions(model, features_of(model, 1), [Stream(1)]).isfinite().all()
+
+
+@pytest.mark.parametrize("decide", ["last", "own"])
+def test_positions_numbered_anew_are_those_of_a_stream_with_shorter_frames(decide: str) -> None:
+    """FasterVLM's own habit: what is left stands side by side. Also in a stream, and when it forgets its beginning."""
+    model, one = small_model("clip", decide), method("uniform", 0.25)  # 5 of 17 tokens are left, CLS among them
+    talk = [System(model.settings.system), Stream(3)]
+    with one.on(model, positions="renumber"):
+        film = features_of(model, 3)
+        found = decisions(model, film, talk)
+        session, silences = StreamSession(model, threshold=0.0), []
+        for frame in frames(3):
+            session.push(frame)
+            silences.append(session.silence)
+    chance = found.softmax(-1)[:, model.template.interval_id]
+    assert torch.allclose(chance, torch.tensor(silences, dtype=torch.float64), atol=1e-6)
+    places = [0, *(1 + p for p in uniform_places(16, 4))]
+    index, embeds = shorter(model, film[:, places], 3)
+    with torch.no_grad():
+        logits = model.lm(inputs_embeds=embeds, frame_index=index[None], logits_to_keep=0).logits[0]
+    deciding = [i for i, n in enumerate(index.tolist()) if n >= 0 and index[i + 1 : i + 2].tolist() != [n]]
+    deciding = [i + (decide == "own") for i in deciding]
+    assert torch.allclose(logits[deciding], found, atol=1e-9)
+
+
+def shorter(model: StreamingVideoLM, features: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A stream whose frames have fewer placeholders: frame index (tokens,), embeddings (1, tokens, d)."""
+    template = model.template
+    ids, index = template.system(model.settings.system), [-1] * len(template.system(model.settings.system))
+    for number in range(count):
+        chunk, vision = template.frame(first=number == 0)
+        short = [token for token, is_vision in zip(chunk, vision) if not is_vision]
+        at = vision.index(True)
+        ids += short[:at] + [template.vision_id] * features.shape[1] + short[at:]
+        index += [-1] * at + [number] * features.shape[1] + [-1] * (len(short) - at)
+    with torch.no_grad():
+        embeds = model.embed(torch.tensor([ids]), torch.tensor([index]), features)
+    return torch.tensor(index), embeds
 
 
 def test_methods_in_a_row_share_a_frame() -> None:
