@@ -178,19 +178,19 @@ def version(checkout: Path) -> str:
     return done.stdout.strip()[:7]
 
 
-def main() -> None:
+def main(peers: dict[str, dict[str, Case]] = PEERS) -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", action="append", required=True, metavar="NAME=CHECKOUT", help=", ".join(PEERS))
+    parser.add_argument("--peer", action="append", required=True, metavar="NAME=CHECKOUT", help=", ".join(peers))
     parser.add_argument("--cases", type=int, default=200, help="random cases of each")
     parser.add_argument("--out", type=Path, help="write the JSON here too; what it had of other peers stays")
     words = parser.parse_args()
     found: dict[str, dict[str, str]] = {}
     for word in words.peer:
         name, _, folder = word.partition("=")
-        if name not in PEERS or not Path(folder).is_dir():
-            parser.error(f"--peer {word}: give NAME=CHECKOUT, a folder, with one of {', '.join(PEERS)}.")
+        if name not in peers or not Path(folder).is_dir():
+            parser.error(f"--peer {word}: give NAME=CHECKOUT, a folder, with one of {', '.join(peers)}.")
         found[name] = {"version": version(Path(folder))}
-        for what, case in PEERS[name].items():
+        for what, case in peers[name].items():
             same = sum(case(Path(folder), torch.Generator().manual_seed(seed)) for seed in range(words.cases))
             found[name][what] = f"{same} of {words.cases}"
             print(f"{name}, {what}: the same in {found[name][what]}", file=sys.stderr)

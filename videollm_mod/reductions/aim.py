@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
+from videollm_mod.depth.plan import keep_count
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, ascending
 
 
 def merge_pass(x: Tensor, removed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,9 +61,8 @@ class AIM(Reduction):
             x, joined, place = merge_pass(x, min(len(x) // 2, len(x) - k))
             weights = weights / torch.bincount(joined)[joined[group]]
             group, at = joined[group], at[place]
-        order = at.argsort()
-        rank = torch.empty_like(order).index_copy_(0, order, torch.arange(k, device=x.device))
-        return tokens.merge(rank[group], at[order], weights)
+        group, at = ascending(group, at)
+        return tokens.merge(group, at, weights)
 
 
 def importance(logits: Tensor, temperature: float = 0.1, rounds: int = 5) -> Tensor:
@@ -86,7 +86,7 @@ class AIMPrune(Reduction):
     first, last   shares of the layers between which it falls from 1, in even steps: 14 and 22 of 28.
     temperature, rounds    of the page rank: 0.1 and 5.
     Theirs ranks by the attention of the whole sequence, the question included, and lets dropped tokens walk on; here
-    each frame by itself, among those that are left, so that it needs no question and no later frame.
+    each frame by itself, among those that are left: no question and no later frame is needed. Theirs rounds down.
     """
 
     keep: float = 0.125
@@ -113,7 +113,7 @@ class AIMPrune(Reduction):
         later = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=keys.device).triu(1)
         rank = importance(logits.masked_fill(later, -torch.inf), self.temperature, self.rounds)
         share = self.cuts(signals.layers)[signals.layer]
-        return tokens.top(rank, kept(share, signals.total, len(tokens)))
+        return tokens.top(rank, keep_count(share, signals.total))
 
 
 def schedule(layers: int, first: float, last: float, end: float) -> dict[int, float]:
@@ -121,15 +121,6 @@ def schedule(layers: int, first: float, last: float, end: float) -> dict[int, fl
 
     28 layers, 14 / 28 to 22 / 28, to 0: 0.875 behind layer 14, .., 0 behind layer 21, as AIM's code has it.
     """
-    start, stop = round(first * layers), round(last * layers)
-    stop = max(stop, start + 1)
-    return {
-        min(layer, layers - 1): 1 - (1 - end) * (layer - start + 1) / (stop - start)
-        for layer in range(start, stop)
-        if end < 1
-    }
-
-
-def kept(share: float, total: int, left: int) -> int:
-    """How many of a frame's `total` tokens a share is: rounded down as the authors do, at least 1, at most `left`."""
-    return min(max(int(round(share * total, 9)), 1), left)
+    start = min(round(first * layers), max(layers - 2, 0))  # behind the last layer it would be of no use
+    stop = max(round(last * layers), start + 1)
+    return {layer: 1 - (1 - end) * (layer - start + 1) / (stop - start) for layer in range(start, stop) if end < 1}

@@ -178,6 +178,13 @@ def top(scores: Tensor, k: int) -> Tensor:
     return scores.sort(descending=True, stable=True).indices[:k].sort().values
 
 
+def ascending(group: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups (N,) and their places (M,), as `Tokens.merge` takes them, renamed so that the places ascend."""
+    at, order = at.sort()
+    name = torch.empty_like(order).index_copy_(0, order, torch.arange(len(at), device=at.device))
+    return torch.where(group >= 0, name[group], -1), at
+
+
 class Signals:
     """What a method asked for by `needs`, row by row as its tokens, and a memory for what it wants to know later.
 

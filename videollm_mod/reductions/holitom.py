@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from videollm_mod.reductions.base import Reduction, Signals, Tokens, top
+from videollm_mod.reductions.base import Reduction, Signals, Tokens, ascending, top
 
 
 def gains(still: Tensor) -> Tensor:
@@ -153,11 +153,5 @@ class HoliTom(Reduction):
                 group[when, where] = len(at) + to
                 weights[when, where] = shares(to, centre, self.beta) / (when.stop - when.start)
                 at += (when.start * n + where[centre]).tolist()
-        return merged(tokens, group.flatten(), torch.tensor(at, device=x.device), weights.flatten())
-
-
-def merged(tokens: Tokens, group: Tensor, at: Tensor, weights: Tensor) -> Tokens:
-    """As `Tokens.merge`, with the groups put into the raster order of their places."""
-    order = at.argsort()
-    rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(at), device=at.device))
-    return tokens.merge(torch.where(group >= 0, rank[group], -1), at[order], weights)
+        whole, places = ascending(group.flatten(), torch.tensor(at, device=x.device))
+        return tokens.merge(whole, places, weights.flatten())

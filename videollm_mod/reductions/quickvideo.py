@@ -22,12 +22,14 @@ def smallest_keys(keys: Tensor, k: int) -> Tensor:
 class QuickVideo(Reduction):
     """In every layer, keeps the cache entries of a frame whose keys are short.
 
-    keep      0.5. The authors prune groups of 16 frames, here every frame is a group of its own.
+    keep      0.5.
+    group     frames that are pruned together: theirs 16; 1 so that the cache never holds more than it must.
     decay     how the share changes from layer to layer: "none", "linear" (to nothing) or "exponential".
     factor    of "exponential": layer l keeps keep * factor ** l.
     """
 
     keep: float = 0.5
+    group: int = 1
     decay: str = "none"
     factor: float = 0.9
 
@@ -35,6 +37,9 @@ class QuickVideo(Reduction):
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.16175"
     stage: ClassVar = "cache"
     when: ClassVar[str] = "To halve the cache of a long video: a step costs as much as ever, what follows costs less."
+
+    def frames_at_once(self) -> int:
+        return self.group
 
     def count_at(self, n: int, layer: int, layers: int) -> int:
         """How many of a frame's n entries layer `layer` of `layers` keeps; as the authors', but at least one."""

@@ -81,7 +81,7 @@ class ToDREExit(Reduction):
         return n  # at most: whether a frame leaves depends on the question
 
     def cuts(self, layers: int) -> dict[int, float]:
-        return {max(round(self.after * layers) - 1, 0): 1.0} if self.keep < 1 else {}
+        return {max(int(self.after * layers) - 1, 0): 1.0} if self.keep < 1 else {}
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
@@ -89,6 +89,6 @@ class ToDREExit(Reduction):
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         attention = signals["text_attention", HERE]
-        if signals.text is None or not len(signals.text) or float(attention.sum()) >= self.threshold:
+        if not 0 < float(attention.sum()) < self.threshold:  # 0: no text has come yet
             return tokens
         return tokens.top(attention, super().count(len(tokens)))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from videollm_mod.depth.plan import keep_count
 from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, top
+
+HALVES = tuple((name, HERE) for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"))
 
 
 def transition(before: Tensor, after: Tensor) -> Tensor:
@@ -27,25 +31,24 @@ class TransPrune(Reduction):
     keep       share left behind the last cut, 0.125; the cuts before then leave 0.875 and 0.625.
     first, last    shares of the layers: transitions of the 7th to the 12th of 32 add up, and the cuts are behind the
                7th, the 9th and the 12th.
-    attention  whether the attention of text counts, too, where there is text behind a frame.
-    Theirs takes the attention from the layer that follows the cut, sums exp over text as well, and numbers positions
-    anew.
+    Theirs takes the attention from the layer that follows the cut, sums exp over text as well, rounds down, and numbers
+    positions anew.
     """
 
     keep: float = 0.125
     first: float = 7 / 32
     last: float = 12 / 32
-    attention: bool = True
 
     title: ClassVar[str] = "TransPrune"
     paper: ClassVar[str] = "https://arxiv.org/abs/2507.20630"
     stage: ClassVar = "layer"
+    streamable: ClassVar = "question"
+    needs_query: ClassVar[bool] = True
     when: ClassVar[str] = "When most of the decoder should be spared and attention maps are not to be had."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
-        halves = tuple((name, HERE) for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"))
-        return (*halves, ("text_attention", HERE)) if self.attention else halves
+        return (*HALVES, ("text_attention", HERE))
 
     def cuts(self, layers: int) -> dict[int, float]:
         """Every layer that is looked at; those behind which nothing is cut keep what is left."""
@@ -61,18 +64,28 @@ class TransPrune(Reduction):
         return shares
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
-        frame, cuts = int(tokens.frame[0]), self.cuts(signals.layers)
-        before: dict[int, Tensor] = signals.memory.get("transprune", {})  # frame -> (n,) of those that are left
         change = transition(signals["attention_in", HERE], signals["attention_out", HERE])
         change = change + transition(signals["mlp_in", HERE], signals["mlp_out", HERE])
-        if frame in before:
-            change = change + before[frame]
+        change = change + signals.memory.get("transprune", 0.0)  # of the layers before, of those that are left
         score = change / change.sum()
-        if self.attention and float(signals["text_attention", HERE].sum()) > 0:
-            score = score + signals["text_attention", HERE] / signals["text_attention", HERE].sum()
-        stay = top(score, min(max(int(round(cuts[signals.layer] * signals.total, 9)), 1), len(tokens)))
-        left = {other: value for other, value in before.items() if other != frame}
-        if signals.layer != max(cuts):
-            left[frame] = change[stay]
-        signals.memory["transprune"] = left
+        asked = signals.values.get(("text_attention", HERE), torch.zeros_like(score))
+        if float(asked.sum()) > 0:  # some text has come
+            score = score + asked / asked.sum()
+        share = self.cuts(signals.layers)[signals.layer]
+        stay = top(score, keep_count(share, signals.total))
+        signals.memory["transprune"] = change[stay]
         return tokens.take(stay)
+
+
+@dataclass
+class TransPruneCausal(TransPrune):
+    """By the layers' changes alone, which needs no text: the half of TransPrune that a stream can have unasked."""
+
+    title: ClassVar[str] = "TransPrune, changes alone"
+    streamable: ClassVar = "causal"
+    needs_query: ClassVar[bool] = False
+    when: ClassVar[str] = "For streams, as TransPrune."
+
+    @property
+    def needs(self) -> tuple[tuple[str, int], ...]:
+        return HALVES

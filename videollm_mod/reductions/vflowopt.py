@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.reductions.base import Reduction, Signals, Tokens
+from videollm_mod.reductions.base import Compose, Reduction, Signals, Tokens, ascending
+from videollm_mod.types import InputError
 
 
 def global_attention(attention: Tensor, threshold: float) -> Tensor:
@@ -26,23 +27,24 @@ def global_attention(attention: Tensor, threshold: float) -> Tensor:
     return attention[chosen].mean(0) if bool(chosen.any()) else received
 
 
+def squares(positions: Tensor, cell: float) -> Tensor:
+    """Rows and columns (n, 2) -> which square of `cell` x `cell` each stands in, (n,) int64 from 0."""
+    return (positions / cell).floor().unique(dim=0, return_inverse=True)[1]
+
+
 def recycled(score: Tensor, positions: Tensor, low: int, cell: float) -> tuple[Tensor, Tensor]:
     """Groups of what is not kept: score (n,), positions (n, 2) rows and columns -> group (n,), place of each (m,).
 
-    The `low` tokens of lowest score that stand in the same square of `cell` x `cell` become one, where the highest of
-    them stands; the others stay. Places ascend.
+    The `low` tokens of lowest score that stand in the same square become one, where the highest of them stands; the
+    others stay. Places ascend.
     """
     order = score.sort(stable=True).indices
-    square = (positions.float() / cell).floor().long()
-    named = square[:, 0] * (int(square[:, 1].max()) + 1) + square[:, 1]
-    group = torch.arange(len(score), device=score.device) + int(named.max()) + 1  # each by itself
-    group[order[:low]] = named[order[:low]]
-    _, group = group.unique(return_inverse=True)
+    group = torch.arange(len(score), len(score) * 2, device=score.device)  # each by itself
+    group[order[:low]] = squares(positions, cell)[order[:low]]
+    names, group = group.unique(return_inverse=True)
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=score.device))
-    highest = torch.zeros_like(group.unique()).scatter_reduce(0, group, place, "amax", include_self=False)
-    at = order[highest].sort()
-    rank = torch.empty_like(at.indices).index_copy_(0, at.indices, torch.arange(len(highest), device=score.device))
-    return rank[group], at.values
+    highest = torch.zeros_like(names).scatter_reduce(0, group, place, "amax", include_self=False)
+    return ascending(group, order[highest])
 
 
 def low_for(score: Tensor, positions: Tensor, cell: float, keep: int) -> int:
@@ -50,10 +52,8 @@ def low_for(score: Tensor, positions: Tensor, cell: float, keep: int) -> int:
 
     Theirs estimates it as dropped + n / cell**2, so that the number left varies.
     """
-    order = score.sort(stable=True).indices
-    square = (positions.float() / cell).floor().long()[order]
-    named = square[:, 0] * (int(square[:, 1].max()) + 1) + square[:, 1]
-    earlier = (named[None, :] == named[:, None]).tril(-1).any(1)  # whether a lower one stands in the same square
+    square = squares(positions, cell)[score.sort(stable=True).indices]
+    earlier = (square[None, :] == square[:, None]).tril(-1).any(1)  # whether a lower one stands in the same square
     left = len(score) - earlier.long().cumsum(0)  # behind 1, 2, .. grouped ones
     enough = (left <= keep).nonzero()
     return int(enough[0]) + 1 if len(enough) else len(score)
@@ -100,7 +100,7 @@ class VFlowOpt(Reduction):
         if not self.recycle:
             return tokens.top(score, k)
         places, cell = tokens.positions[:, 1:], self.cell
-        while len((places / cell).floor().unique(dim=0)) > k:  # more squares than tokens may be left
+        while int(squares(places, cell).max()) >= k:  # more squares than tokens may be left
             cell *= 2
         group, at = recycled(score, places, low_for(score, places, cell, k), cell)
         return tokens.merge(group, at, score)
@@ -137,11 +137,21 @@ class VFlowOptCuts(Reduction):
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         share = self.cuts(signals.layers)[signals.layer]
-        k = min(keep_count(share, signals.total), len(tokens))
-        return tokens.top(signals["received_attention", self.layer], k)
+        return tokens.top(signals["received_attention", self.layer], keep_count(share, signals.total))
 
 
-def mean_keep(enters: float, shares: tuple[float, float], layers: int = 28) -> float:
-    """Mean share of tokens over the decoder's layers, where cuts leave `shares` of what is left: what they count by."""
-    first, second = round(9 / 28 * layers), round(18 / 28 * layers)
-    return enters * (first + shares[0] * (second - first) + shares[0] * shares[1] * (layers - second)) / layers
+# shipped for LLaVA-OneVision-7B by mean share over its layers: threshold, cell, what enters, what each cut leaves of it
+SHIPPED = {
+    0.10: (39.26, 17.39, 0.1166, (1.0, 0.6011)),
+    0.25: (34.76, 15.58, 0.2651, (0.9833, 0.8773)),
+    0.50: (28.68, 11.76, 0.7233, (0.7487, 0.4870)),
+}
+
+
+def shipped(budget: float) -> Compose:
+    """VFlowOpt with its cuts, at one of the budgets it was searched for."""
+    if budget not in SHIPPED:
+        raise InputError(f"VFlowOpt has no setting for a budget of {budget}; take {', '.join(map(str, SHIPPED))}.")
+    threshold, cell, enters, (first, second) = SHIPPED[budget]
+    cuts = VFlowOptCuts(first * second, step=(1 - first) / (1 - first * second))
+    return Compose([VFlowOpt(enters, threshold, cell), cuts])

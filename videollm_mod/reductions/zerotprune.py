@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, top
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
 
 
 def page_rank(attention: Tensor, rounds: int, low: float = 0.01, high: float = 0.7) -> Tensor:
@@ -82,7 +82,8 @@ class ZeroTPrune(Reduction):
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         share = self.cuts(signals.layers)[signals.layer]
-        drop = max(len(tokens) - keep_count(share, signals.total), 0)
+        k = min(keep_count(share, signals.total), tokens.count)
+        drop = len(tokens) * (1 - k / tokens.count)
         attention = signals["tower_attention", HERE].transpose(0, 1)  # (heads, n, n)
         keys = signals["tower_keys", HERE].flatten(1)
         alike = min(round(drop * self.likeness), len(tokens) // 2)
@@ -90,4 +91,4 @@ class ZeroTPrune(Reduction):
         quarter = max(signals.layers // 4, 1)
         phase = 0 if signals.layer < quarter else 2 if signals.layer >= signals.layers - quarter else 1
         rank = page_rank(attention[:, stay][:, :, stay], self.rounds[phase], self.low, self.high)
-        return tokens.take(stay[top(rank, len(tokens) - drop)])
+        return tokens.top(torch.zeros_like(attention[0, 0]).index_copy(0, stay, rank), k)
