@@ -1,4 +1,4 @@
-"""A model taught to live with a token reduction: `videollm-mod train reduced --start FOLDER --reduction faster_vlm=0.25`.
+"""A model taught to live with a token reduction: `videollm-mod train reduced --start tiny --reduction uniform=0.25`.
 
 A short adaptation, so that a method is not judged by what it does to a model that never met it. Plan, grid and frame
 rate stay dense and as they are; the aid that names what every cell became is off, as most cells are not there.

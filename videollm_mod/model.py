@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from videollm_mod.adapters import has_lora, save_adapter
 from videollm_mod.card import write_card
-from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, get_plan
+from videollm_mod.depth import DepthPlan, apply_depth, get_plan
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import IGNORE, TEMPLATES
 from videollm_mod.hub import push_folder
@@ -161,31 +161,25 @@ class StreamingVideoLM(nn.Module):
         """
         if labels is not None:
             logits_to_keep = (labels != IGNORE).any(0).nonzero().squeeze(1)
-        embeds, alive = self.embed(input_ids, frame_index, features), None
-        if self.reducing is not None:
-            embeds, alive = self.reducing.enter(embeds, frame_index, features, past_key_values)
-        how = {"token_scores": None if frame_scores is None else _at_vision(frame_index, frame_scores)}
-        inputs = {"inputs_embeds": embeds, "frame_index": frame_index, "alive": alive, **how}
-        outs = {"kept_out": kept_out, "scores_out": scores_out}
-        if self.reducing is not None and self.reducing.evicting:
-            logits, cache = self._in_steps(inputs, past_key_values, logits_to_keep)
-        else:
-            out = self.lm(
-                **inputs,
-                **outs,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-            )
-            logits, cache = out.logits, out.past_key_values
+        inputs: dict[str, Any] = {
+            "inputs_embeds": self.embed(input_ids, frame_index, features),
+            "frame_index": frame_index,
+            "token_scores": None if frame_scores is None else _at_vision(frame_index, frame_scores),
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+            "kept_out": kept_out,
+            "scores_out": scores_out,
+        }
+        out = self.lm(**inputs) if self.reducing is None else self.reducing.run(inputs, features)
         positions = logits_to_keep if isinstance(logits_to_keep, Tensor) else None
         if labels is None:
-            return Output(None, None, None, logits, positions, cache)
+            return Output(None, None, None, out.logits, positions, out.past_key_values)
         assert positions is not None and decision is not None
         target, decides = labels[:, positions], decision[:, positions]  # (batch, positions)
         each = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none"
+            out.logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none"
         ).view_as(target)  # 0 where nothing is learned
         learned = target != IGNORE
         stream, text = each[decides].sum(), each[~decides].sum()
@@ -195,26 +189,10 @@ class StreamingVideoLM(nn.Module):
             loss,
             text.detach() / max(text_labels, 1),
             stream.detach() / max(stream_labels, 1),
-            logits,
+            out.logits,
             positions,
-            cache,
+            out.past_key_values,
         )
-
-    def _in_steps(self, inputs: dict[str, Any], cache: Any, logits_to_keep: int | Tensor) -> tuple[Tensor, Any]:
-        """A pass frame by frame, for a reduction that drops entries of the cache behind each frame."""
-        assert self.reducing is not None
-        index = inputs["frame_index"]
-        cache = RaggedCache(self.num_layers) if cache is None else cache
-        wanted = torch.arange(index.shape[1])
-        wanted = wanted[-logits_to_keep:] if isinstance(logits_to_keep, int) else logits_to_keep.cpu()
-        logits = []
-        for begin, end in self.reducing.steps(index):
-            part = {name: None if value is None else value[:, begin:end] for name, value in inputs.items()}
-            inside = wanted[(wanted >= begin) & (wanted < end)] - begin
-            out = self.lm(**part, past_key_values=cache, use_cache=True, logits_to_keep=inside.to(self.device))
-            logits.append(out.logits)
-            self.reducing.leave(cache)
-        return torch.cat(logits, 1), cache
 
     # -- on disk -------------------------------------------------------------------------------------------------------
 

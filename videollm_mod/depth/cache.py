@@ -226,6 +226,8 @@ class RaggedCache(Cache):
         self.evicted: dict[
             int, int
         ] = {}  # per row: the newest frame behind which a reduction has looked at the entries
+        # per row: slots of tokens that a reduction has dropped and whose positions their successors have; ascending
+        self.dropped: dict[int, list[int]] = {}
         self.live = False  # whether it is a session's: frames come one by one, and nothing rolls back
 
     # --- a frame is atomic: its kept set depends on all of its tokens ------------------------------------------------
@@ -279,6 +281,7 @@ class RaggedCache(Cache):
                 del self.evicted[at]
             for number in [n for n in self.memory.get(at, {}) if not row or n > row[-1].number]:
                 del self.memory[at][number]
+        self.dropped = {row: [slot for slot in slots if slot < position] for row, slots in self.dropped.items()}
         for layer in self.layers:
             layer.crop_to(position)
 
@@ -300,8 +303,12 @@ class RaggedCache(Cache):
             late = [span for span in row if span.begin >= end]
             moved = [FrameSpan(span.begin + begin - end, span.end + begin - end, span.number) for span in late]
             self.frames[number] = early + moved
+        vacant = sum(begin <= slot < end for slot in self.dropped.get(0, ()))  # they had no positions of their own
+        for row, slots in self.dropped.items():
+            left = [slot for slot in slots if not begin <= slot < end]
+            self.dropped[row] = [slot if slot < begin else slot + begin - end for slot in left]
         for layer in self.layers:
-            layer.forget(begin, end, turn)
+            layer.forget(begin, end, (lambda keys, by: turn(keys, by + vacant)) if vacant else turn)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n, as in older versions."""
@@ -310,7 +317,7 @@ class RaggedCache(Cache):
 
     def reset(self) -> None:
         super().reset()
-        self.frames, self.memory, self.evicted = [], {}, {}
+        self.frames, self.memory, self.evicted, self.dropped = [], {}, {}, {}
 
     # --- rows --------------------------------------------------------------------------------------------------------
 

@@ -394,7 +394,7 @@ def from_dict(values: dict[str, Any]) -> Reduction:
     if set(values) - known:
         wrong = min(set(values) - known)
         raise InputError(f"the reduction {name} has no field '{wrong}'; it has {', '.join(sorted(known))}.")
-    return kind(**values)
+    return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
 
 def parse_reduction(words: str) -> dict[str, Any]:

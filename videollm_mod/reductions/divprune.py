@@ -21,14 +21,14 @@ def farthest_points(x: Tensor, k: int) -> Tensor:
     unit = torch.nn.functional.normalize(x, dim=-1)
     distance = 1 - unit @ unit.T
     nearest = distance.topk(min(2, len(x)), dim=0, largest=False).values[-1]  # to another: itself is the smallest
-    chosen = [int(nearest.argmax())]
-    least = distance[chosen[0]].clone()  # to those chosen
-    least[chosen[0]] = -torch.inf
-    while len(chosen) < k:
-        chosen.append(int(least.argmax()))
-        least = torch.minimum(least, distance[chosen[-1]])
-        least[chosen[-1]] = -torch.inf
-    return torch.tensor(chosen, device=x.device)
+    chosen = [nearest.argmax()]  # tensors: on a GPU nothing waits
+    least = distance.new_full((len(x),), torch.inf)  # to those chosen
+    while True:
+        newest = chosen[-1].view(1)
+        least = torch.minimum(least, distance.index_select(0, newest)[0]).index_fill(0, newest, -torch.inf)
+        if len(chosen) == k:
+            return torch.stack(chosen)
+        chosen.append(least.argmax())
 
 
 @dataclass

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from videollm_mod.depth.cache import RaggedCache
 from videollm_mod.reductions.base import Compose, Positions, Reduction, Signals, Tokens
 from videollm_mod.reductions.decoder import Evictions, LayerCuts
 from videollm_mod.reductions.tower import ALIVE, TowerSignals
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from videollm_mod.model import StreamingVideoLM
 
 Memory = dict[int, dict[str, Any]]  # number of a part -> what it remembers
+
+
+class Decoded(NamedTuple):
+    """What a decoder's output has that we need."""
+
+    logits: Tensor  # (batch, positions, vocabulary)
+    past_key_values: Any
 
 
 @dataclass
@@ -100,6 +108,66 @@ class Reducing:
                     "give on(model, question=...)."
                 )
         return parts
+
+    # -- the decoder, with a reduction around it ---------------------------------------------------------------------
+
+    def run(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
+        """What `model.lm(**inputs)` is without a reduction: one step or one pass. `features`: of the step's frames."""
+        frame_index, cache = inputs["frame_index"], inputs["past_key_values"]
+        embeds, alive = self.enter(inputs["inputs_embeds"], frame_index, features, cache)
+        inputs = {**inputs, "inputs_embeds": embeds, "alive": alive}
+        if self.evictions is not None:
+            return self._in_steps(self.evictions, inputs)
+        if self.positions == "keep":
+            out = self.model.lm(**inputs)
+            return Decoded(out.logits, out.past_key_values)
+        first = cache.seen if cache is not None else 0
+        here = (
+            torch.ones(frame_index.shape, dtype=torch.bool) if alive is None else alive.cpu() | (frame_index.cpu() < 0)
+        )
+        inputs["position_ids"] = self._numbered(here, cache).to(self.model.device)
+        if cache is None and inputs["attention_mask"] is None:  # else repeated positions look like several sequences
+            inputs["attention_mask"] = torch.ones(frame_index.shape, dtype=torch.long, device=self.model.device)
+        out = self.model.lm(**inputs)
+        if out.past_key_values is not None:
+            for row, gone in enumerate(~here):
+                out.past_key_values.dropped.setdefault(row, []).extend((gone.nonzero()[:, 0] + first).tolist())
+        return Decoded(out.logits, out.past_key_values)
+
+    def _numbered(self, here: Tensor, cache: Any) -> Tensor:
+        """Positions numbered anew, (batch, tokens): those of what is left; a dropped token has its successor's."""
+        seen, dropped = (cache.seen, cache.dropped) if cache is not None else (0, {})
+        first = torch.tensor([seen - len(dropped.get(row, ())) for row in range(len(here))])
+        return first[:, None] + here.long().cumsum(1) - here.long()
+
+    def _in_steps(self, evictions: Evictions, inputs: dict[str, Any]) -> Decoded:
+        """Frame by frame, and behind each frame the parts of the stage cache drop entries of it."""
+        tokens, keep = inputs["frame_index"].shape[1], inputs.pop("logits_to_keep")
+        cache = inputs.pop("past_key_values")
+        cache = RaggedCache(self.model.num_layers) if cache is None else cache
+        wanted = torch.arange(tokens)[-keep:] if isinstance(keep, int) else keep.cpu()
+        each = {name: inputs.pop(name) for name in ("inputs_embeds", "frame_index", "alive", "token_scores")}
+        if inputs["attention_mask"] is not None:
+            raise InputError(f"{self.reduction.label} takes no attention_mask; give one conversation, without padding.")
+        inputs["use_cache"] = True
+        logits = []
+        for begin, end in self._steps(each["frame_index"]):
+            step = {name: None if value is None else value[:, begin:end] for name, value in each.items()}
+            inside = wanted[(wanted >= begin) & (wanted < end)] - begin
+            told = {**inputs, "logits_to_keep": inside.to(self.model.device)}
+            logits.append(self.model.lm(**step, **told, past_key_values=cache).logits)
+            evictions.evict(cache)
+        return Decoded(torch.cat(logits, 1), cache)
+
+    def _steps(self, frame_index: Tensor) -> list[tuple[int, int]]:
+        """Where a pass (1, tokens) is cut, so that a frame alone sees all of its own entries: [begin, end)."""
+        if len(frame_index) > 1:
+            raise InputError(f"{self.reduction.label} takes one conversation at a time; give a batch of one.")
+        index = frame_index[0].tolist()
+        last = [i for i, number in enumerate(index) if number >= 0 and index[i + 1 : i + 2] != [number]]
+        more = 1 + (self.model.settings.decide == "own")
+        ends = sorted({min(i + more, len(index)) for i in last} | {len(index)})
+        return list(zip([0, *ends], ends))
 
     # -- stages frames and tokens: before the decoder ------------------------------------------------------------------
 
@@ -209,30 +277,6 @@ class Reducing:
         ids = model.template.user(self.question or "") if (self.question or "").strip() else []
         table = model.lm.get_input_embeddings()
         return table(torch.tensor(ids, dtype=torch.long, device=model.device))
-
-    # -- stage cache: behind the decoder -------------------------------------------------------------------------------
-
-    @property
-    def evicting(self) -> list[Reduction]:
-        """The parts that look at the cache; they let a pass go frame by frame."""
-        return [part for part in self.parts if part.stage == "cache"]
-
-    def leave(self, cache: Any) -> None:
-        """After a step: let the parts of the stage cache drop entries of the frames that have come."""
-        if self.evictions is not None:
-            self.evictions.evict(cache)
-
-    def steps(self, frame_index: Tensor) -> list[tuple[int, int]]:
-        """Where a pass (1, tokens) is cut, so that a frame alone sees all of its own entries: [begin, end)."""
-        if not self.evicting or len(frame_index) == 0:
-            return [(0, frame_index.shape[1])]
-        if len(frame_index) > 1:
-            raise InputError(f"{self.reduction.label} takes one conversation at a time; give a batch of one.")
-        index = frame_index[0].tolist()
-        last = [i for i, number in enumerate(index) if number >= 0 and index[i + 1 : i + 2] != [number]]
-        more = 1 + (self.model.settings.decide == "own")
-        ends = sorted({min(i + more, len(index)) for i in last} | {len(index)})
-        return list(zip([0, *ends], ends))
 
 
 def flat(reduction: Reduction) -> list[Reduction]:
