@@ -158,7 +158,7 @@ def test_questions_and_replies_outlive_their_frames_and_the_oldest_of_them_go_fi
     order: list[Any] = []
 
     def look() -> None:
-            order.extend(p for p in session.memory.pieces if p.said and not any(p is other for other in order))
+        order.extend(p for p in session.memory.pieces if p.said and not any(p is other for other in order))
 
     drive(session, ["n", "q", *"ffffffffffffffff"], look)
     assert session.state().forgotten["vision_tokens"] > 0, "room was made"

@@ -17,6 +17,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Compose": "reductions",
     "DepthPlan": "depth",
     "Engine": "stream.engine",
     "EngineFull": "stream.engine",
@@ -25,6 +26,7 @@ _HOME = {
     "InputError": "types",
     "LoraSettings": "adapters",
     "RaggedCache": "depth",
+    "Reduction": "reductions",
     "StreamEvent": "types",
     "StreamSession": "stream.session",
     "StreamingVideoLM": "model",
@@ -36,10 +38,12 @@ _HOME = {
     "remove_depth": "depth",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "reductions"])
 
 
 def __getattr__(name: str) -> Any:
+    if name == "reductions":
+        return importlib.import_module("videollm_mod.reductions")
     if name not in _HOME:
         raise AttributeError(f"module 'videollm_mod' has no attribute '{name}'")
     return getattr(importlib.import_module(f"videollm_mod.{_HOME[name]}"), name)

@@ -60,6 +60,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Reckon what a model and a camera of your own will cost.",
     ),
     "bench report": ("videollm_mod.bench.fronts:bench_report", "Draw the page and the plots of all results."),
+    "bench reductions": (
+        "videollm_mod.bench.reductions_command:bench_reductions",
+        "Every token reduction on the same model and streams.",
+    ),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 

@@ -12,7 +12,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from videollm_mod.hub import push_folder
 from videollm_mod.pretrained import write_folder
 from videollm_mod.types import InputError
 from videollm_mod.vision import FrameEncoder
+
+if TYPE_CHECKING:
+    from videollm_mod.reductions.runner import Reducing
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class StreamingVideoLM(nn.Module):
         super().__init__()
         self.encoder, self.connector, self.lm = encoder, connector, lm
         self.settings = settings or StreamSettings()
+        self.reducing: Reducing | None = None  # within `with reduction.on(model)`: see reductions/
         self.trained_plan: DepthPlan | None = None  # of a model that was loaded; `plan` may be another one
         self.weights: str | None = None  # "int8", "int4": what weights.py has made of the decoder's
         self.kv: str | None = None  # "int8", "fp8": how its sessions store keys and values, unless told otherwise
@@ -121,13 +125,16 @@ class StreamingVideoLM(nn.Module):
     def embed(self, input_ids: Tensor, frame_index: Tensor, features: Tensor | None) -> Tensor:
         """Word embeddings, with the connected frame tokens at the placeholders: (batch, tokens, d).
 
-        features: (frames, tokens per frame, tower width), all frames of the batch, row by row and in order.
+        features: (frames, tokens per frame, tower width), all frames of the batch, row by row and in order. Signals of
+            the tower for a reduction may stand behind a row's vector.
         """
         vision = (frame_index >= 0).to(input_ids.device)
         embeds = self.lm.get_input_embeddings()(input_ids.masked_fill(vision, 0))
         if features is None:
             return embeds
-        tokens = self.connector(features).flatten(0, 1).to(embeds.dtype)  # (frames * tokens, d)
+        tokens = (
+            self.connector(features[..., : self.encoder.width]).flatten(0, 1).to(embeds.dtype)
+        )  # (frames * tokens, d)
         return embeds.masked_scatter(vision[..., None], tokens)
 
     def forward(
@@ -157,18 +164,19 @@ class StreamingVideoLM(nn.Module):
         """
         if labels is not None:
             logits_to_keep = (labels != IGNORE).any(0).nonzero().squeeze(1)
-        out = self.lm(
-            inputs_embeds=self.embed(input_ids, frame_index, features),
-            frame_index=frame_index,
-            token_scores=None if frame_scores is None else _at_vision(frame_index, frame_scores),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            kept_out=kept_out,
-            scores_out=scores_out,
-        )
+        inputs: dict[str, Any] = {
+            "inputs_embeds": self.embed(input_ids, frame_index, features),
+            "frame_index": frame_index,
+            "token_scores": None if frame_scores is None else _at_vision(frame_index, frame_scores),
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+            "kept_out": kept_out,
+            "scores_out": scores_out,
+        }
+        out = self.lm(**inputs) if self.reducing is None else self.reducing.run(inputs, features)
         positions = logits_to_keep if isinstance(logits_to_keep, Tensor) else None
         if labels is None:
             return Output(None, None, None, out.logits, positions, out.past_key_values)

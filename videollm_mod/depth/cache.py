@@ -139,8 +139,9 @@ class RaggedLayer(CacheLayerMixin):
         self.lengths = stay.sum(1).tolist()
         self.slots = self.slots.masked_fill(~stay, -1)
 
-    def compact(self, gone: Tensor, before: Tensor, turn: Turn) -> None:
-        """As `RaggedCache.compact`, for this layer alone; before (seen + 1,): how many that go stand before each."""
+    def compact(self, gone: Tensor, before: Tensor, places: Tensor, turn: Turn) -> None:
+        """As `RaggedCache.compact`, for this layer alone; before (seen + 1,): how many that go stand before each token,
+        places (seen + 1,): by how many positions it moves down."""
         self.seen -= int(before[-1])
         for row, length in enumerate(self.lengths):
             assert self.slots is not None
@@ -148,17 +149,26 @@ class RaggedLayer(CacheLayerMixin):
             shift = before.to(slots.device)[slots]  # (entries,)
             moved = int((shift == 0).sum())  # slots ascend: what stands before the first gap stays where it is
             stay = (~gone.to(slots.device)[slots]).nonzero()[:, 0]
-            self._gather(row, stay, moved, shift[stay], turn)
+            self._gather(row, stay, moved, shift[stay], -places.to(slots.device)[slots][stay], turn)
 
     def keep_entries(self, row: int, stay: Tensor) -> None:
         """Keep only the entries of a row with the numbers `stay` (entries,) int64, ascending; nothing else moves.
 
         What was seen stays seen: positions are as before, and rolling back works as ever.
         """
-        self._gather(row, stay, 0, None, None)
+        self._gather(row, stay, 0)
 
-    def _gather(self, row: int, stay: Tensor, first: int, shift: Tensor | None, turn: Turn | None) -> None:
-        """Close ranks in place: entries `stay` of a row, of which those from number `first` on move down by `shift`.
+    def _gather(
+        self,
+        row: int,
+        stay: Tensor,
+        first: int,
+        shift: Tensor | None = None,
+        by: Tensor | None = None,
+        turn: Turn | None = None,
+    ) -> None:
+        """Close ranks in place: entries `stay` of a row, of which those from number `first` on move down by `shift`
+        slots and their keys turn `by` positions (entries that stay,).
 
         In place, for what an endless stream gives up it soon needs again.
         """
@@ -172,8 +182,7 @@ class RaggedLayer(CacheLayerMixin):
         self.slots[row, end:] = -1
         self.lengths[row] = end
         if self.is_initialized and len(late):
-            by = -shift[start:] if shift is not None else None
-            self._move(row, late, slice(start, end), by, turn)
+            self._move(row, late, slice(start, end), None if by is None else by[start:], turn)
 
     def _move(self, row: int, source: Tensor, to: slice, by: Tensor | None, turn: Turn | None) -> None:
         """Write entries `source` of a row to `to`, their keys turned by so many positions each (None: not at all)."""
@@ -257,6 +266,12 @@ class RaggedCache(Cache):
         super().__init__(layers=[layer_of(kv) for _ in range(num_layers)])
         self.kv = kv
         self.frames: list[list[FrameSpan]] = []  # per row: the frames seen, by slot
+        # what a token reduction remembers, per row: number of a frame -> its memory behind it, so that it rolls back
+        self.memory: dict[int, dict[int, Any]] = {}
+        self.evicted: dict[int, int] = {}  # per row: the newest frame behind which a reduction has looked
+        # per row: slots of tokens that a reduction has dropped and whose positions their successors have; ascending
+        self.dropped: dict[int, list[int]] = {}
+        self.live = False  # whether it is a session's: frames come one by one, and no frame is rolled back
 
     def empty(self) -> RaggedCache:
         """Another one of the same kind, with nothing in it."""
@@ -305,10 +320,15 @@ class RaggedCache(Cache):
         A frame cut in two stays cut: what it keeps was chosen with all of its tokens, so the rest of it is refused.
         """
         position = max(position, 0)
-        for row in self.frames:
+        for at, row in enumerate(self.frames):
             del row[bisect_left(row, (position, 0, 0)) :]  # the frames that begin at `position` or later
             if row:
                 row[-1] = row[-1]._replace(end=min(row[-1].end, position))
+            if self.evicted.get(at, -1) > (row[-1].number if row else -1):
+                del self.evicted[at]
+            for number in [n for n in self.memory.get(at, {}) if not row or n > row[-1].number]:
+                del self.memory[at][number]
+        self.dropped = {row: [slot for slot in slots if slot < position] for row, slots in self.dropped.items()}
         for layer in self.layers:
             layer.crop_to(position)
 
@@ -341,8 +361,15 @@ class RaggedCache(Cache):
         for number, row in enumerate(self.frames):
             moved = [(s.begin - int(before[s.begin]), s.end - int(before[s.end]), s.number) for s in row]
             self.frames[number] = [FrameSpan(*span) for span in moved if span[0] < span[1]]
+        places = before  # how far positions move: less than slots, where dropped tokens had none of their own
+        if self.dropped.get(0):
+            own = torch.ones_like(gone)
+            own[torch.tensor(self.dropped[0])] = False
+            places = torch.cat([before[:1], (gone & own).long().cumsum(0)])
+        for row, slots in self.dropped.items():
+            self.dropped[row] = [slot - int(before[slot]) for slot in slots if not gone[slot]]
         for layer in self.layers:
-            layer.compact(gone, before, turn)
+            layer.compact(gone, before, places, turn)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Transformers' form: -n removes the newest n tokens seen; n > 0 keeps n, as in older versions."""
@@ -351,7 +378,7 @@ class RaggedCache(Cache):
 
     def reset(self) -> None:
         super().reset()
-        self.frames = []
+        self.frames, self.memory, self.evicted, self.dropped = [], {}, {}, {}
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -370,3 +397,4 @@ class RaggedCache(Cache):
     def _select_frames(self, rows: list[int]) -> None:
         if self.frames:
             self.frames = [list(self.frames[row]) for row in rows]
+            self.memory = {new: dict(self.memory[old]) for new, old in enumerate(rows) if old in self.memory}

@@ -61,25 +61,22 @@ class DepthLayer(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, depth: FrameLayout | None = None, **kwargs: Any) -> Tensor:
         """hidden_states (batch, tokens, d) -> the same shape. `depth` comes from `DepthDecoder.forward`."""
         kept_out, scores_out = kwargs.pop("kept_out", None), kwargs.pop("scores_out", None)
-        if depth is None or self.depth_ratio is None:
-            cache = kwargs.get("past_key_values")
-            if isinstance(cache, RaggedCache) and not cache.layers[self.depth_index].complete:
-                kwargs["attention_mask"] = self._thinned_mask(kwargs.get("attention_mask"), hidden_states, cache)
+        if depth is None or (self.depth_ratio is None and not self._thin(depth, kwargs.get("past_key_values"))):
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("a routed decoder layer takes everything but hidden_states by keyword")
+        if self.depth_ratio is None:
+            return self._routed(hidden_states, depth, 1.0, None, **kwargs)
         if scores_out is not None and self.depth_plan.has_experts:
             scores_out[self.depth_index] = self._score(hidden_states)
         return self._routed(hidden_states, depth, self.depth_ratio, kept_out, **kwargs)
 
-    def _thinned_mask(self, mask: Tensor | None, hidden: Tensor, cache: RaggedCache) -> Tensor | None:
-        """The mask of an ordinary layer some of whose entries a cache policy has dropped: their columns go."""
-        batch, tokens = hidden.shape[:2]
-        place = torch.arange(tokens, device=hidden.device).expand(batch, -1)
-        layer = cache.layers[self.depth_index]
-        first = layer.seen
-        slots = layer.expect(tokens, place + first, [tokens] * batch)
-        return kept_mask(mask, place, Keys(slots, first, even=len(set(layer.lengths)) == 1))
+    def _thin(self, depth: FrameLayout, cache: Any) -> bool:
+        """Whether fewer tokens are left in this step, or in this layer's cache, than have been seen: something dropped
+        them, a reduction or a cache policy."""
+        if depth.thinned or cache is None:
+            return depth.thinned
+        return not cache.layers[self.depth_index].complete
 
     def _score(self, hidden: Tensor) -> Tensor:
         """(..., d) -> the expert's scores (...)."""
@@ -125,6 +122,7 @@ class DepthLayer(nn.Module):
             slots = layer_cache.expect(tokens, place + first, counts)
             filled = {length + count for length, count in zip(layer_cache.lengths, counts)}
             keys = Keys(slots, first, even=len(filled) == 1)
+        layout.ran[self.depth_index] = (place, keys.slots)
         if max(counts) == 0:  # nothing goes through: a chunk of frames only, behind an early exit
             return hidden
 
@@ -137,7 +135,7 @@ class DepthLayer(nn.Module):
             kwargs.pop("position_ids", None)
         attends = kept_mask(kwargs.pop("attention_mask", None), place, keys)
         y = super().forward(x, attention_mask=attends, past_key_values=cache, **kwargs)
-        if plan.gate_acts and layout.groups:
+        if plan.gate_acts and layout.groups and self.depth_ratio is not None:
             s = self._score(x)[..., None].to(y.dtype)
             vision = layout.vision[padded][..., None]  # (batch, kept, 1)
             if plan.gate == "relative":  # within each row, what pads it apart
@@ -227,10 +225,12 @@ class DepthDecoder(nn.Module):
         use_cache: bool | None = None,
         frame_index: Tensor | None = None,
         token_scores: Tensor | None = None,
+        alive: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """`frame_index` (batch, tokens) int64: -1 = text, else the number of the token's frame; None = all text.
         `token_scores` (batch, tokens): who is kept, the highest of each frame, where the plan's scorer is `given`.
+        `alive` (batch, tokens) bool: vision tokens that are not go through no layer, and no cache ever holds them.
 
         With a cache the numbers of later steps must be higher: a frame's kept set depends on all of its tokens, so no
         step may split a frame. A step that fails leaves the cache as it was.
@@ -262,6 +262,8 @@ class DepthDecoder(nn.Module):
                 f"{inputs.shape[1]} of this step."
             )
         layout = FrameLayout.of(frame_index, padding, inputs.device)
+        if alive is not None:
+            layout.thin(alive.flatten())
         layout.given = self._given(token_scores, layout)
         if isinstance(cache, StepCache):
             layout.groups = cache.own_numbers(layout.groups)

@@ -61,6 +61,10 @@ class FrameLayout:
     vision: Tensor  # (batch * tokens,) bool
     spans: tuple[tuple[FrameSpan, ...], ...]  # per row: where its frames stand
     given: Tensor | None = None  # (batch * tokens,) scores from outside, for the scorer `given`
+    thinned: bool = False  # whether some vision tokens go through no layer (any more): see `thin`
+    # what a reduction between layers reads: layer -> place in the row of each token that went through, (batch, kept),
+    # and slot of each key, (batch, stored); only of layers that did not take all
+    ran: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _shapes: dict[float, KeptShape] = field(default_factory=dict)
 
     @classmethod
@@ -110,6 +114,33 @@ class FrameLayout:
             vision=vision.to(device),
             spans=tuple(map(tuple, spans)),
         )
+
+    def alive(self) -> Tensor:
+        """(batch * tokens,) bool: the vision tokens that go through layers."""
+        found = torch.zeros(self.batch * self.tokens, dtype=torch.bool, device=self.device)
+        for group in self.groups:
+            found[group.tokens.flatten()] = True
+        return found
+
+    def thin(self, alive: Tensor) -> None:
+        """From here on only vision tokens that are alive, (batch * tokens,) bool, go through layers; text always does.
+
+        Of a frame's tokens, routed layers then keep their share of those that are left.
+        """
+        alive, groups = alive.cpu(), []
+        for group in self.groups:
+            tokens = group.tokens.cpu()
+            stays = alive[tokens]  # (frames, n)
+            counts = stays.sum(1)
+            for size in counts.unique().tolist():
+                members = counts == size
+                if size:
+                    left = tokens[members][stays[members]].view(-1, size)
+                    rows = tuple(row for row, member in zip(group.rows, members.tolist()) if member)
+                    number = group.number[members.to(group.number.device)]
+                    groups.append(FrameGroup(left.to(self.device), number, rows))
+        self.groups, self.thinned = groups, True
+        self._shapes.clear()
 
     def shape(self, ratio: float) -> KeptShape:
         """The rectangle that the kept tokens of this step fill at keep ratio `ratio`; remembered per ratio."""

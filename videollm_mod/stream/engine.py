@@ -199,6 +199,8 @@ class Engine:
         if max_bytes is not None and max_bytes < 1:
             raise InputError(f"max_bytes {max_bytes} holds nothing; give a number of bytes, or None.")
         self.model, self.max_bytes = model, max_bytes
+        if model.reducing is not None:
+            raise InputError(f"{model.reducing.reduction.label} acts on one stream at a time; use StreamSession.")
         self._decoder = find_decoder(model.lm)
         self._streams: list[EngineStream] = []
         self._arrived = threading.Condition()  # guards queues and the list of streams

@@ -121,6 +121,9 @@ class StreamSession:
         self.pick: Callable[[torch.Tensor], int] | None = None  # the next word, given its logits; None = the likeliest
         self.records = record_kept  # whether `kept` is kept up to date
         self._cache = RaggedCache(model.num_layers, model.kv if kv is None else kv)
+        self._cache.live = True
+        if model.reducing is not None:
+            model.reducing.check_stream()
         chosen = policy_of(policy, window, own=self.settings.window, words=words, budget=budget)
         reach = reach_of(model, self.window)
         # text not yet run through the model

@@ -54,6 +54,8 @@ class TrainConfig:
     gate: str | None = None
     """What the score does to a kept token: straight, relative, output, update, tanh or identity; the recipe's own if
     not given."""
+    reduction: str | None = None
+    """A token reduction that is in place while the model learns, such as faster_vlm=0.25 (its share of tokens)."""
     start: str | None = None
     """A model to go on from: "tiny", or a folder."""
     data: Path | None = None
@@ -170,6 +172,12 @@ def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
     plan = dataclasses.replace(recipe.plan, **{key: value for key, value in changes.items() if value is not None})
     plain = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe) if field.name != "seed"}
     values: dict[str, Any] = parse_values("--set", config.set, plain)
+    if config.reduction is not None:
+        if isinstance(recipe, PaperRecipe):
+            raise InputError(f"--reduction does not go with {recipe.name}: its tokens are the paper's.")
+        from videollm_mod.reductions import parse_reduction
+
+        values["reduction"] = parse_reduction(config.reduction)
     if config.sharding is not None:
         values["sharding"] = config.sharding
     recipe = dataclasses.replace(recipe, plan=plan, seed=config.seed, **values)
@@ -263,6 +271,7 @@ def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
 
     from videollm_mod.evaluate.calibrate import calibrate
     from videollm_mod.model import load
+    from videollm_mod.reductions import reducing
     from videollm_mod.train.data import any_stream
     from videollm_mod.train.recipe import Phase
     from videollm_mod.world import WorldConfig
@@ -276,7 +285,8 @@ def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
     streams = [stream for stream in streams if recipe.data is None or stream.events]
     if not streams:  # answers alone: nobody decides when to speak
         return model.settings.threshold
-    threshold, table = calibrate(model, streams, workers=workers)
+    with reducing(model, recipe.reduction):  # which stays in this process
+        threshold, table = calibrate(model, streams, workers=1 if recipe.reduction else workers)
     model.settings = dataclasses.replace(model.settings, threshold=threshold)
     model.save_pretrained(folder, dtype=torch.float16)
     (folder / "calibration.json").write_text(json.dumps([dataclasses.asdict(row) for row in table], indent=2) + "\n")

@@ -21,6 +21,7 @@ from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import IGNORE, Batch, Stream, collate
 from videollm_mod.model import Output, StreamingVideoLM
 from videollm_mod.pace import catch_interrupts
+from videollm_mod.reductions import reducing
 from videollm_mod.train.build import build
 from videollm_mod.train.changes import NAMES as CHANGE_LABELS
 from videollm_mod.train.changes import ChangeHead, outputs_of
@@ -62,7 +63,8 @@ def train(
             if world.size > 1 and recipe.sharding == "fsdp2":  # for the next stage to share out in its own way
                 model.encoder = _whole_again(model.encoder)
                 cells = cells and _unshared(cells, CellHeads(model.encoder.width, names_of(recipe)))
-        train_stage(StreamStage(model, recipe, cells), run, workers, interrupts, world)
+        with reducing(model, recipe.reduction):
+            train_stage(StreamStage(model, recipe, cells), run, workers, interrupts, world)
     with whole_weights(model, keep=world.main):
         if world.main:
             model.eval().save_pretrained(folder / "model", dtype=torch.float16)

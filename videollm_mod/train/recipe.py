@@ -81,6 +81,7 @@ class Recipe:
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
     lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
     data: str | None = None  # a JSONL file of streams (data/own.py), instead of world streams
+    reduction: dict[str, Any] | None = None  # in place while streams are learned, as `Reduction.to_dict` has it
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
     train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
@@ -134,6 +135,7 @@ class Recipe:
             (values, "lora", None),
             (values, "cell_weight", 0.0),
             (values, "pretrained", None),
+            (values, "reduction", None),
             (values["settings"], "template", "plain"),
         ]
         for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:

@@ -36,18 +36,23 @@ class FrameEncoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images: (F, S, S, 3) uint8 on any device, S the tower's size. Returns (F, 1 + h * w, width)."""
-        tower, (h, w) = self.tower, self.grid
+        tower = self.tower
         if images.shape[1:3] != (tower.image_size, tower.image_size):
             raise InputError(
                 f"images are {tuple(images.shape)}; this tower wants {tower.image_size} px squares, RGB last"
             )
         parameter = next(tower.parameters())
         cls, cells = tower(normalise(images, tower.mean, tower.std, parameter.device, parameter.dtype))
-        if tower.grid[0] % h or tower.grid[1] % w:
+        return torch.cat([cls[:, None], self.pool(cells)], 1)
+
+    def pool(self, cells: torch.Tensor) -> torch.Tensor:
+        """What the tower has for each of its cells, (F, rows, columns, any), averaged: (F, h * w, any)."""
+        (h, w), (rows, columns) = self.grid, cells.shape[1:3]
+        if rows % h or columns % w:
             pooled = nn.functional.adaptive_avg_pool2d(cells.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1)
         else:  # the same numbers, faster
             pooled = cells.unflatten(2, (w, -1)).unflatten(1, (h, -1)).mean((2, 4))  # of (F, h, rows / h, w, .., d)
-        return torch.cat([cls[:, None], pooled.flatten(1, 2)], 1)
+        return pooled.flatten(1, 2)
 
 
 class Connector(nn.Module):

@@ -147,7 +147,8 @@ class TransformersTower(VisionTower):
             )
         side = self.image_size // patch
         self.grid = (side, side)
-        self._skipped = int(self.family.cls_is_first) + int(getattr(config, "num_register_tokens", 0))
+        # tokens that stand before the cells: CLS and registers
+        self.skipped = int(self.family.cls_is_first) + int(getattr(config, "num_register_tokens", 0))
 
     @classmethod
     def build(cls, config: PretrainedConfig, **pixels: Any) -> TransformersTower:
@@ -205,7 +206,7 @@ class TransformersTower(VisionTower):
             output = self.model(pixels, interpolate_pos_encoding=True)
         cells = output.last_hidden_state  # (F, [1 + registers +] rows * columns, d)
         cls = cells[:, 0] if self.family.cls_is_first else output.pooler_output
-        return cls, cells[:, self._skipped :].unflatten(1, self.grid)
+        return cls, cells[:, self.skipped :].unflatten(1, self.grid)
 
     def to_config(self) -> dict[str, Any]:
         config: Any = self.model.config

@@ -1,0 +1,104 @@
+"""`videollm-mod bench reductions`: every token reduction on the same model and streams, cell by cell.
+
+videollm-mod bench reductions --quick                      # two streams, to see that it works
+videollm-mod bench reductions --only uniform faster_vlm    # goes on where it stopped
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollm_mod.flags import check_keep, check_least
+
+
+@dataclass(frozen=True)
+class BenchReductions:
+    """Which model, which methods, and on how much."""
+
+    model: str = "tiny"
+    """The bundled model "tiny", or a model's folder; all cells have its weights."""
+    only: tuple[str, ...] = ()
+    """Methods, such as faster_vlm; all of them if not given."""
+    keep: tuple[float, ...] = (0.5, 0.25, 0.1)
+    """Shares of each frame's tokens that are left."""
+    pairs: float = 0.25
+    """The share at which each method is paired with depth routing, interleaved at 0.2."""
+    streams: int = 20
+    """Streams of the world's test split."""
+    seconds: float = 30.0
+    """Length of each, seconds."""
+    frames: int = 120
+    """Length of the stream on which time is measured."""
+    repeats: int = 15
+    """Timed frames at its end; the median counts."""
+    workers: int = 1
+    """Processes that watch streams. Time is measured by one, before they begin."""
+    threads: int = min(2, os.cpu_count() or 1)
+    """CPU threads of PyTorch while time is measured."""
+    home: Path = Path("out/reductions")
+    """One JSON file per cell: what is there is not done again."""
+    out: Path | None = None
+    """Write the JSON of all cells here."""
+    plot: Path | None = None
+    """Draw quality against measured time here, PNG."""
+    page: Path | None = None
+    """Write the page of all methods with what this file and --fidelity hold, such as docs/reductions.md."""
+    fidelity: tuple[Path, ...] = ()
+    """What runs/reduction_fidelity.py and its like wrote, for the page."""
+    page_only: bool = False
+    """Measure nothing: draw plot and page of what is there."""
+    quick: bool = False
+    """Two short streams, to see that it works; its numbers mean nothing."""
+
+
+def bench_reductions(config: BenchReductions) -> dict[str, Any]:
+    """Run the command; returns the JSON of all cells. Raises InputError for what the user can mend."""
+    check_least(
+        1, streams=config.streams, frames=config.frames, repeats=config.repeats, workers=config.workers,
+        threads=config.threads,
+    )  # fmt: skip
+    for keep in (*config.keep, config.pairs):
+        check_keep(keep)
+    from dataclasses import replace
+
+    import torch
+
+    from videollm_mod.bench.measure import progress
+    from videollm_mod.bench.reductions import draw_plot, fill
+    from videollm_mod.bench.reductions_page import page
+    from videollm_mod.files import atomic_write, check_writable
+    from videollm_mod.reductions import methods
+    from videollm_mod.types import InputError
+
+    for name in config.only:
+        if name not in methods():
+            raise InputError(f"--only '{name}' is no reduction; take one of {', '.join(methods())}.")
+    for path in config.fidelity:
+        if not path.is_file():
+            raise InputError(f"--fidelity {path} is missing; runs/reduction_fidelity.py writes it.")
+    for target in (config.out, config.plot, config.page):
+        if target is not None:
+            check_writable(target)
+    if config.quick:
+        progress("--quick: two short streams, to see that it works; the numbers below mean nothing")
+        config = replace(config, streams=2, seconds=6.0, frames=10, repeats=3, home=config.home / "quick")
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        result = fill(config)
+    finally:
+        torch.set_num_threads(before)
+    if config.out is not None:
+        with atomic_write(config.out) as file:
+            file.write(json.dumps(result, indent=1) + "\n")
+    if config.plot is not None:
+        draw_plot(result, config.plot)
+    if config.page is not None:
+        told = {name: same for path in config.fidelity for name, same in json.loads(path.read_text("utf-8")).items()}
+        with atomic_write(config.page) as file:
+            file.write(page(result, told, config.plot.name if config.plot else None))
+    return result

@@ -1,0 +1,57 @@
+"""HiPrune: what middle layers look at, with its neighbours, and what deep layers look at (arXiv 2508.00553)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from videollm_mod.reductions.base import Reduction, Signals, Tokens, top
+
+
+def anchors_and_registers(middle: Tensor, deep: Tensor, k: int, alpha: float, columns: int) -> Tensor:
+    """The k places kept, (k,) int64 ascending, by the attention that each place gets in two layers, (N,) each.
+
+    Anchors are the round(k * alpha / 5) highest of the middle layer. With them stay the places before, behind, above
+    and below each, as numbers of the raster, held within it: at a row's end that is the next row's beginning, as in the
+    authors' code. The rest has the highest of the deep layer. Where anchors and neighbours alone are too many (theirs
+    would fail), the highest of them in the middle layer stay.
+    """
+    n = len(middle)
+    anchors = middle.sort(descending=True, stable=True).indices[: round(k * alpha / 5)]
+    around = torch.cat([anchors + step for step in (0, -1, 1, -columns, columns)]).clamp(0, n - 1).unique()
+    if len(around) > k:
+        return around[top(middle[around], k)]
+    others = deep.index_fill(0, around, -torch.inf)
+    return torch.cat([around, top(others, k - len(around))]).sort().values
+
+
+@dataclass
+class HiPrune(Reduction):
+    """Of each frame: anchors, their neighbours, and registers.
+
+    keep   1/3, 2/9 or 1/9 of 576 in the paper.
+    alpha  the share of the budget for anchors and their neighbours.
+    layer  the middle layer, counted from 1: 9 of CLIP's 24, 16 in Qwen2.5-VL.
+    deep   the deep layer, counted from the end: the second-last in CLIP, the last (-1) in Qwen2.5-VL.
+    """
+
+    keep: float = 1 / 3
+    alpha: float = 0.1
+    layer: int = 9
+    deep: int = -2
+
+    title: ClassVar[str] = "HiPrune"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2508.00553"
+    when: ClassVar[str] = "With a deep tower, when whole objects should stay and not their most telling cell alone."
+
+    @property
+    def needs(self) -> tuple[tuple[str, int], ...]:
+        return (("received_attention", self.layer - 1), ("received_attention", self.deep))
+
+    def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        middle, deep = (signals[need] for need in self.needs)
+        k = self.count(len(tokens))
+        return tokens.take(anchors_and_registers(middle, deep, k, self.alpha, tokens.grid[1]))

@@ -1,0 +1,334 @@
+"""Puts a reduction into a model and takes it out again: calls its one method at its stage, frame by frame.
+
+A dropped token stays in the sequence, under its own position, and goes through no decoder layer: to the decoder it is a
+vision token that every layer skips (depth/layout.py, `thin`). So dialogue, session, evaluation and training need not
+know of reductions, and a reduced stream equals one pass over it as a routed one does.
+
+    encoder ── frames + signals ──> connector ──> [frames, tokens] ──> decoder [layer] ──> [cache]
+            [tower] inside
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from videollm_mod.depth.cache import RaggedCache
+from videollm_mod.reductions.base import Compose, Positions, Reduction, Signals, Tokens
+from videollm_mod.reductions.decoder import Evictions, LayerCuts
+from videollm_mod.reductions.tower import ALIVE, TowerSignals
+from videollm_mod.types import InputError
+
+if TYPE_CHECKING:
+    from videollm_mod.model import StreamingVideoLM
+
+Memory = dict[int, dict[str, Any]]  # number of a part -> what it remembers
+
+
+class Decoded(NamedTuple):
+    """What a decoder's output has that we need."""
+
+    logits: Tensor  # (batch, positions, vocabulary)
+    past_key_values: Any
+
+
+@dataclass
+class Row:
+    """The frames of one batch row in this step."""
+
+    number: int  # of the row
+    frames: range  # of the step's frames, those of this row
+    names: list[int]  # their numbers in the stream
+
+
+class Reducing:
+    """A model with a reduction in it; made by `Reduction.on`."""
+
+    def __init__(
+        self,
+        model: StreamingVideoLM,
+        reduction: Reduction,
+        *,
+        question: str | None = None,
+        positions: Positions = "keep",
+        traced: bool = False,
+    ) -> None:
+        if positions not in ("keep", "renumber"):
+            raise InputError(f'positions is {positions!r}; choose "keep" or "renumber".')
+        self.model, self.reduction, self.positions, self.traced = model, reduction, positions, traced
+        self.parts = flat(reduction)
+        self.question = question
+        self.tower = TowerSignals(model.encoder, self.parts)
+        self.last: list[Tokens] = []  # if traced: what the newest step's frames became, a row's frames together
+        self.cuts: LayerCuts | None = None
+        self.evictions: Evictions | None = None
+        self._stack = ExitStack()
+        if positions == "renumber" and any(part.stage in ("layer", "cache") for part in self.parts):
+            raise InputError(f"{reduction.label} drops tokens that have their positions; take positions='keep'.")
+
+    def __enter__(self) -> Reducing:
+        model = self.model
+        if model.reducing is not None:
+            raise InputError(f"the model has {model.reducing.reduction.label} already; use Compose for several.")
+        with ExitStack() as stack:  # undone at once if something goes wrong half-way
+            if self.tower:
+                model.encoder.forward = self.tower.encode  # type: ignore[method-assign]
+                stack.callback(model.encoder.__dict__.pop, "forward")
+            layers = [part for part in self.parts if part.stage == "layer"]
+            self.cuts = stack.enter_context(LayerCuts(model, layers)) if layers else None
+            caches = [part for part in self.parts if part.stage == "cache"]
+            self.evictions = stack.enter_context(Evictions(model, caches)) if caches else None
+            model.reducing = self
+            stack.callback(setattr, model, "reducing", None)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def check_stream(self) -> None:
+        """What a live session asks before it begins: raises InputError, with the reason, if it cannot be."""
+        self._streaming()
+
+    def _streaming(self) -> list[Reduction]:
+        """The parts in the form that a live stream can have."""
+        parts = flat(self.reduction.causal())
+        for part in parts:
+            if (part.streamable == "question" or part.needs_query) and not self.question:
+                raise InputError(
+                    f"{part.label} cannot stream without a question: it must know it before it sees a frame; "
+                    "give on(model, question=...)."
+                )
+        return parts
+
+    # -- the decoder, with a reduction around it ---------------------------------------------------------------------
+
+    def run(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
+        """What `model.lm(**inputs)` is without a reduction: one step or one pass. `features`: of the step's frames."""
+        frame_index, cache = inputs["frame_index"], inputs["past_key_values"]
+        embeds, alive = self.enter(inputs["inputs_embeds"], frame_index, features, cache)
+        inputs = {**inputs, "inputs_embeds": embeds, "alive": alive}
+        if self.evictions is not None:
+            return self._in_steps(self.evictions, inputs)
+        if self.positions == "keep":
+            out = self.model.lm(**inputs)
+            return Decoded(out.logits, out.past_key_values)
+        first = cache.seen if cache is not None else 0
+        here = (
+            torch.ones(frame_index.shape, dtype=torch.bool) if alive is None else alive.cpu() | (frame_index.cpu() < 0)
+        )
+        inputs["position_ids"] = self._numbered(here, cache).to(self.model.device)
+        if cache is None and inputs["attention_mask"] is None:  # else repeated positions look like several sequences
+            inputs["attention_mask"] = torch.ones(frame_index.shape, dtype=torch.long, device=self.model.device)
+        out = self.model.lm(**inputs)
+        if out.past_key_values is not None:
+            for row, gone in enumerate(~here):
+                out.past_key_values.dropped.setdefault(row, []).extend((gone.nonzero()[:, 0] + first).tolist())
+        return Decoded(out.logits, out.past_key_values)
+
+    def _numbered(self, here: Tensor, cache: Any) -> Tensor:
+        """Positions numbered anew, (batch, tokens): those of what is left; a dropped token has its successor's."""
+        seen, dropped = (cache.seen, cache.dropped) if cache is not None else (0, {})
+        first = torch.tensor([seen - len(dropped.get(row, ())) for row in range(len(here))])
+        return first[:, None] + here.long().cumsum(1) - here.long()
+
+    def _in_steps(self, evictions: Evictions, inputs: dict[str, Any]) -> Decoded:
+        """Frame by frame, and behind each frame the parts of the stage cache drop entries of it."""
+        tokens, keep = inputs["frame_index"].shape[1], inputs.pop("logits_to_keep")
+        cache = inputs.pop("past_key_values")
+        cache = RaggedCache(self.model.num_layers) if cache is None else cache
+        wanted = torch.arange(tokens)[-keep:] if isinstance(keep, int) else keep.cpu()
+        each = {name: inputs.pop(name) for name in ("inputs_embeds", "frame_index", "alive", "token_scores")}
+        if inputs["attention_mask"] is not None:
+            raise InputError(f"{self.reduction.label} takes no attention_mask; give one conversation, without padding.")
+        inputs["use_cache"] = True
+        logits = []
+        for begin, end in self._steps(each["frame_index"]):
+            step = {name: None if value is None else value[:, begin:end] for name, value in each.items()}
+            inside = wanted[(wanted >= begin) & (wanted < end)] - begin
+            told = {**inputs, "logits_to_keep": inside.to(self.model.device)}
+            logits.append(self.model.lm(**step, **told, past_key_values=cache).logits)
+            evictions.evict(cache)
+        return Decoded(torch.cat(logits, 1), cache)
+
+    def _steps(self, frame_index: Tensor) -> list[tuple[int, int]]:
+        """Where a pass (1, tokens) is cut, so that a frame alone sees all of its own entries: [begin, end)."""
+        if len(frame_index) > 1:
+            raise InputError(f"{self.reduction.label} takes one conversation at a time; give a batch of one.")
+        index = frame_index[0].tolist()
+        last = [i for i, number in enumerate(index) if number >= 0 and index[i + 1 : i + 2] != [number]]
+        more = 1 + (self.model.settings.decide == "own")
+        ends = sorted({min(i + more, len(index)) for i in last} | {len(index)})
+        return list(zip([0, *ends], ends))
+
+    # -- stages frames and tokens: before the decoder ------------------------------------------------------------------
+
+    def enter(
+        self, embeds: Tensor, frame_index: Tensor, features: Tensor | None, cache: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The step's embeddings (batch, tokens, d) with what the frames became, and which tokens are alive.
+
+        None for the latter if all are. `cache` is a RaggedCache, which holds a live stream's memory, or None.
+        """
+        index = frame_index.cpu()
+        vision = index >= 0
+        if features is None or not bool(vision.any()):
+            return embeds, None
+        live = cache is not None and getattr(cache, "live", False)
+        parts = self._streaming() if live else self.parts
+        n, where = self.model.encoder.tokens_per_frame, vision.to(embeds.device)
+        x = embeds[where].view(len(features), n, -1)
+        signals = self.tower.split(features) if self.tower else {}
+        out = x.clone()
+        alive = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        self.last = []
+        if self.cuts is not None:
+            self.cuts.tower, self.cuts.text = {}, self._text()
+        for row in rows_of(index, n):
+            memory = newest(cache, row.number)
+            if self.cuts is not None:
+                for at, name in zip(row.frames, row.names):
+                    self.cuts.tower[row.number, name] = {need: values[at] for need, values in signals.items()}
+            for frames in _together(row.frames, parts):
+                tokens = self._reduce(parts, frames, row, x, signals, memory)
+                self._place(tokens, frames, row, out, alive)
+                remember(cache, row.number, row.names[frames[-1] - row.frames[0]], memory)
+                self.last.append(tokens if self.traced else replace(tokens, w=None))
+        self._let_decide(out, alive)
+        if bool(alive.all()):
+            return embeds, None  # to the bit
+        return embeds.masked_scatter(where[..., None], out), where.masked_scatter(where, alive)
+
+    def _reduce(
+        self,
+        parts: Sequence[Reduction],
+        frames: Sequence[int],
+        row: Row,
+        x: Tensor,
+        signals: dict[tuple[str, int], Tensor],
+        memory: Memory,
+    ) -> Tokens:
+        """All parts of the stages before the decoder on some frames, at first (frames * h * w, d)."""
+        grid = h, w = self.model.encoder.grid
+        each = [Tokens.of_frame(x[at, 1:], grid, row.names[at - row.frames[0]]) for at in frames]
+        tokens = Tokens.join(each).traced(self.traced)
+        original = torch.arange(len(tokens), device=x.device)  # which of the originals each token stands at
+        numbers = {need: torch.cat([values[at] for at in frames]) for need, values in signals.items()}
+        if ALIVE in numbers:
+            original = (numbers[ALIVE] > 0).nonzero()[:, 0]
+            tokens = tokens.take(original)
+        names = [row.names[at - row.frames[0]] for at in frames]
+        start = {name: k * h * w for k, name in enumerate(names)}
+        for number, part in enumerate(parts):
+            if part.stage in ("layer", "cache"):
+                tokens = part.prepare(tokens)
+            if part.stage not in ("frames", "tokens"):
+                continue
+            # a part that came before has made new tokens: each has the signals of the place where it stands
+            told = Signals(
+                {need: values[original] for need, values in numbers.items()},
+                memory=memory.setdefault(number, {}),
+                text=self._text() if part.needs_query else None,
+                total=h * w * len(frames),
+                generator=_generator(part, names[0]),
+            )
+            if part.stage == "frames":
+                pixels = replace(tokens, x=numbers["pixels", 0][original].flatten(1), w=None)
+                left = part.reduce(pixels, told)
+                at = _original(left, start, w)
+                tokens = tokens.take((original[None] == at[:, None]).nonzero()[:, 1])
+            else:
+                tokens = part.reduce(tokens, told)
+            original = _original(tokens, start, w)
+        return tokens
+
+    def _place(self, tokens: Tokens, frames: Sequence[int], row: Row, out: Tensor, alive: Tensor) -> None:
+        """Write tokens into their frames' places: their own; in the method's order, where it has one of its own."""
+        columns = self.model.encoder.grid[1]
+        names = torch.tensor([row.names[at - row.frames[0]] for at in frames], device=out.device)
+        frame = (tokens.positions[:, :1] == names).nonzero()[:, 1] + frames[0]
+        n = out.shape[1]
+        places = (frame * n + 1 + tokens.positions[:, 1] * columns + tokens.positions[:, 2]).sort().values
+        out.view(-1, out.shape[2]).index_copy_(0, places, tokens.x)
+        alive.view(-1)[places] = True
+        alive[frames[0] : frames[-1] + 1, 0] = True  # the CLS
+
+    def _let_decide(self, out: Tensor, alive: Tensor) -> None:
+        """Where a frame's last token decides whether to speak, the last survivor stands in its place."""
+        if self.model.settings.decide != "last":
+            return
+        n = alive.shape[1]
+        last = n - 1 - alive.flip(1).int().argmax(1)  # (frames,)
+        moved = (last != n - 1).nonzero()[:, 0]
+        out[moved, n - 1] = out[moved, last[moved]].clone()
+        alive[moved, last[moved]], alive[moved, n - 1] = False, True
+
+    def _text(self) -> Tensor | None:
+        """(words, d) embeddings of the question; (0, d) of an empty one."""
+        model = self.model
+        ids = model.template.user(self.question or "") if (self.question or "").strip() else []
+        table = model.lm.get_input_embeddings()
+        return table(torch.tensor(ids, dtype=torch.long, device=model.device))
+
+
+def flat(reduction: Reduction) -> list[Reduction]:
+    """The parts of a composition, of compositions too."""
+    if isinstance(reduction, Compose):
+        return [inner for part in reduction.parts for inner in flat(part)]
+    return [reduction]
+
+
+def rows_of(index: Tensor, n: int) -> list[Row]:
+    """The frames of each batch row, off frame_index (batch, tokens) on the CPU; n tokens per frame."""
+    rows, first = [], 0
+    for number, row in enumerate(index):
+        names = row[row >= 0][::n].tolist()
+        if names:
+            rows.append(Row(number, range(first, first + len(names)), names))
+        first += len(names)
+    return rows
+
+
+def _together(frames: range, parts: Sequence[Reduction]) -> list[range]:
+    """Which frames go into one call: one; a few; or all, if any part wants them so."""
+    wish = [part for part in parts if part.stage in ("frames", "tokens")]
+    size = max([len(frames) if part.streamable == "whole" else part.lookahead + 1 for part in wish], default=1)
+    return [frames[at : at + size] for at in range(0, len(frames), size)]
+
+
+def newest(cache: Any, row: int) -> Memory:
+    """A copy of what is remembered behind the newest frame of a stream; of a pass without a cache, nothing."""
+    kept = getattr(cache, "memory", {}).get(row)
+    return {part: dict(values) for part, values in kept[max(kept)].items()} if kept else {}
+
+
+def remember(cache: Any, row: int, frame: int, memory: Memory) -> None:
+    """Note what is remembered behind a frame, so that rolling back finds it again."""
+    if cache is None or not any(memory.values()):
+        return
+    kept = cache.memory.setdefault(row, {})
+    if getattr(cache, "live", False):  # a session never rolls back
+        kept.clear()
+    kept[frame] = {part: dict(values) for part, values in memory.items()}
+
+
+def _original(tokens: Tokens, start: dict[int, int], columns: int) -> Tensor:
+    """Row of each token's place among the originals of its frames."""
+    first = torch.tensor([start[name] for name in tokens.frame.tolist()], dtype=torch.long, device=tokens.x.device)
+    return first + tokens.positions[:, 1] * columns + tokens.positions[:, 2]
+
+
+def _generator(part: Reduction, frame: int) -> torch.Generator | None:
+    """Of a frame by its number, so that it is drawn alike when streamed and in one pass."""
+    if not part.seeded:
+        return None
+    seed = int(getattr(part, "seed", 0))
+    return torch.Generator().manual_seed((seed * 1_000_003 + frame) % 2**63)

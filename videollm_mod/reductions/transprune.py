@@ -1,0 +1,91 @@
+"""TransPrune: tokens that the decoder's layers change much, in length and direction, stay (arXiv 2507.20630)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from videollm_mod.depth.plan import keep_count
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Stage, Streamable, Tokens, top
+
+HALVES = tuple((name, HERE) for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"))
+
+
+def transition(before: Tensor, after: Tensor) -> Tensor:
+    """How much half a layer changes each token: (n, d) in and out -> (n,).
+
+    |out| / |in| * exp(1 - cos) / sum over the tokens of exp(1 - cos).
+    """
+    turned = (1 - cosine_similarity(before, after, dim=-1)).exp()
+    return after.norm(dim=-1) / before.norm(dim=-1) * turned / turned.sum()
+
+
+@dataclass
+class TransPrune(Reduction):
+    """Three cuts early in the decoder, by what the layers before them made of a token, and by what text looks at.
+
+    keep       share left behind the last cut, 0.125; the cuts before then leave 0.875 and 0.625.
+    first, last    shares of the layers: transitions of the 7th to the 12th of 32 add up, and the cuts are behind the
+               7th, the 9th and the 12th.
+    Theirs takes the attention from the layer that follows the cut, sums exp over text as well, rounds down, and numbers
+    positions anew.
+    """
+
+    keep: float = 0.125
+    first: float = 7 / 32
+    last: float = 12 / 32
+
+    title: ClassVar[str] = "TransPrune"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2507.20630"
+    stage: ClassVar[Stage] = "layer"
+    streamable: ClassVar[Streamable] = "question"
+    needs_query: ClassVar[bool] = True
+    when: ClassVar[str] = "When most of the decoder should be spared and attention maps are not to be had."
+
+    @property
+    def needs(self) -> tuple[tuple[str, int], ...]:
+        return (*HALVES, ("text_attention", HERE))
+
+    def cuts(self, layers: int) -> dict[int, float]:
+        """Every layer that is looked at; those behind which nothing is cut keep what is left."""
+        if self.keep == 1:
+            return {}
+        first, last = (max(round(share * layers) - 1, 0) for share in (self.first, self.last))
+        middle = round(first + 0.4 * (last - first))  # the 9th of the 7th to the 12th
+        steps = {first: 1 / 7, middle: 3 / 7, last: 1.0}
+        passed, shares = 0.0, {}
+        for layer in range(first, last + 1):
+            passed = steps.get(layer, passed)
+            shares[layer] = 1 - (1 - self.keep) * passed
+        return shares
+
+    def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        change = transition(signals["attention_in", HERE], signals["attention_out", HERE])
+        change = change + transition(signals["mlp_in", HERE], signals["mlp_out", HERE])
+        change = change + signals.memory.get("transprune", 0.0)  # of the layers before, of those that are left
+        score = change / change.sum()
+        asked = signals.values.get(("text_attention", HERE), torch.zeros_like(score))
+        if float(asked.sum()) > 0:  # some text has come
+            score = score + asked / asked.sum()
+        share = self.cuts(signals.layers)[signals.layer]
+        stay = top(score, keep_count(share, signals.total))
+        signals.memory["transprune"] = change[stay]
+        return tokens.take(stay)
+
+
+@dataclass
+class TransPruneCausal(TransPrune):
+    """By the layers' changes alone, which needs no text: the half of TransPrune that a stream can have unasked."""
+
+    title: ClassVar[str] = "TransPrune, changes alone"
+    streamable: ClassVar[Streamable] = "causal"
+    needs_query: ClassVar[bool] = False
+    when: ClassVar[str] = "For streams, as TransPrune."
+
+    @property
+    def needs(self) -> tuple[tuple[str, int], ...]:
+        return HALVES
