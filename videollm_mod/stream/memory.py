@@ -86,7 +86,8 @@ class Memory:
         self._ratios = model.plan.ratios(model.num_layers)
         self._system = len(self._template.system(model.settings.system))
         self._prompt = self._template.reply_prompt()
-        self._step: tuple[list[int], list[int], float] | None = None  # of which the pieces are not noted yet
+        self._step: tuple[list[int], list[int], list[float]] | None = None  # of which the pieces are not noted yet
+        self._time = 0.0  # of the newest frame noted, s
         self._noted = 0  # tokens in pieces
         self.oldest_whole: float | None = None  # time of the oldest frame of which nothing has gone, s
         self._frame_bytes: dict[int, int] = {}  # vision tokens of a frame -> bytes of their entries
@@ -120,16 +121,24 @@ class Memory:
 
     # -- before a step -------------------------------------------------------------------------------------------------
 
-    def make_room(self, ids: Sequence[int], numbers: Sequence[int], now: float) -> None:
-        """Call before a step of `ids` with frame `numbers` (-1 = text); `now` (s) is the newest frame's time in it.
+    def due(self, time: float) -> bool:
+        """Whether a frame at `time` (s) would have something forgotten though there is still room: then it should be
+        the first of its step."""
+        self._note()
+        return self.bounded and self.policy.due(self, time)
 
-        After it the step fits. The step counts as gone through when the cache has seen it; one that failed leaves no
-        trace. Call it within `torch.inference_mode` if the steps are.
+    def make_room(self, ids: Sequence[int], numbers: Sequence[int], times: Sequence[float] = ()) -> None:
+        """Call before a step of `ids` with frame `numbers` (-1 = text); `times` (s) are those of its frames.
+
+        After it the step fits. Of the step counts as much as the cache has seen when it is asked next: one that failed
+        leaves no trace, and one may be rolled back to the end of one of its frames. Call it within
+        `torch.inference_mode` if the steps are. Raises InputError when a step of several frames fits in no case.
         """
         if not self.bounded:
             return
         self._note()
-        self._step = (list(ids), list(numbers), now)
+        self._step = (list(ids), list(numbers), list(times))
+        now = times[0] if times else self._time
         sizes = _frame_sizes(numbers)
         needed = self._bytes_of(len(numbers) - sum(sizes), sizes)
         fits = len(ids) + self.cache.seen <= self.reach
@@ -189,38 +198,38 @@ class Memory:
         """Note the pieces of the last step, if the cache has seen it."""
         if self._step is None:
             return
-        ids, numbers, time = self._step
+        ids, numbers, times = self._step
         self._step = None
-        if self.cache.seen != self._noted + len(ids):  # it failed, and the cache has rolled back
-            del self.context[self.cache.seen :]
-            return
-        self._noted += len(ids)
+        del self.context[self.cache.seen :]  # of a step that failed
+        went = self.cache.seen - self._noted
+        ids, numbers, self._noted = ids[:went], numbers[:went], self.cache.seen
         done = 0
-        if not self.pieces:
-            self.pieces.append(Piece("system", self._system, time))
+        if ids and not self.pieces:
+            self.pieces.append(Piece("system", self._system, self._time))
             done = self._system
         own = self._template.decide == "own"
-        for begin, end in _frame_runs(numbers):
+        for time, (begin, end) in zip(times, _frame_runs(numbers)):
             opens = begin > done and ids[begin - 1] == self._template.open_id
             lead = 1 if opens or not own else 0
-            self._note_words(ids[done : begin - lead], time)
+            self._note_words(ids[done : begin - lead])
+            self._time = time
             size = lead + end - begin + own
             self.pieces.append(Piece("frame", size, time, lead, end - begin, opens))
             self.oldest_whole = time if self.oldest_whole is None else self.oldest_whole
             done = begin - lead + size
-        self._note_words(ids[done:], time)
+        self._note_words(ids[done:])
 
-    def _note_words(self, ids: list[int], time: float) -> None:
+    def _note_words(self, ids: list[int]) -> None:
         """The words between two frames: "]", then what was asked and said, each up to its end."""
         close, after, eos = self._template.close(), len(self._template.after_reply), self._template.eos_id
         done = 0
         if ids and self.pieces[-1].kind == "frame":
-            self.pieces.append(Piece("close", len(close), time))
+            self.pieces.append(Piece("close", len(close), self._time))
             done = len(close)
         while done < len(ids):
             if not self.pieces[-1].said or self.pieces[-1].done:
                 prompted = ids[done : done + len(self._prompt)] == self._prompt
-                self.pieces.append(Piece("narration" if prompted else "answer", 0, time, done=False))
+                self.pieces.append(Piece("narration" if prompted else "answer", 0, self._time, done=False))
             piece = self.pieces[-1]
             if eos in ids[done:]:
                 end = ids.index(eos, done) + 1 + after

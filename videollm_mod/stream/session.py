@@ -259,7 +259,7 @@ class StreamSession:
         time: float | None = None,
     ) -> torch.Tensor:
         """One step of the model, with a frame at `time` if it has one; returns its last position's logits, (words,)."""
-        self.memory.make_room(ids, numbers, self._time if time is None else time)
+        self.memory.make_room(ids, numbers, () if time is None else (time,))
         self.context += ids
         device = self.model.device
         out = self.model(
