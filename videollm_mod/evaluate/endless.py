@@ -131,9 +131,10 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     for policy, budget in dict.fromkeys((job.policy, job.budget) for job in jobs):
         mine = [job for job in jobs if (job.policy, job.budget) == (policy, budget)]
         rows.append(summarise([(job.stream, kept.done[job.key]) for job in mine], mine[0], 60 * config.edge))
+    bounded = [row for row in rows if row["policy"] != "full" and row["f1_lost"] is not None]
     result = {
         "rows": rows,
-        "best": min((row for row in rows if row["f1_lost"] is not None), key=lambda r: r["f1_lost"], default=None),
+        "least_lost": min(bounded, key=lambda row: row["f1_lost"])["policy"] if bounded else None,
         "model": config.model,
         "minutes": config.minutes,
         "streams": [stream.name for stream in streams],
