@@ -181,15 +181,15 @@ def test_flags_that_cannot_be_right_are_one_sentence(
 def test_the_soak_bench_tells_slowdown_and_growth_and_draws_them(folder: str, tmp_path: Path) -> None:
     out, plot = tmp_path / "soak.json", tmp_path / "soak.png"
     config = BenchSoak(
-        frames=60, model=folder, budget="100kB", every=20, film=8, ask_every=15, window=2.0, out=out, plot=plot
+        frames=45, model=folder, budget="100kB", every=15, film=8, ask_every=15, window=2.0, out=out, plot=plot
     )
     result = bench_soak(config)
     assert result == json.loads(out.read_text()) and plot.read_bytes()[:4] == b"\x89PNG"
-    assert [point["frames"] for point in result["points"]] == [20, 40, 60] and result["frames"] == 60
+    assert [point["frames"] for point in result["points"]] == [15, 30, 45] and result["frames"] == 45
     last, second = result["points"][2], result["points"][1]
     assert result["slowdown"] == pytest.approx(last["ms"] / second["ms"], rel=0.01)
     assert result["rss_growth"] == pytest.approx(last["rss"] / second["rss"] - 1, abs=1e-3)
-    assert 0 < result["kv_bytes_max"] <= result["budget"] == 10**5 and result["forgotten"]["frames"] > 40
+    assert 0 < result["kv_bytes_max"] <= result["budget"] == 10**5 and result["forgotten"]["frames"] > 30
     assert not result["interrupted"] and result["policy"] == "window"
 
 

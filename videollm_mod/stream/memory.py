@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -437,10 +437,10 @@ def reach_of(model: StreamingVideoLM, window: float) -> float:
 
 
 @torch.no_grad()
-def _entry_bytes(decoder: torch.nn.Module, cache: RaggedCache) -> list[int]:
+def _entry_bytes(decoder: Any, cache: RaggedCache) -> list[int]:
     """Bytes of an entry in each layer of such a cache, found by running one token."""
     probe, like = cache.empty(), next(decoder.parameters())
-    token = torch.zeros(1, 1, decoder.config.hidden_size, device=like.device, dtype=like.dtype)  # type: ignore[union-attr]
+    token = torch.zeros(1, 1, decoder.config.hidden_size, device=like.device, dtype=like.dtype)
     decoder(inputs_embeds=token, past_key_values=probe, use_cache=True)
     return [layer.entry_bytes for layer in probe.layers]
 
