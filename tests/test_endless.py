@@ -159,7 +159,7 @@ def test_the_command_writes_its_table_and_goes_on_from_its_journal(folder: str, 
         (["eval", "endless", "--policies", "lru"], "--policies 'lru' is unknown"),
         (["eval", "endless", "--minutes", "61"], "--minutes 61 is out of range"),
         (["eval", "endless", "--ago", "0"], "--ago 0 is no time"),
-        (["eval", "endless", "--budgets", "much"], "--budget 'much' is no size"),
+        (["eval", "endless", "--budgets", "much"], "--budgets 'much' is no size"),
         (["bench", "soak", "--policy", "full", "--budget", "1MB"], "'full' forgets nothing"),
         (["bench", "soak", "--frames", "0"], "--frames 0 is too small"),
         (["bench", "soak", "--plot", "soak.svg"], "end it in .png"),
@@ -181,15 +181,15 @@ def test_flags_that_cannot_be_right_are_one_sentence(
 def test_the_soak_bench_tells_slowdown_and_growth_and_draws_them(folder: str, tmp_path: Path) -> None:
     out, plot = tmp_path / "soak.json", tmp_path / "soak.png"
     config = BenchSoak(
-        frames=60, model=folder, budget="100kB", every=20, film=8, ask_every=15, window=2.0, out=out, plot=plot
+        frames=45, model=folder, budget="100kB", every=15, film=8, ask_every=15, window=2.0, out=out, plot=plot
     )
     result = bench_soak(config)
     assert result == json.loads(out.read_text()) and plot.read_bytes()[:4] == b"\x89PNG"
-    assert [point["frames"] for point in result["points"]] == [20, 40, 60] and result["frames"] == 60
+    assert [point["frames"] for point in result["points"]] == [15, 30, 45] and result["frames"] == 45
     last, second = result["points"][2], result["points"][1]
     assert result["slowdown"] == pytest.approx(last["ms"] / second["ms"], rel=0.01)
     assert result["rss_growth"] == pytest.approx(last["rss"] / second["rss"] - 1, abs=1e-3)
-    assert 0 < result["kv_bytes_max"] <= result["budget"] == 10**5 and result["forgotten"]["frames"] > 40
+    assert 0 < result["kv_bytes_max"] <= result["budget"] == 10**5 and result["forgotten"]["frames"] > 30
     assert not result["interrupted"] and result["policy"] == "window"
 
 

@@ -107,16 +107,33 @@ def in_order(session: StreamSession) -> None:
         assert slots[~vision[slots]].tolist() == (~vision).nonzero()[:, 0].tolist(), "words are never thinned"
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    acts=st.lists(st.sampled_from("ffffnq"), min_size=2, max_size=18),
-    plan=st.sampled_from(PLANS),
-    decide=st.sampled_from(["last", "own"]),
-    policy=st.sampled_from(BOUNDED),
-    share=st.floats(1.0, 3.0),
-    reach=st.sampled_from([None, 1.0, 1.6]),
-)
-def test_the_budget_is_never_exceeded_not_even_by_a_step_and_neither_are_positions(
+@st.composite
+def watched(draw: st.DrawFn) -> dict[str, Any]:
+    """A layout of a stream, a plan, a policy, and bounds."""
+    return dict(
+        acts=draw(st.lists(st.sampled_from("ffffnq"), min_size=2, max_size=18)),
+        plan=draw(st.sampled_from(PLANS)),
+        decide=draw(st.sampled_from(["last", "own"])),
+        policy=draw(st.sampled_from(BOUNDED)),
+        share=draw(st.floats(1.0, 3.0)),
+        reach=draw(st.sampled_from([None, 1.0, 1.6])),
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(watched())
+def test_the_budget_is_never_exceeded_not_even_by_a_step_and_neither_are_positions(case: dict[str, Any]) -> None:
+    stays_within_bounds(**case)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(watched())
+def test_the_same_for_many_more_streams(case: dict[str, Any]) -> None:
+    stays_within_bounds(**case)
+
+
+def stays_within_bounds(
     acts: list[str], plan: DepthPlan, decide: str, policy: Any, share: float, reach: float | None
 ) -> None:
     model = model_of(plan, decide)
@@ -163,7 +180,7 @@ def test_questions_and_replies_outlive_their_frames_and_the_oldest_of_them_go_fi
     drive(session, ["n", "q", *"ffffffffffffffff"], look)
     assert session.state().forgotten["vision_tokens"] > 0, "room was made"
     assert [piece.kind for piece in session.memory.pieces if piece.said] == ["narration", "answer"]
-    drive(session, ["q"] * 12, look)
+    drive(session, ["q"] * 9, look)
     left = [piece for piece in session.memory.pieces if piece.said]
     assert 0 < len(left) < len(order) and all(a is b for a, b in zip(left, order[-len(left) :]))
     assert session.state().forgotten["narrations"] == 1
@@ -334,6 +351,28 @@ def test_a_step_that_fails_leaves_no_trace() -> None:
     well_formed(session)
 
 
+def test_of_a_step_that_is_rolled_back_to_its_first_frame_only_that_is_remembered() -> None:
+    model = model_of(PLANS[1])
+    session, other = (StreamSession(model, policy="window", budget=4 * enough(model), threshold=0.0) for _ in range(2))
+    film = frames(3)
+    for each in (session, other):
+        each.push(film[0])
+    ids, vision = model.template.frame(first=False)
+    numbers = [1 if place else -1 for place in vision] + [2 if place else -1 for place in vision]
+    with torch.inference_mode():
+        features = model.encoder(torch.stack([torch.from_numpy(frame.image) for frame in film[1:]]))
+        session.memory.make_room(ids * 2, numbers, [0.5, 1.0])
+        model(
+            torch.tensor([ids * 2]), torch.tensor([numbers]), features, past_key_values=session._cache, use_cache=True
+        )
+        session._cache.crop_to(session._cache.seen - len(ids))
+    session.context += ids
+    other.push(film[1])
+    assert session.memory.frames == other.memory.frames and session.memory.pieces == other.memory.pieces
+    assert session.context == other.context
+    well_formed(session)
+
+
 def test_positions_stay_within_what_the_model_has_learned() -> None:
     tiny = vm.load("tiny")
     assert reach_of(tiny, 30.0) == math.ceil(2 * 30 * 2 * 51 * 1.1) == reach_of(tiny, 5.0)
@@ -348,7 +387,7 @@ def test_a_clearing_leaves_room_so_that_clearings_are_rare() -> None:
     for policy in (Window(4.0), Carrier(4.0), Norm(1.0)):
         session = StreamSession(model, threshold=0.0, policy=policy, budget=4 * enough(model))
         cleared, before = 0, 0
-        for frame in frames(50):
+        for frame in frames(36):
             session.push(frame)
             gone = session.state().forgotten["entries"]
             cleared, before = cleared + (gone > before), gone

@@ -68,8 +68,8 @@ def test_logits_are_near_the_exact_ones_and_streaming_equals_one_pass_but_for_a_
     assert (torch.cat(parts, 1) - whole).abs().max() < 1e-5 * range_
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_rounded_cache_crops_moves_rows_forgets_and_resets_as_the_exact_one(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "near"), [("int8", 0.1), ("fp8", 0.5)])
+def test_a_rounded_cache_crops_moves_rows_forgets_and_resets_as_the_exact_one(kind: str, near: float) -> None:
     model = llama(3, ROUTED)
     ids, index = conversation([2, 0, 0, 3, 0])
     caches = [RaggedCache(3), RaggedCache(3, kind)]
@@ -87,8 +87,8 @@ def test_a_rounded_cache_crops_moves_rows_forgets_and_resets_as_the_exact_one(ki
         used = layer.lengths[0]
         assert torch.equal(plain.slots[0, :used], layer.slots[0, :used])
         wanted = plain.keys[0, :, :used]
-        assert (layer._keys(0) - wanted).abs().max() < 0.15 * wanted.abs().max()
-        assert torch.allclose(layer.key_norms(0), plain.key_norms(0), rtol=0.1)
+        assert (layer._keys(0) - wanted).abs().max() < near * wanted.abs().max()
+        assert torch.allclose(layer.key_norms(0), plain.key_norms(0), rtol=near)
     rounded.reset()
     assert rounded.kv_bytes == 0 and rounded.empty().kv == kind
     step(model, ids, index, rounded)

@@ -240,17 +240,17 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     check_least(1, threads=flags.threads)
     if flags.window is not None and not flags.window > 0:  # also refuses NaN
         raise InputError(f"--window {flags.window:g} is no time; give seconds of video, such as 30, or inf.")
-    check_policy(flags.policy, flags.window, flags.budget)
+    check_policy(flags.policy, flags.window, parse_size("--budget", flags.budget))
     if flags.model != "tiny" and not Path(flags.model).is_dir() and not is_hub_id(flags.model):
         raise InputError(f"--model {flags.model} is neither 'tiny' nor a folder; give one that save_pretrained wrote.")
     return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)
 
 
-def check_policy(policy: str | None, window: float | None, budget: str | None) -> None:
-    """Raise InputError for a policy that does not exist, a budget that is no size, and what does not go together."""
+def check_policy(policy: str | None, window: float | None, budget: int | None) -> None:
+    """Raise InputError for a policy that does not exist, and for what does not go together; budget in bytes."""
     from videollm_mod.stream.policies import policy_of
 
-    policy_of(policy, window, budget=parse_size("--budget", budget))
+    policy_of(policy, window, budget=budget)
 
 
 def parse_question(words: str) -> Question:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from videollm_mod.model import StreamingVideoLM
 
 WEIGHTS = ("int8", "int4")
+INT4 = "int4"  # a type that torch has and its stubs have not
 GROUP = 32  # inputs that share a scale, of int4
 WHOLE = ("depth_expert", "lora_")  # parts of names of what is not rounded
 
@@ -48,7 +49,7 @@ def quantise_weights(model: StreamingVideoLM, kind: str) -> StreamingVideoLM:
     config = (
         Int8WeightOnlyConfig(set_inductor_config=False)
         if kind == "int8"
-        else IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP))
+        else IntxWeightOnlyConfig(weight_dtype=getattr(torch, INT4), granularity=PerGroup(GROUP))
     )
     with torch.no_grad():
         quantize_(layers, config, filter_fn=_rounded)

@@ -154,10 +154,10 @@ class Soak:
 
     def summary(self) -> dict[str, Any]:
         """The last point against the second: by then buffers have grown and all code has run. None with too few."""
-        first, last = (self.points[1], self.points[-1]) if len(self.points) > 2 else (None, None)
 
         def ratio(key: str) -> float | None:
-            return last[key] / first[key] if first and last and first[key] else None
+            enough = len(self.points) > 2 and self.points[1][key]
+            return self.points[-1][key] / self.points[1][key] if enough else None
 
         growth = ratio("rss")
         return {
@@ -237,7 +237,7 @@ def _check(config: BenchSoak) -> None:
     check_least(1, **counts)
     if config.film > 7200:
         raise InputError(f"--film {config.film} is too long; a world stream has at most 7200 frames.")
-    check_policy(config.policy, config.window, config.budget)
+    check_policy(config.policy, config.window, parse_size("--budget", config.budget))
     for path in (config.out, config.plot):
         if path is not None:
             check_writable(path)

@@ -31,7 +31,7 @@ class RaggedLayer(CacheLayerMixin):
     is_compileable = False
     is_sliding = False  # entries outside a sliding window stay: the mask hides them, and one can still roll back
     is_croppable = True
-    buffers = ("keys", "values")  # attributes that hold a tensor (batch, heads, capacity, some width)
+    buffers: tuple[str, ...] = ("keys", "values")  # attributes that hold a tensor (batch, heads, capacity, some width)
 
     def __init__(self) -> None:
         super().__init__()

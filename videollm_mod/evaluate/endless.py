@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from videollm_mod.world import WorldQuestion, WorldStream
 
 NAMES = ("own", "window", "carrier", "carrier-cls", "carrier-chosen", "norm", "full")
+UNBOUNDED = ("own", "full")  # they run without a budget
 BATCH = 32  # frames that go through the tower together
 
 
@@ -119,7 +120,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     jobs = [
         Job(stream, policy, budget, config.window, config.threshold, config.ago, config.ask_every)
         for policy in config.policies
-        for budget in ((None,) if policy in ("own", "full") else (parse_size("--budgets", b) for b in config.budgets))
+        for budget in _budgets(policy, config.budgets)
         for stream in streams
     ]
     kept = Kept(config.journal, model, streams)
@@ -131,9 +132,10 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     for policy, budget in dict.fromkeys((job.policy, job.budget) for job in jobs):
         mine = [job for job in jobs if (job.policy, job.budget) == (policy, budget)]
         rows.append(summarise([(job.stream, kept.done[job.key]) for job in mine], mine[0], 60 * config.edge))
+    bounded = [row for row in rows if row["policy"] != "full" and row["f1_lost"] is not None]
     result = {
         "rows": rows,
-        "best": min((row for row in rows if row["f1_lost"] is not None), key=lambda r: r["f1_lost"], default=None),
+        "least_lost": min(bounded, key=lambda row: row["f1_lost"])["policy"] if bounded else None,
         "model": config.model,
         "minutes": config.minutes,
         "streams": [stream.name for stream in streams],
@@ -339,6 +341,11 @@ class Kept:
                 os.fsync(file.fileno())
 
 
+def _budgets(policy: str, budgets: Sequence[str]) -> list[int | None]:
+    """In bytes, those that a policy runs with."""
+    return [None] if policy in UNBOUNDED else [parse_size("--budgets", budget) for budget in budgets]
+
+
 def _check(config: EvalEndless) -> None:
     from videollm_mod.files import check_writable
     from videollm_mod.types import InputError
@@ -356,8 +363,8 @@ def _check(config: EvalEndless) -> None:
             raise InputError(f"--policies '{name}' is unknown; take of {', '.join(NAMES)}.")
     for budget in config.budgets:
         for name in config.policies:
-            if name not in ("own", "full"):
-                check_policy(name.split("-")[0], config.window, budget)
+            if name not in UNBOUNDED:
+                check_policy(name.split("-")[0], config.window, parse_size("--budgets", budget))
     for path in (config.json, config.markdown, config.journal):
         if path is not None:
             check_writable(path)

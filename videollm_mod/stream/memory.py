@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -218,24 +218,25 @@ class Memory:
         for (begin, end), time in zip(_frame_runs(numbers), times):
             opens = begin > done and ids[begin - 1] == self._template.open_id
             lead = 1 if opens or not own else 0
-            self._note_words(ids[done : begin - lead], time)
+            self._note_words(ids[done : begin - lead])
+            self._time = time
             size = lead + end - begin + own
             self.pieces.append(Piece("frame", size, time, lead, end - begin, opens))
             self.oldest_whole = time if self.oldest_whole is None else self.oldest_whole
             done = begin - lead + size
         self._note_words(ids[done:], times[-1])
 
-    def _note_words(self, ids: list[int], time: float) -> None:
+    def _note_words(self, ids: list[int]) -> None:
         """The words between two frames: "]", then what was asked and said, each up to its end."""
         close, after, eos = self._template.close(), len(self._template.after_reply), self._template.eos_id
         done = 0
         if ids and self.pieces[-1].kind == "frame":
-            self.pieces.append(Piece("close", len(close), time))
+            self.pieces.append(Piece("close", len(close), self._time))
             done = len(close)
         while done < len(ids):
             if not self.pieces[-1].said or self.pieces[-1].done:
                 prompted = ids[done : done + len(self._prompt)] == self._prompt
-                self.pieces.append(Piece("narration" if prompted else "answer", 0, time, done=False))
+                self.pieces.append(Piece("narration" if prompted else "answer", 0, self._time, done=False))
             piece = self.pieces[-1]
             if eos in ids[done:]:
                 end = ids.index(eos, done) + 1 + after
@@ -442,10 +443,10 @@ def reach_of(model: StreamingVideoLM, window: float) -> float:
 
 
 @torch.no_grad()
-def _entry_bytes(decoder: torch.nn.Module, cache: RaggedCache) -> list[int]:
+def _entry_bytes(decoder: Any, cache: RaggedCache) -> list[int]:
     """Bytes of an entry in each layer of such a cache, found by running one token."""
     probe, like = cache.empty(), next(decoder.parameters())
-    token = torch.zeros(1, 1, decoder.config.hidden_size, device=like.device, dtype=like.dtype)  # type: ignore[union-attr]
+    token = torch.zeros(1, 1, decoder.config.hidden_size, device=like.device, dtype=like.dtype)
     decoder(inputs_embeds=token, past_key_values=probe, use_cache=True)
     return [layer.entry_bytes for layer in probe.layers]
 
