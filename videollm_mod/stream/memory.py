@@ -85,6 +85,7 @@ class Memory:
         self.policy, self.budget, self.cache, self.context = policy, budget, cache, context
         self.pieces: list[Piece] = []
         self._resting = False
+        self._time = 0.0  # of the newest frame noted, s
         self.forgotten = dict.fromkeys(FORGOTTEN, 0)
         self._template, self._decoder = model.template, find_decoder(model.lm)
         self._ratios = model.plan.ratios(model.num_layers)
@@ -205,14 +206,13 @@ class Memory:
     # -- what has gone through the model, as pieces --------------------------------------------------------------------
 
     def note(self, ids: Sequence[int], numbers: Sequence[int], times: Sequence[float]) -> None:
-        """Call after a step: `ids` and `numbers` have gone through the model and stayed. times: of its frames, seconds,
-        or of the newest frame there is if it has none."""
+        """Call after a step: `ids` and `numbers` have gone through the model and stayed. times: of its frames, s."""
         if not self.bounded:
             return
         ids = list(ids)
         done = 0
         if not self.pieces:
-            self.pieces.append(Piece("system", self._system, times[0]))
+            self.pieces.append(Piece("system", self._system, self._time))
             done = self._system
         own = self._template.decide == "own"
         for (begin, end), time in zip(_frame_runs(numbers), times):
@@ -224,7 +224,7 @@ class Memory:
             self.pieces.append(Piece("frame", size, time, lead, end - begin, opens))
             self.oldest_whole = time if self.oldest_whole is None else self.oldest_whole
             done = begin - lead + size
-        self._note_words(ids[done:], times[-1])
+        self._note_words(ids[done:])
 
     def _note_words(self, ids: list[int]) -> None:
         """The words between two frames: "]", then what was asked and said, each up to its end."""

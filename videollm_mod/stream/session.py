@@ -318,7 +318,7 @@ class StreamSession:
     def _remember(self, ids: list[int], numbers: list[int], times: Sequence[float]) -> None:
         """What has gone through the model."""
         self.context += ids
-        self.memory.note(ids, numbers, times or (self._time,))
+        self.memory.note(ids, numbers, times)
 
     def _say(self, token: int) -> list[Decision | str | StreamEvent]:
         """One more token of the reply. The end, or the bound on its length, closes it with EOS."""
