@@ -304,9 +304,9 @@ class RaggedCache(Cache):
             moved = [FrameSpan(span.begin + begin - end, span.end + begin - end, span.number) for span in late]
             self.frames[number] = early + moved
         vacant = sum(begin <= slot < end for slot in self.dropped.get(0, ()))  # they had no positions of their own
-        for row, slots in self.dropped.items():
+        for at, slots in self.dropped.items():
             left = [slot for slot in slots if not begin <= slot < end]
-            self.dropped[row] = [slot if slot < begin else slot + begin - end for slot in left]
+            self.dropped[at] = [slot if slot < begin else slot + begin - end for slot in left]
         for layer in self.layers:
             layer.forget(begin, end, (lambda keys, by: turn(keys, by + vacant)) if vacant else turn)
 
