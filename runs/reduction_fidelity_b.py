@@ -64,7 +64,9 @@ def run_branch(root: Path, file: str, test: str, last: str, space: dict[str, Any
     branches = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and test in ast.unparse(node.test) and f"{last} =" in ast.unparse(node.body)
+        if isinstance(node, ast.If)
+        and test in ast.unparse(node.test)
+        and f"{last} =" in ast.unparse(ast.Module(node.body, []))
     ]
     body = min(branches, key=lambda node: len(ast.unparse(node))).body
     exec(compile(ast.Module(body, []), str(path), "exec"), space)
@@ -120,8 +122,8 @@ def holitom_video(root: Path, generator: torch.Generator) -> bool:
     moves = torch.rand(frames, n, generator=generator) < 0.2
     x = torch.where(moves[..., None], torch.randn(x.shape, generator=generator), x)
     attention = torch.rand(frames, n, generator=generator)
-    names = ("cluster_dpc_knn", "merge_tokens_by_clustering", "merge_tokens_by_density", "get_static_dynamic_features")
-    names += ("merge_tokens_by_attention_density", "holitom", "select_static_windows")
+    names = [f"merge_tokens_by_{how}" for how in ("clustering", "density", "attention_density")]
+    names += ["cluster_dpc_knn", "get_static_dynamic_features", "holitom", "select_static_windows"]
     functions = theirs(root, "holitom/llava_arch.py", *names)
     model = SimpleNamespace()
     for name in names:

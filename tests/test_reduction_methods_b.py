@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from videollm_mod.depth import keep_count
-from videollm_mod.reductions import Signals, Tokens
+from videollm_mod.reductions import Reduction, Signals, Tokens
 from videollm_mod.reductions.aim import AIM, AIMPrune, importance, merge_pass, schedule
 from videollm_mod.reductions.base import HERE
 from videollm_mod.reductions.grt import GRT, dissimilarity
@@ -160,6 +160,13 @@ def test_holitom_folds_dropped_tokens_into_the_most_similar_one_after_the_other(
     assert group.tolist() == [0, 0, 1, 0]
     assert weights.tolist() == [0.25, 0.25, 1.0, 0.5]  # ((2 + 4) / 2 + 8) / 2 = 5.5
     assert Tokens.of_frame(x, (2, 2)).merge(group, torch.tensor([0, 2]), weights).x.tolist() == [[5.5, 0.0], [0.0, 6.0]]
+
+
+@pytest.mark.parametrize("method", [HoliTom(), HoliTomCausal(), GRT()])
+def test_what_compares_a_place_over_time_refuses_frames_with_gaps(method: Reduction) -> None:
+    left = Tokens.of_frame(noise(6, 3), (2, 3)).take(torch.tensor([0, 2, 5]))
+    with pytest.raises(InputError, match="needs every cell of a frame; put it before what drops some"):
+        method.reduce(left, Signals(total=6))
 
 
 # -- AIM ---------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, ascending
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Stage, Tokens, ascending
 
 
 def merge_pass(x: Tensor, removed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,15 +22,15 @@ def merge_pass(x: Tensor, removed: int) -> tuple[Tensor, Tensor, Tensor]:
     all destinations. removed is at most n // 2.
     """
     unit = normalize(x, dim=-1)
-    source, destination = torch.arange(0, len(x), 2), torch.arange(1, len(x), 2)
+    source, destination = (torch.arange(first, len(x), 2, device=x.device) for first in (0, 1))
     similar, best = (unit[::2] @ unit[1::2].T).max(1)
     order = similar.sort(descending=True, stable=True).indices
     gone, stay = order[:removed], order[removed:]
     group = torch.empty(len(x), dtype=torch.long, device=x.device)
-    group[source[stay.cpu()]] = torch.arange(len(stay), device=x.device)
+    group[source[stay]] = torch.arange(len(stay), device=x.device)
     group[destination] = len(stay) + torch.arange(len(destination), device=x.device)
-    group[source[gone.cpu()]] = len(stay) + best[gone]
-    at = torch.cat([2 * stay, destination.to(x.device)])
+    group[source[gone]] = len(stay) + best[gone]
+    at = torch.cat([source[stay], destination])
     total = x.new_zeros(len(at), x.shape[1]).index_add(0, group, x)
     return total / torch.bincount(group)[:, None], group, at
 
@@ -97,7 +97,7 @@ class AIMPrune(Reduction):
 
     title: ClassVar[str] = "AIM, pruning"
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.03248"
-    stage: ClassVar = "layer"
+    stage: ClassVar[Stage] = "layer"
     when: ClassVar[str] = "Behind its merging, for the KV cache of the upper layers."
 
     def cuts(self, layers: int) -> dict[int, float]:

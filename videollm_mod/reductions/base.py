@@ -316,6 +316,12 @@ class Reduction:
         """The name for people."""
         return self.title or type(self).__name__
 
+    def refuse_gaps(self, tokens: Tokens) -> None:
+        """For methods that compare a place with itself in time: InputError unless every frame has all of its cells."""
+        rows, columns = tokens.grid
+        if len(tokens) != rows * columns * tokens.frame.unique().numel():
+            raise InputError(f"{self.label} needs every cell of a frame; put it before what drops some.")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them."""
         return {"name": name_of(type(self)), **dataclasses.asdict(self)}

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from videollm_mod.reductions.base import Reduction, Signals, Tokens
+from videollm_mod.reductions.base import Reduction, Signals, Stage, Tokens
 from videollm_mod.types import InputError
 
 
@@ -52,7 +52,7 @@ class GRT(Reduction):
 
     title: ClassVar[str] = "Gated Residual Tokenization"
     paper: ClassVar[str] = "https://arxiv.org/abs/2509.14199"
-    stage: ClassVar = "frames"
+    stage: ClassVar[Stage] = "frames"
     when: ClassVar[str] = "For dense frames of a fixed camera: it looks at pixels alone, before anything is computed."
 
     def __post_init__(self) -> None:
@@ -64,12 +64,13 @@ class GRT(Reduction):
         return min(max(super().count(n), self.at_least), n)
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        self.refuse_gaps(tokens)
         pixels = 2 * tokens.x - 1
         reference, frames = signals.memory.get("grt", (None, 0))
         fresh = reference is None or (self.refresh > 0 and frames % self.refresh == 0)
         if reference is None or fresh:
-            change, changed = torch.ones_like(pixels[:, 0]), torch.ones(len(pixels), dtype=torch.bool).to(pixels.device)
-            reference = pixels
+            reference, change = pixels, torch.ones_like(pixels[:, 0])
+            changed = change > 0
         else:
             change = dissimilarity(pixels, reference) if self.metric == "ssim" else (pixels - reference).norm(dim=-1)
             changed = change > self.threshold

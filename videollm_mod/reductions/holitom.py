@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from videollm_mod.reductions.base import Reduction, Signals, Tokens, ascending, top
+from videollm_mod.reductions.base import Reduction, Signals, Streamable, Tokens, ascending, top
 
 
 def gains(still: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class HoliTom(Reduction):
 
     title: ClassVar[str] = "HoliTom"
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.21334"
-    streamable: ClassVar = "whole"
+    streamable: ClassVar[Streamable] = "whole"
     why_not: ClassVar[str] = "it cuts the whole video into segments; HoliTomCausal does without"
     merges: ClassVar[bool] = True
     exact: ClassVar[bool] = False
@@ -125,6 +125,7 @@ class HoliTom(Reduction):
         return HoliTomCausal(self.keep, self.alike, self.layer)
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        self.refuse_gaps(tokens)
         frames = int(tokens.frame.unique().numel())
         n, budget = len(tokens) // frames, self.count(len(tokens))
         if budget == len(tokens):
@@ -138,7 +139,7 @@ class HoliTom(Reduction):
             parts.append((True, slice(first, last + 1), stands.nonzero()[:, 0]))
             parts += [(False, slice(t, t + 1), (~stands).nonzero()[:, 0]) for t in range(first, last + 1)]
         group = torch.full((frames, n), -1, device=x.device)
-        weights, at = torch.zeros(frames, n, dtype=torch.double, device=x.device), []
+        weights, at = torch.zeros(frames, n, dtype=torch.double, device=x.device), list[int]()
         for (stands_still, when, where), k in zip(parts, allot([len(where) for *_, where in parts], budget)):
             kept = k if stands_still else round(k * self.clustered)
             ranked = attention[when.start, where].sort(descending=True, stable=True).indices[: k - kept].sort().values

@@ -33,6 +33,7 @@ class HoliTomCausal(Reduction):
         return (("received_attention", self.layer),)
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        self.refuse_gaps(tokens)
         k, past = self.count(len(tokens)), signals.memory.get("holitom")
         if k == len(tokens):
             return tokens

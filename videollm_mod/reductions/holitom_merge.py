@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, top
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Stage, Streamable, Tokens, top
 
 
 def fold(x: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,8 +41,8 @@ class HoliTomMerge(Reduction):
 
     title: ClassVar[str] = "HoliTom, merging in the decoder"
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.21334"
-    stage: ClassVar = "layer"
-    streamable: ClassVar = "question"
+    stage: ClassVar[Stage] = "layer"
+    streamable: ClassVar[Streamable] = "question"
     needs_query: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     when: ClassVar[str] = "Behind HoliTom, when the question is known before the video is watched."

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from videollm_mod.reductions.base import Reduction, Signals, Tokens, top
+from videollm_mod.reductions.base import Reduction, Signals, Stage, Tokens, top
 
 
 def smallest_keys(keys: Tensor, k: int) -> Tensor:
@@ -35,7 +35,7 @@ class QuickVideo(Reduction):
 
     title: ClassVar[str] = "QuickVideo"
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.16175"
-    stage: ClassVar = "cache"
+    stage: ClassVar[Stage] = "cache"
     when: ClassVar[str] = "To halve the cache of a long video: a step costs as much as ever, what follows costs less."
 
     def frames_at_once(self) -> int:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Stage, Streamable, Tokens
 
 
 def max_sum(x: Tensor, k: int, pivot: int) -> Tensor:
@@ -71,8 +71,8 @@ class ToDREExit(Reduction):
 
     title: ClassVar[str] = "ToDRE, stage 2"
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.18757"
-    stage: ClassVar = "layer"
-    streamable: ClassVar = "question"
+    stage: ClassVar[Stage] = "layer"
+    streamable: ClassVar[Streamable] = "question"
     needs_query: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     when: ClassVar[str] = "Behind any other, for the KV cache of the last layers while long answers are made."

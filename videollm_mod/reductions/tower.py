@@ -22,7 +22,7 @@ from videollm_mod.vision import ConvTower, FrameEncoder, TransformersTower
 
 Need = tuple[str, int]
 ALIVE: Need = ("alive", 0)
-OF_ATTENTION = ("cls_attention", "received_attention", "tower_attention", "tower_keys", "tower_values")
+OF_ATTENTION: tuple[str, ...] = ("cls_attention", "received_attention", "tower_attention", "tower_keys", "tower_values")
 OF_ATTENTION += ("tower_cls_values",)
 OF_PIXELS = ("entropy", "pixels")
 

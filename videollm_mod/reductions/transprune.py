@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens, top
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Stage, Streamable, Tokens, top
 
 HALVES = tuple((name, HERE) for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"))
 
@@ -41,8 +41,8 @@ class TransPrune(Reduction):
 
     title: ClassVar[str] = "TransPrune"
     paper: ClassVar[str] = "https://arxiv.org/abs/2507.20630"
-    stage: ClassVar = "layer"
-    streamable: ClassVar = "question"
+    stage: ClassVar[Stage] = "layer"
+    streamable: ClassVar[Streamable] = "question"
     needs_query: ClassVar[bool] = True
     when: ClassVar[str] = "When most of the decoder should be spared and attention maps are not to be had."
 
@@ -82,7 +82,7 @@ class TransPruneCausal(TransPrune):
     """By the layers' changes alone, which needs no text: the half of TransPrune that a stream can have unasked."""
 
     title: ClassVar[str] = "TransPrune, changes alone"
-    streamable: ClassVar = "causal"
+    streamable: ClassVar[Streamable] = "causal"
     needs_query: ClassVar[bool] = False
     when: ClassVar[str] = "For streams, as TransPrune."
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.reductions.base import Compose, Reduction, Signals, Tokens, ascending
+from videollm_mod.reductions.base import Compose, Reduction, Signals, Stage, Tokens, ascending
 from videollm_mod.types import InputError
 
 
@@ -124,7 +124,7 @@ class VFlowOptCuts(Reduction):
 
     title: ClassVar[str] = "VFlowOpt, cuts in the decoder"
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.05211"
-    stage: ClassVar = "layer"
+    stage: ClassVar[Stage] = "layer"
     when: ClassVar[str] = "Behind VFlowOpt."
 
     @property

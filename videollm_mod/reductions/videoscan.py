@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Stage, Tokens
 
 
 def attended(queries: Tensor, keys: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class VideoScan(Reduction):
 
     title: ClassVar[str] = "VideoScan"
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.09387"
-    stage: ClassVar = "cache"
+    stage: ClassVar[Stage] = "cache"
     trained: ClassVar[bool] = True
     when: ClassVar[str] = "For endless streams, with a model trained for it: the cache grows by a token or two a frame."
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
+from videollm_mod.reductions.base import HERE, Reduction, Signals, Stage, Tokens
 
 
 def page_rank(attention: Tensor, rounds: int, low: float = 0.01, high: float = 0.7) -> Tensor:
@@ -69,7 +69,7 @@ class ZeroTPrune(Reduction):
 
     title: ClassVar[str] = "Zero-TPrune"
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.17328"
-    stage: ClassVar = "tower"
+    stage: ClassVar[Stage] = "tower"
     when: ClassVar[str] = "When the tower itself is what costs: all others leave it as it is."
 
     @property
