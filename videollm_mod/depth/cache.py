@@ -366,8 +366,8 @@ class RaggedCache(Cache):
             own = torch.ones_like(gone)
             own[torch.tensor(self.dropped[0])] = False
             places = torch.cat([before[:1], (gone & own).long().cumsum(0)])
-        for row, slots in self.dropped.items():
-            self.dropped[row] = [slot - int(before[slot]) for slot in slots if not gone[slot]]
+        for at, slots in self.dropped.items():
+            self.dropped[at] = [slot - int(before[slot]) for slot in slots if not gone[slot]]
         for layer in self.layers:
             layer.compact(gone, before, places, turn)
 

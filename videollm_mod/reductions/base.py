@@ -394,7 +394,8 @@ def from_dict(values: dict[str, Any]) -> Reduction:
     if set(values) - known:
         wrong = min(set(values) - known)
         raise InputError(f"the reduction {name} has no field '{wrong}'; it has {', '.join(sorted(known))}.")
-    return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+    told: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+    return kind(**told)
 
 
 def parse_reduction(words: str) -> dict[str, Any]:
