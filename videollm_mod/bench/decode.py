@@ -14,6 +14,7 @@ Clips are moving gradients with a patch of noise, made afresh by the encoders in
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -86,6 +87,7 @@ def parse_size(word: str) -> tuple[int, int]:
 def make_clip(folder: Path, codec: str, width: int, height: int, seconds: float, rate: int) -> Path:
     """A clip of so many seconds; raises ValueError or an av.FFmpegError where the encoder is missing or refuses."""
     encoder, container, options = ENCODERS[codec]
+    os.environ.setdefault("SVT_LOG", "1")  # or its encoder tells its whole configuration, to stderr
     path = folder / f"{codec}_{width}x{height}.{container}"
     rng = np.random.default_rng(0)
     columns = np.linspace(0, 255, width, dtype=np.float32)[None, :, None]
