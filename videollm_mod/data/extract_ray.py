@@ -64,7 +64,7 @@ def extract_all_ray(
 
     items = [{"job": number, "video": str(job.video)} for number, job in enumerate(jobs)]
     # Stages that ask for the same resources are fused into one, and nothing would overlap: these two differ.
-    asked: dict[str, float] = {"num_cpus": 0, "num_gpus": 1} if on_gpu else {"num_cpus": 0.5}
+    asked: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1} if on_gpu else {"num_cpus": 0.5}
     stream = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(decode, batch_size=1, num_cpus=1)
