@@ -35,6 +35,7 @@ def shared_recipe(**changes: object) -> Recipe:
     recipe = small_recipe(
         phases=(Phase(3, 3, world), Phase(2, 1, world)),
         tower_stage=TowerStage(steps=3, streams=3, frames=2),
+        cell_weight=0.3,
         bf16=False,
         lr=3e-3,
         warmup=1,

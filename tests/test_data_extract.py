@@ -16,7 +16,16 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from videollm_mod.cli import main
 from videollm_mod.data.conversation import converse
-from videollm_mod.data.extract import Job, extract_video, find_videos, frames_of, shard_of
+from videollm_mod.data.extract import (
+    Job,
+    Outcome,
+    extract_all,
+    extract_video,
+    find_videos,
+    frames_of,
+    is_done,
+    shard_of,
+)
 from videollm_mod.data.features import Kind, expected_bytes, open_features, tower_digest, write_features
 from videollm_mod.data.frames import frame_total, pictures, stored_vectors, vectors
 from videollm_mod.data.segments import Segment, Stream, read_streams, write_streams
@@ -148,6 +157,24 @@ def test_a_broken_video_is_told_and_the_rest_goes_on_and_is_gone_on_with(
     assert "was extracted with fps 2.0, not 1.0; give another --out" in err
 
 
+def test_a_run_that_is_stopped_leaves_whole_files_and_is_gone_on_with(clips: Path, tmp_path: Path) -> None:
+    made = encoder()
+    kind, outcome = kind_of(made), Outcome()
+    jobs = [
+        Job(clips / name, tmp_path / f"{i}.safetensors", name, 4.0) for i, name in enumerate(("a.mp4", "deep/b.mp4"))
+    ]
+
+    def stop(job: Job) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_all(jobs, made, kind, outcome, stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"] and outcome.done == 1
+    assert [is_done(job.out, kind) for job in jobs] == [True, False]
+    extract_all([job for job in jobs if not is_done(job.out, kind)], made, kind, outcome, lambda job: None)
+    assert outcome.done == 2 and all(is_done(job.out, kind) for job in jobs)
+
+
 def test_streams_get_their_features(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = (Segment("assistant", 1.0, text="Brighter."),)
     write_streams(tmp_path / "s.jsonl", [Stream("a", told, clips / "a.mp4"), Stream("x", told, clips / "broken.mp4")])
@@ -198,7 +225,9 @@ def test_real_clips_are_extracted_and_damaged_ones_do_not_stop_them(
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[cluster]'")
 @needs_videos
-def test_ray_gives_the_very_same_files(tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ray_gives_the_same_files_but_for_rounding(
+    tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import ray
 
     sources = [str(VIDEOS / "bikes.mp4"), str(VIDEOS / "rotated_90.mov"), str(clips)]

@@ -110,6 +110,11 @@ def test_another_kind_of_filled_cache_is_refused_by_its_name(llama: PreTrainedMo
         llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=other, use_cache=use_cache)
 
 
+def test_a_static_cache_is_refused_because_layers_hold_different_numbers(llama: PreTrainedModel) -> None:
+    with routed(llama, PLAN), pytest.raises(InputError, match=r"StaticCache.*leave cache_implementation out"):
+        llama.generate(IDS, frame_index=FRAMES, max_new_tokens=2, cache_implementation="static")
+
+
 def test_positional_arguments_mean_what_they_mean_to_transformers(llama: PreTrainedModel) -> None:
     with routed(llama, PLAN), torch.no_grad():
         mask = torch.ones_like(IDS)

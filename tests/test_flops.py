@@ -10,7 +10,17 @@ import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth
 from videollm_mod.depth.flops import (
@@ -27,9 +37,14 @@ from videollm_mod.depth.layout import FrameGroup, FrameLayout
 from videollm_mod.types import InputError
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 40}
+EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}  # each expert multiplies its tokens and no more
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**TINY, num_key_value_heads=2)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**TINY, num_key_value_heads=1, head_dim=16)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=4, **EXPERTS)),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**TINY, head_dim=8, num_experts=6, moe_intermediate_size=24, mlp_only_layers=[2], **EXPERTS)
+    ),
 }
 PLANS = {
     "full": DepthPlan(layers="full"),

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import videollm_mod as vm
 from recipes.tiny import recipe as tiny_recipe
+from videollm_mod.adapters import LoraSettings
 from videollm_mod.depth import DepthPlan
 from videollm_mod.dialogue import IGNORE
 from videollm_mod.train.build import build, like_start
@@ -129,6 +130,29 @@ def test_ctrl_c_loses_no_step(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(small_recipe(checkpoint_every=1e9), tmp_path, workers=1, show=interrupt)
     assert seen[-1] == ("validation", 3) and newest_step(tmp_path, "stream") == 3
+
+
+def test_with_lora_a_checkpoint_holds_what_is_learned_alone_and_the_run_goes_on_from_it(
+    tmp_path: Path, whole: Path
+) -> None:
+    recipe = small_recipe(
+        start=str(whole / "model"), tower_stage=None, lora=LoraSettings(rank=2), tower_lr=0.0, checkpoint_every=1e9
+    )
+    train(recipe, tmp_path / "unbroken", workers=0)
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line["stage"] == "validation":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "broken", workers=0, show=interrupt)
+    train(recipe, tmp_path / "broken", workers=0, resume=True)
+    runs = [tmp_path / "unbroken", tmp_path / "broken"]
+    ours, theirs = (load_file(run / "checkpoint" / "stream-7" / "model.safetensors") for run in runs)
+    assert all(any(part in name for part in ("lora_", "connector", "depth_expert", "head.")) for name in ours)
+    assert any("lora_B" in name and tensor.any() for name, tensor in ours.items())
+    assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert stream_lines(runs[0]) == stream_lines(runs[1])
 
 
 @pytest.mark.slow

@@ -93,3 +93,25 @@ def test_a_model_that_is_to_watch_cameras_has_their_words_and_trains_on_both_wor
     loss.backward()
     assert loss.isfinite() and numbers["change_loss"] > 0
     assert validate(model, dataclasses.replace(recipe, validation_streams=2))["loss"] > 0
+
+
+def test_the_tower_goes_on_naming_while_streams_are_learned() -> None:
+    """The loss of the first stage, on every fourth frame; without it, cells are not even looked up."""
+    recipe = mixed(cell_weight=0.5)
+    samples = StreamSamples(recipe)
+    assert all(samples[number].cells is not None for number in range(4))
+    assert StreamSamples(mixed())[0].cells is None
+    cells = samples[0].cells
+    assert cells is not None and torch.equal(cells.frames, samples[0].frames[::4])
+    torch.manual_seed(0)
+    stage = StreamStage(build(recipe).train(), recipe)
+    losses = []
+    optimiser = torch.optim.Adam(stage.parameters(), lr=3e-3)
+    for _ in range(12):
+        loss, numbers = stage([samples[0]], 0)
+        losses.append(numbers["cell_loss"])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert stage.cells is not None and stage.cells.cell.weight.grad is not None
+    assert losses[-1] < 0.7 * losses[0]

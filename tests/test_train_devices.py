@@ -156,7 +156,8 @@ def test_the_parts_of_a_step_add_up_to_the_step(make: type) -> None:
         loss.backward()
         for name, value in own.items():
             sums[name] = sums.get(name, 0.0) + value
-    for name in {"loss", "lm_loss", "stream_loss", "change_loss", "colour", "offset", "count"} & numbers.keys():
+    told = {"loss", "lm_loss", "stream_loss", "change_loss", "cell_loss", "colour", "offset", "count"}
+    for name in told & numbers.keys():
         assert sums[name] == pytest.approx(numbers[name], rel=1e-5), name
     summed = gradients(stage)
     assert whole.keys() == summed.keys()

@@ -63,10 +63,12 @@ def extract_all_ray(
             return rows
 
     items = [{"job": number, "video": str(job.video)} for number, job in enumerate(jobs)]
+    # Stages that ask for the same resources are fused into one, and nothing would overlap: these two differ.
+    asked: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1} if on_gpu else {"num_cpus": 0.5}
     stream = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(decode, batch_size=1, num_cpus=1)
-        .map_batches(Encode, batch_size=ROWS, concurrency=encoders, num_gpus=1 if on_gpu else 0)
+        .map_batches(Encode, batch_size=ROWS, concurrency=encoders, **asked)
     )
     gathered = _Gathered(jobs, kind, outcome, advance)
     for rows in stream.iter_batches(batch_size=None, batch_format="numpy"):

@@ -2,8 +2,8 @@
 
 Two FLOPs per multiply-add, matrix products only, attention as the full rectangle of queries x keys: what PyTorch's
 FlopCounterMode counts, to the FLOP (but for the padding of few rows on CPUs, see layout.py). For gated-MLP decoders
-(Llama, Qwen, Mistral), here with d = hidden_size, m = intermediate_size, h and g = heads of queries and of keys,
-e = head_dim. `plan` None is the dense model.
+(Llama, Qwen, Mistral) and mixtures of experts (Mixtral, Qwen3-MoE), here with d = hidden_size, m = intermediate_size,
+h and g = heads of queries and of keys, e = head_dim. `plan` None is the dense model.
 """
 
 from __future__ import annotations
@@ -83,15 +83,16 @@ def kv_bytes(
 def step_flops(config: Any, plan: DepthPlan | None, step: Step, past: Sequence[int] | None = None) -> int:
     """FLOPs of one forward; `past`: the entries per layer that the cache already holds, as `kv_entries` gives them."""
     config, plan = _text_config(config), plan or DENSE
-    layers, d, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    layers, d = config.num_hidden_layers, config.hidden_size
     heads, kv_heads, head_dim = _heads(config)
-    weights = 2 * d * heads * head_dim + 2 * d * kv_heads * head_dim + 3 * d * inner  # q, o; k, v; gate, up, down
+    attention = 2 * d * heads * head_dim + 2 * d * kv_heads * head_dim  # q, o; k, v
 
     flops = _choice_flops(config, plan, step) + 2 * d * config.vocab_size * step.logits
     if plan.gate not in GRADIENT_GATES:  # which do nothing without a gradient
         flops += _gate_flops(config, plan, step)
     kept = kv_entries(config, plan, step.text, step.frames)
-    for queries, keys in zip(kept, past or [0] * layers):
+    for layer, (queries, keys) in enumerate(zip(kept, past or [0] * layers)):
+        weights = attention + _mlp_weights(config, layer)
         flops += 2 * weights * queries  # every weight meets every token that goes through
         flops += 2 * 2 * heads * head_dim * queries * (keys + queries)  # queries x keys, and weights x values
     return flops
@@ -159,6 +160,17 @@ def _gate_flops(config: Any, plan: DepthPlan, step: Step) -> int:
         return 0
     kept = kv_entries(config, plan, step.text, step.frames)
     return 2 * config.hidden_size * sum(kept[layer] for layer in plan.routed(config.num_hidden_layers))
+
+
+def _mlp_weights(config: Any, layer: int) -> int:
+    """Weights that a token meets in a layer's MLP: gate, up and down, of one MLP or of the experts it is sent to."""
+    d = config.hidden_size
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    dense = layer in (getattr(config, "mlp_only_layers", None) or ())
+    if not experts or dense or (layer + 1) % (getattr(config, "decoder_sparse_step", None) or 1):
+        return 3 * d * int(config.intermediate_size)
+    inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    return 3 * d * int(inner) * int(config.num_experts_per_tok) + d * int(experts)  # and the router
 
 
 def _heads(config: Any) -> tuple[int, int, int]:

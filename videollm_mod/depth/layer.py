@@ -270,6 +270,11 @@ class DepthDecoder(nn.Module):
 
     def _cache(self, given: Any, use_cache: bool | None) -> RaggedCache | None:
         """The cache of this step: a fresh one where an empty foreign one, or none, was given."""
+        if getattr(given, "is_compileable", False):  # Transformers has made masks as wide as it already
+            raise InputError(
+                f"a routed model cannot use a {type(given).__name__}, for its layers hold unequal numbers of entries; "
+                "leave cache_implementation out."
+            )
         seen = given.get_seq_length() if given is not None else 0
         if seen and not isinstance(given, RaggedCache):
             raise InputError(

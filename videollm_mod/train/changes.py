@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -120,6 +120,21 @@ def label_of(change: str | None, before: _Seen | None) -> Tensor:
     return torch.tensor([CHANGES.index(change), COLOURS.index(before.colour), SHAPES.index(before.shape)])
 
 
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """While it is open, every forward of the module appends its output."""
+    heard: list[Tensor] = []
+
+    def hear(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        heard.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = module.register_forward_hook(hear)
+    try:
+        yield heard
+    finally:
+        handle.remove()
+
+
 class ChangeHead(nn.Module):
     """Hidden states of vision tokens -> PARTS, and the loss. It starts at zero: every change equally likely."""
 
@@ -129,19 +144,9 @@ class ChangeHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    @contextmanager
-    def listening(self, model: StreamingVideoLM) -> Iterator[list[Tensor]]:
+    def listening(self, model: StreamingVideoLM) -> AbstractContextManager[list[Tensor]]:
         """While it is open, every forward of `model` appends the output of its middle layer: (batch, tokens, d)."""
-        heard: list[Tensor] = []
-
-        def hear(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            heard.append(output[0] if isinstance(output, tuple) else output)
-
-        handle = find_decoder(model.lm).layers[model.num_layers // 2].register_forward_hook(hear)
-        try:
-            yield heard
-        finally:
-            handle.remove()
+        return outputs_of(find_decoder(model.lm).layers[model.num_layers // 2])
 
     def loss(
         self,

@@ -25,6 +25,7 @@ from videollm_mod.world.conversation import segments
 
 ROLES = ("thing", "hand", "clutter")
 NAMED = (*SHAPES, *NAMES)  # what a thing can be called; names are those of cameras
+CELL_STRIDE = 4  # of a stream, every so many frames have the truth of their cells: it takes longer than drawing them
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class StreamSample:
     matter: Tensor | None  # (F, 1 + h * w) float: how much each vision token matters, for an oracle
     changes: Tensor | None  # (F, 1 + h * w, 3) int64: what became of what each vision token shows, see changes.py
     features: Tensor | None = None  # (F, 1 + h * w, width) float32, of a features file: stands for the frames
+    cells: CellTruth | None = None  # of every CELL_STRIDE-th frame, where a recipe has a cell_weight
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,16 @@ def stream_sample(split: str, number: int, phase: Phase, recipe: Recipe) -> Stre
     rng = random.Random(f"{split}/{number}/corrupt")
     if split == "train" and rng.random() < recipe.corrupt:
         conversation = corrupt(conversation, rng, _sentences(stream, recipe))
+    cells = None
+    if recipe.cell_weight and not isinstance(stream, Own):
+        cells = _cells(stream, frames[::CELL_STRIDE], stream.times[::CELL_STRIDE].tolist(), recipe.grid)
     return StreamSample(
         frames=frames,
         segments=conversation,
         matter=torch.from_numpy(matter(stream, recipe.grid)) if isinstance(stream, WorldStream) else None,
         changes=_changes(stream, recipe.grid),
         features=features,
+        cells=cells,
     )
 
 
@@ -149,19 +155,24 @@ class TowerSamples(Dataset[CellTruth]):
         if is_camera(number, self.phase):
             assert self.phase.camera is not None
             camera = make_camera_stream("train", number, self.phase.camera)
-            frames, times = self._pick(camera)
-            shown = [list(seen(camera.visible(time)).values()) for time in times]
-            return cell_truth(frames, shown, frames.float().mean((1, 2)) / 255, self.grid)
+            return _cells(camera, *self._pick(camera), self.grid)
         stream = make_stream("train", number, self.phase.world)
-        frames, times = self._pick(stream)
-        palettes = torch.tensor([stream.script.scene(time).palette for time in times])  # (F, colours, RGB)
-        return cell_truth(frames, [stream.visible(time) for time in times], palettes.mean(1) / 255, self.grid)
+        return _cells(stream, *self._pick(stream), self.grid)
 
     def _pick(self, stream: Narrated) -> tuple[Tensor, list[float]]:
         """Some frames of a stream, evenly spread, and their times."""
         every = max(1, len(stream.times) // self.stage.frames)
         picked = list(range(0, len(stream.times), every))[: self.stage.frames]
         return torch.from_numpy(stream.frames()[picked]), [float(stream.times[i]) for i in picked]
+
+
+def _cells(stream: WorldStream | CameraStream, frames: Tensor, times: list[float], grid: tuple[int, int]) -> CellTruth:
+    """The truth of some frames of a stream: frames (F, S, S, 3) uint8, at `times` (s)."""
+    if isinstance(stream, CameraStream):
+        shown = [list(seen(stream.visible(time)).values()) for time in times]
+        return cell_truth(frames, shown, frames.float().mean((1, 2)) / 255, grid)
+    palettes = torch.tensor([stream.script.scene(time).palette for time in times])  # (F, colours, RGB)
+    return cell_truth(frames, [stream.visible(time) for time in times], palettes.mean(1) / 255, grid)
 
 
 def cell_truth(frames: Tensor, visible: list[Any], scene: Tensor, grid: tuple[int, int]) -> CellTruth:

@@ -11,7 +11,7 @@ import math
 from collections import UserDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,18 @@ from videollm_mod.model import Output, StreamingVideoLM
 from videollm_mod.pace import catch_interrupts
 from videollm_mod.train.build import build
 from videollm_mod.train.changes import NAMES as CHANGE_LABELS
-from videollm_mod.train.changes import ChangeHead
-from videollm_mod.train.data import StreamSample, StreamSamples, steps_of, stream_sample
+from videollm_mod.train.changes import ChangeHead, outputs_of
+from videollm_mod.train.data import CELL_STRIDE, CellTruth, StreamSample, StreamSamples, steps_of, stream_sample
 from videollm_mod.train.devices import World, checkpoint_layers, connect, patient, whole, whole_weights
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.train.run import Guest, Log, Run
 from videollm_mod.train.stage import Counts, Stage, share, train_stage
-from videollm_mod.train.tower import TowerStage
+from videollm_mod.train.tower import LABELS as CELL_LABELS
+from videollm_mod.train.tower import CellHeads, TowerStage, labels_of, names_of
 from videollm_mod.types import InputError
 from videollm_mod.vision import FrameEncoder, tower_from_config
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def train(
@@ -51,11 +54,15 @@ def train(
     if recipe.checkpointing:
         checkpoint_layers(model.lm)
     with catch_interrupts() as interrupts, patient(interrupts, world):
+        cells = None
         if recipe.tower_stage is not None:
-            train_stage(TowerStage(model.encoder, recipe), run, workers, interrupts, world)
-            if world.size > 1 and recipe.sharding == "fsdp2":
-                model.encoder = _whole_again(model.encoder)  # for the next stage to share out in its own way
-        train_stage(StreamStage(model, recipe), run, workers, interrupts, world)
+            tower = TowerStage(model.encoder, recipe)
+            train_stage(tower, run, workers, interrupts, world)
+            cells = tower.heads if recipe.cell_weight else None
+            if world.size > 1 and recipe.sharding == "fsdp2":  # for the next stage to share out in its own way
+                model.encoder = _whole_again(model.encoder)
+                cells = cells and _unshared(cells, CellHeads(model.encoder.width, names_of(recipe)))
+        train_stage(StreamStage(model, recipe, cells), run, workers, interrupts, world)
     with whole_weights(model, keep=world.main):
         if world.main:
             model.eval().save_pretrained(folder / "model", dtype=torch.float16)
@@ -69,10 +76,14 @@ class Told(UserDict[int, Tensor]):
 
 def _whole_again(encoder: FrameEncoder) -> FrameEncoder:
     """A new encoder with the weights of one that is shared out."""
-    again = FrameEncoder(tower_from_config(encoder.tower.to_config()), encoder.grid)
-    with whole_weights(encoder, keep=True):
-        again.load_state_dict(encoder.state_dict())
-    return again
+    return _unshared(encoder, FrameEncoder(tower_from_config(encoder.tower.to_config()), encoder.grid))
+
+
+def _unshared(old: M, new: M) -> M:
+    """`new` with the weights of `old`, which are shared out."""
+    with whole_weights(old, keep=True):
+        new.load_state_dict(old.state_dict())
+    return new
 
 
 class StreamStage(Stage):
@@ -81,9 +92,11 @@ class StreamStage(Stage):
     name = "stream"
     log_every = 20
 
-    def __init__(self, model: StreamingVideoLM, recipe: Recipe) -> None:
+    def __init__(self, model: StreamingVideoLM, recipe: Recipe, cells: CellHeads | None = None) -> None:
         super().__init__()
         self.model, self.head, self.recipe = model, ChangeHead(model), recipe
+        # the tower stage's heads, where its loss goes on in this one
+        self.cells = cells or (CellHeads(model.encoder.width, names_of(recipe)) if recipe.cell_weight else None)
         self.order = []
         first = 0
         for phase in recipe.phases:
@@ -93,6 +106,13 @@ class StreamStage(Stage):
         for name, parameter in model.lm.named_parameters():
             if "depth_expert" in name:
                 parameter.requires_grad_(recipe.train_experts)
+        if recipe.lora is not None:  # 16 GB less in each checkpoint of an 8B model
+            towered = "model.encoder." if recipe.tower_stage is not None else None  # as the stage before left it
+            self.frozen = frozenset(
+                name
+                for name, parameter in self.named_parameters()
+                if not parameter.requires_grad and not (towered and name.startswith(towered))
+            )
 
     def samples(self) -> StreamSamples:
         return StreamSamples(self.recipe)
@@ -101,8 +121,9 @@ class StreamStage(Stage):
         return [*find_decoder(self.model.lm).layers, self.model.encoder.tower]
 
     def counts(self, items: list[StreamSample]) -> dict[str, int]:
-        """Labels of replies and of decisions, vision tokens, and labels of what changed."""
-        found = dict.fromkeys(("lm", "stream", "vision", *CHANGE_LABELS), 0)
+        """Labels of replies and of decisions, vision tokens, labels of what changed, and of cells if they count."""
+        of_cells = [f"cell_{name}" for name in CELL_LABELS] if self.cells is not None else []
+        found = dict.fromkeys(("lm", "stream", "vision", *CHANGE_LABELS, *of_cells), 0)
         for item in items:
             example = self.model.template.encode(item.segments)
             learned = example.labels != IGNORE
@@ -112,6 +133,9 @@ class StreamStage(Stage):
             if item.changes is not None:
                 for name, labels in zip(CHANGE_LABELS, item.changes.unbind(-1)):
                     found[name] += int((labels != IGNORE).sum())
+            if self.cells is not None and item.cells is not None:
+                for name, labels_there in labels_of(item.cells).items():
+                    found[f"cell_{name}"] += labels_there
         return found
 
     def forward(
@@ -126,7 +150,7 @@ class StreamStage(Stage):
         own = self.counts(items) if total is not None else {}
         if not any(len(item.frames) for item in items):
             items = [*items, self._blank()]
-        with self.head.listening(self.model) as hidden:
+        with self.head.listening(self.model) as hidden, outputs_of(self.model.encoder) as features:
             output, batch = forward(
                 self.model,
                 items,
@@ -137,11 +161,15 @@ class StreamStage(Stage):
         assert output.loss is not None and output.lm_loss is not None and output.stream_loss is not None
         changes, recall = self._changes(hidden[0], items, batch.frame_index, step, own, total)
         balance = share(own, total, "vision") * self._balance(scores, batch.frame_index)
-        return output.loss + recipe.change_weight * changes + recipe.balance * balance, {
+        # the encoder is silent where features stand for frames
+        cells = self._cells(features[0] if features else hidden[0].new_zeros(0), items, own, total)
+        aids = recipe.change_weight * changes + recipe.cell_weight * cells + recipe.balance * balance
+        return output.loss + aids, {
             "loss": float(output.loss.detach()),
             "lm_loss": share(own, total, "lm") * float(output.lm_loss),
             "stream_loss": share(own, total, "stream") * float(output.stream_loss),
             "change_loss": float(changes.detach()),
+            **({"cell_loss": float(cells.detach())} if self.cells is not None else {}),
             **({"balance_loss": float(balance.detach())} if scores else {}),
             **{f"{name}_recall": value for name, value in recall.items()},
         }
@@ -179,6 +207,18 @@ class StreamStage(Stage):
             return hidden.new_zeros((), dtype=torch.float32), {}
         before_weight = self.recipe.phase_of(step).before_weight
         return self.head.loss(hidden, frame_index, torch.cat(known).to(hidden.device), before_weight, shares)
+
+    def _cells(self, features: Tensor, items: list[StreamSample], own: Counts, total: Counts | None) -> Tensor:
+        """The tower stage's loss on every CELL_STRIDE-th frame of each stream. features: (frames, tokens, width)."""
+        if self.cells is None:
+            return features.new_zeros((), dtype=torch.float32)
+        if not any(item.cells for item in items):  # gradients of 0, for processes that wait for them
+            return sum((p.sum() * 0 for p in self.cells.parameters()), features.sum() * 0)
+        per_stream = features.split([len(item.frames) for item in items])
+        known = [(each[::CELL_STRIDE], item.cells) for each, item in zip(per_stream, items) if item.cells]
+        truth = CellTruth.joined([cells for _, cells in known], features.device)
+        shares = None if total is None else {name: share(own, total, f"cell_{name}") for name in CELL_LABELS}
+        return self.cells.loss(torch.cat([each for each, _ in known]), truth, shares)[0]
 
     def _balance(self, scores: Told, frame_index: Tensor) -> Tensor:
         """How far the mean sigma(score) of all vision tokens is from what each layer keeps: squared, mean over layers.

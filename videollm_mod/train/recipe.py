@@ -75,6 +75,7 @@ class Recipe:
     settings: StreamSettings = field(default_factory=StreamSettings)
     tower_stage: TowerStage | None = field(default_factory=TowerStage)  # None: the tower can see already
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
+    cell_weight: float = 0.0  # of the tower stage's loss while streams are learned, lest the tower forget names
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
     pretrained: tuple[str, str] | None = None  # decoder and tower to begin from (folders or hub ids), a fresh connector
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
@@ -132,6 +133,7 @@ class Recipe:
             (values, "as_start", False),
             (values, "lora", None),
             (values, "pretrained", None),
+            (values, "cell_weight", 0.0),
             (values["settings"], "template", "plain"),
         ]
         for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:

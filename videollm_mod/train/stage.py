@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
@@ -43,6 +43,7 @@ class Stage(nn.Module, ABC):
     order: Sequence[list[int]]  # the samples of each step
     log_every: int  # steps
     world = World()  # the processes that train it
+    frozen: frozenset[str] = frozenset()  # weights that checkpoints leave out: they are as they were in the beginning
 
     @abstractmethod
     def samples(self) -> Dataset[Any]:
@@ -113,7 +114,7 @@ def train_stage(stage: Stage, run: Run, workers: int, interrupts: Interrupts, wo
     world = world or World()
     kept = world.first(run.checkpoint(stage.name) if world.main else None)
     if kept is not None:
-        load_model(stage, kept.folder / WEIGHTS)
+        _load(stage, kept.folder / WEIGHTS)
         if kept.step == len(stage.order):
             return
     stage.world = world
@@ -122,6 +123,24 @@ def train_stage(stage: Stage, run: Run, workers: int, interrupts: Interrupts, wo
     with interrupts.shielded():
         trainer = StageTrainer(stage, run, workers, interrupts, kept)
         trainer.train(resume_from_checkpoint=str(kept.folder) if kept else None)
+
+
+def _save(stage: Stage, file: Path) -> None:
+    if not stage.frozen:
+        save_model(stage, str(file))  # knows tied weights, which save_file refuses
+        return
+    learned = {name: tensor for name, tensor in stage.state_dict().items() if name not in stage.frozen}
+    save_file({name: tensor.contiguous() for name, tensor in learned.items()}, file)
+
+
+def _load(stage: Stage, file: Path) -> None:
+    if not stage.frozen:
+        load_model(stage, file)
+        return
+    missing, unknown = stage.load_state_dict(load_file(file), strict=False)
+    wrong = [*unknown, *sorted(set(missing) - stage.frozen)]
+    if wrong:
+        raise InputError(f"{file} does not fit this run, which starts at '{wrong[0]}'; begin anew in another --out.")
 
 
 class StageTrainer(Trainer):
@@ -273,7 +292,7 @@ class StageTrainer(Trainer):
             if not world.main:
                 return
             with self.stage_run.saving(self.stage.name, step, self.means) as folder:
-                save_model(self.stage, str(folder / WEIGHTS))  # knows tied weights, which save_file refuses
+                _save(self.stage, folder / WEIGHTS)
                 torch.save(state, folder / "optimizer.pt")
                 torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
                 for name, text in generators.items():

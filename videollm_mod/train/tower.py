@@ -1,7 +1,7 @@
 """First stage: the tower learns to name what is where. Without it the decoder learns nothing in the same time.
 
 Linear heads on every cell predict what covers it, the colour, shape and size of the thing there and where its centre
-is; on the CLS token they count the things and name the background's colour. The heads are thrown away.
+is; on the CLS token they count the things and name the background's colour. The heads are thrown away, in the end.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class CellHeads(nn.Module):
         return total, right
 
 
+def names_of(recipe: Recipe) -> int:
+    """How many names a thing of the recipe's streams can have."""
+    return len(NAMED) if recipe.has_cameras else len(SHAPES)
+
+
 def labels_of(truth: CellTruth) -> dict[str, int]:
     """How many there are of each of LABELS."""
     named = [int((getattr(truth, name) >= 0).sum()) for name in LABELS[1:4]]
@@ -80,8 +85,7 @@ class TowerStage(Stage):
 
     def __init__(self, encoder: FrameEncoder, recipe: Recipe) -> None:
         super().__init__()
-        names = len(NAMED) if recipe.has_cameras else len(SHAPES)
-        self.encoder, self.heads = encoder, CellHeads(encoder.width, names)
+        self.encoder, self.heads = encoder, CellHeads(encoder.width, names_of(recipe))
         assert recipe.tower_stage is not None
         self.recipe, self.settings = recipe, recipe.tower_stage
         self.order = steps_of(self.settings.steps, self.settings.streams)
