@@ -1,6 +1,6 @@
 """Each format's whole way: annotations as published, `data build`, two epochs of `train own`, `eval`, and chance.
 
-    python runs/formats.py --out scratch/formats                 # all formats; about an hour of 2 cores
+    python runs/formats.py --out scratch/formats                 # all formats
     python runs/formats.py --out scratch/formats --only coin-step --train 8 --test 4 --epochs 1    # does it run at all
 
 The videos are streams of the synthetic world, as features of the bundled model's tower; what happens in them is written

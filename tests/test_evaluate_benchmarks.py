@@ -230,6 +230,22 @@ def test_the_model_decides_when_to_answer_and_has_to_at_the_end(
     assert waits.answers == late.answers  # the public code forces an answer behind the last frame
 
 
+def test_a_question_that_came_before_its_frames_is_not_forgotten_with_them(
+    model: StreamingVideoLM, features: Path
+) -> None:
+    segments = (
+        Segment("user", text="What is it about?"),
+        Segment("stream", start=0.0, end=9.0),
+        Segment("assistant", 9.0, text="This."),
+    )
+    stream = Stream("one", segments, features=features / "one.safetensors")
+    with _at_threshold(model, 0.0) as quiet:
+        _, remembers = play(quiet, (stream, How("answer", forced=False)))
+        quiet.settings = dataclasses.replace(quiet.settings, window=1.0)
+        _, forgetful = play(quiet, (stream, How("answer", forced=False)))
+    assert forgetful.answers == remembers.answers
+
+
 class _at_threshold:
     """The model with another threshold, for a while."""
 

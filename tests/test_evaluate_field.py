@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from data_cases import ANNOTATIONS, needs_annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videollm_mod.data.epic import classes
 from videollm_mod.evaluate.actions import Z, area_under, class_recall, edit_curve, edit_distance, in_top
+from videollm_mod.evaluate.benchmarks import BENCHMARKS, Settings
 from videollm_mod.evaluate.bootstrap import add, bootstrap, ratio
 from videollm_mod.evaluate.captions import cider, meteor, rouge_l, words
+from videollm_mod.evaluate.judges import Classes
 from videollm_mod.evaluate.labels import ActionSpace, LabelSpace, plain, step_hits, steps
 from videollm_mod.evaluate.metrics import Said, fluency, frames_off, quiet_seconds
 from videollm_mod.evaluate.teacher_forced import Turn
@@ -208,7 +211,7 @@ def test_a_hundred_answers_find_their_actions_among_61_000_pairs_in_a_second() -
     found = space.numbers(texts)
     took = time.process_time() - began
     assert found == [(i, (7 * i) % 521) for i in range(100)]
-    assert took < 10  # on a busy machine; the promise of a second is for runs/label_speed.py
+    assert took < 3  # of the processor; runs/label_speed.py holds it to a second on a quiet machine
 
 
 def test_an_answer_that_lists_too_little_is_filled_up_with_its_last_action() -> None:
@@ -218,7 +221,16 @@ def test_an_answer_that_lists_too_little_is_filled_up_with_its_last_action() -> 
     assert space.sequence("take cup\n" * 5, 2, fill=(0, 0)) == [(0, 0)] * 2
 
 
-EPIC = Path(__file__).parents[2] / "shared" / "data" / "annotations"
+@needs_annotations
+def test_every_action_of_epic_kitchens_finds_its_own_classes_in_the_real_label_space() -> None:
+    source, _ = BENCHMARKS["epic-anticipation"].read(ANNOTATIONS, "validation")
+    judge = BENCHMARKS["epic-anticipation"].judge(source, Settings(0.5, 2.0, compat=False))
+    assert isinstance(judge, Classes)
+    assert dict(judge.kinds) == {"verb": 97, "noun": 305, "action": 97 * 305}  # five more nouns than in the paper
+    verbs, nouns = classes(source)
+    for verb, noun in [(v, (7 * v) % 305) for v in range(97)] + [((3 * n) % 97, n) for n in range(0, 305, 5)]:
+        found = judge.read(f"{verbs[verb].capitalize()} {nouns[noun]}.")
+        assert (found["verb"], found["noun"]) == (verb, noun)
 
 
 # -- sequences and classes ---------------------------------------------------------------------------------------------

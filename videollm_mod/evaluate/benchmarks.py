@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from videollm_mod.data.reading import Source
 from videollm_mod.data.registry import DATA_SETS, DataSet
@@ -46,17 +47,17 @@ class Benchmark:
     tokens: int | None = None
     forced: bool = True
 
-    def read(self, data: Path, split: str | None, **options: object) -> tuple[Source, Iterator[Stream]]:
+    def read(self, data: Path, split: str | None, **options: Any) -> tuple[Source, Iterator[Stream]]:
         """Its source and its streams, from the folder (or, for video-qa and narration, the file) `data`."""
         if self.data.reader.startswith("own:"):
-            source = Source(data, split or "all", self.name, **options)  # type: ignore[arg-type]
+            source = Source(data, split or "all", self.name, **options)
             return source, _own_streams(source)
         if not data.exists():
             raise InputError(f"there is no {data}; {self.name} is to be had at: {self.data.page}.")
         if data.is_file():  # one file of questions
             source = Source(
                 data, split or self.data.splits[-1], self.name, self.data.page, self.data.video_page, **options
-            )  # type: ignore[arg-type]
+            )
         else:
             source = self.data.source(data, split, **options)
         return source, self.data.read(source)

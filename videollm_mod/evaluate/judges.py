@@ -108,13 +108,13 @@ class Narration:
             words += [(number, (said[i].text, true[j].text)) for i, j in compared]
             rows.append(row | {"pairs": len(compared)})
         texts = [pair for _, pair in words]
-        scores: dict[str, list[float] | None] = {"cider": cider(texts), "rouge_l": rouge_l(texts)}
-        if self.use_meteor:
-            scores["meteor"] = meteor(texts)
+        scores: dict[str, list[float]] = {"cider": cider(texts), "rouge_l": rouge_l(texts)}
+        if self.use_meteor and (found := meteor(texts)) is not None:
+            scores["meteor"] = found
         for name, each in scores.items():
             for row in rows:
                 row[name] = 0.0
-            for (number, _), value in zip(words, each or ()):
+            for (number, _), value in zip(words, each):
                 rows[number][name] += value
         return rows  # type: ignore[return-value]
 

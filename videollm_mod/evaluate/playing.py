@@ -76,11 +76,14 @@ class Result:
         answers = [
             None if one is None else Answer(tuple(one["texts"]), one["time"], one["own"]) for one in values["answers"]
         ]
-        turns = [
-            Turn(**{k: tuple(v) if isinstance(v, list) else v for k, v in turn.items()}) for turn in values["turns"]
-        ]
+        turns = tuple(_turn(turn) for turn in values["turns"])
         said = tuple(Said(*item) for item in values["said"])
-        return cls(**{**values, "said": said, "answers": tuple(answers), "turns": tuple(turns)})
+        return cls(**{**values, "said": said, "answers": tuple(answers), "turns": turns})
+
+
+def _turn(values: dict[str, Any]) -> Turn:
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Turn(**plain)
 
 
 def play(model: StreamingVideoLM, job: tuple[Stream, How]) -> tuple[str, Result]:
@@ -139,8 +142,11 @@ def frames_of(
 
 
 def _session(model: StreamingVideoLM, laid: Conversation, how: How) -> StreamSession:
+    """A session that has heard the stream's own system text. One that is asked before its frames forgets nothing, for
+    with the oldest frames the question would go."""
     system = laid.said[0][1].text if laid.said and laid.said[0][1].kind == "system" else None
-    session = StreamSession(model, system=system)
+    asked_first = any(place == 0 and text.kind == "user" for place, text in laid.said)
+    session = StreamSession(model, system=system, window=math.inf if asked_first else None)
     if how.tokens is not None:
         session.settings = dataclasses.replace(session.settings, max_reply_tokens=how.tokens)
     return session
