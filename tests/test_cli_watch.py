@@ -130,7 +130,7 @@ def test_what_is_dropped_has_a_policy_and_is_reported(
     result = json.loads(capsys.readouterr().out)
     assert result["frames"] + result["dropped"] == 8 and sum(result["drops"].values()) == result["dropped"]
     assert main(["watch", clip, *flags, "--drop", "oldest"]) == 2
-    assert "--drop 'oldest' is unknown; take one of newest, all, adaptive" in capsys.readouterr().err
+    assert "--drop 'oldest' is unknown; take one of auto, newest, all, adaptive" in capsys.readouterr().err
 
 
 def test_a_frame_rate_above_the_sources_is_a_warning(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,8 +220,8 @@ def test_the_help_names_every_plan(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("watch", "show"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        listed = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
-        assert PLANS in listed
+        listed = re.sub(r"[│|\s]", "", capsys.readouterr().out)  # a narrow terminal breaks lines at commas
+        assert PLANS.replace(" ", "") in listed
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def test_the_budget_is_never_exceeded_and_what_does_not_fit_is_counted(model: St
 
 def test_a_stream_that_does_not_fit_is_not_opened_and_fits_when_another_has_left(model: StreamingVideoLM) -> None:
     room = Engine(model, max_bytes=10**9)
-    engine = Engine(model, max_bytes=3 * (room._frame_bytes + room._reply_bytes) - 1)
+    engine = Engine(model, max_bytes=3 * room.open()._room - 1)
     first, _ = engine.open(), engine.open()
     with pytest.raises(EngineFull, match=r"2 streams leave [\d,]+ of [\d,]+ bytes, and another needs"):
         engine.open()

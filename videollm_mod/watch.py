@@ -65,9 +65,9 @@ class StreamFlags:
     window: float | None = None
     """Seconds of video that the model remembers at least: older frames and words are forgotten, so that memory stays
     bounded; the model's own if not given, inf to forget nothing."""
-    drop: Literal["newest", "all", "adaptive"] | None = None
-    """What a model that is too slow does not see: all but the newest frame, nothing, or at a lowered rate just as much
-    as is needed; if not given, nothing of a file, and of a live source all but the newest."""
+    drop: Literal["auto", "newest", "all", "adaptive"] = "auto"
+    """What a model that is too slow sees: "newest" leaves out all that has been overtaken, "adaptive" lowers the frame
+    rate as far as is needed, "all" leaves out nothing; "auto" is "newest" for a live source and "all" for a file."""
     threads: int | None = None
     """CPU threads; all of them if not given."""
 
@@ -177,7 +177,7 @@ def run(
         session = StreamSession(model, threshold=flags.threshold, window=flags.window, record_kept=record_kept)
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
         realtime = flags.speed == "realtime" or video.live
-        drop = flags.drop or ("newest" if video.live else "all")
+        drop = flags.drop if flags.drop != "auto" else "newest" if video.live else "all"
         encode = session.encode if model.device.type != "cpu" else None
         with Pipeline(video, drop=drop, live=video.live, realtime=realtime, encode=encode) as frames:
             follow(frames, 1 / video.fps, session, sinks, questions, realtime, terminal, tally, interrupts)

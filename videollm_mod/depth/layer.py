@@ -1,9 +1,9 @@
 """Depth routing around unchanged Transformers decoder layers, by swapping the classes of existing modules.
 
 A routed layer gathers the kept tokens, runs the decoder layer it is, gates the vision tokens among them and scatters
-the result back (VideoLLM-MoD, arXiv 2408.16730, section 3.2). All that touches Transformers' internals is in this file
-and in families.py: the swap keeps every weight and its name, only `depth_expert.*` keys are new, and `remove_depth`
-undoes it.
+the result back (VideoLLM-MoD, arXiv 2408.16730, section 3.2). All that touches Transformers' internals is in this file,
+in families.py and in step.py: the swap keeps every weight and its name, only `depth_expert.*` keys are new, and
+`remove_depth` undoes it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
 
 CHUNK = 8  # frames of one stream in one step: more would be more to roll back
-STEP_TOKENS = 2048  # of frames in one step, so that words do not wait for long; but one frame of each stream goes
+# Tokens in one step before streams take more than a frame each. A CPU is busy with some hundred: beyond, a step takes
+# just as much longer as it has more tokens, and all others wait for it.
+STEP_TOKENS, STEP_TOKENS_CPU = 2048, 256
 QUEUE = 8  # frames of one stream that wait, unless `open` is told otherwise
 QUESTIONS = 16  # questions of one stream that wait
 
@@ -98,9 +100,9 @@ class EngineStream:
         self._session, self._queue = session, queue
         self._newest: float | None = None  # time of the newest frame that was pushed, dropped ones included
         self._questions = 0  # that wait
-        self._reserved = 0  # bytes for questions that are not answered yet
-        self._planned = 0  # bytes that the step in progress adds
-        self._expected = 0  # bytes that it comes to, if it has a window
+        self._least = 0  # bytes of the engine's budget that are its own as long as it is open
+        self._room = 0  # and those that are its own now: never less than it uses
+        self._for_answers = 0  # of them, those for questions that are not answered yet
         self.grid, self.threshold = session.grid, session.threshold
 
     def push(self, frame: Frame) -> bool:
@@ -231,15 +233,14 @@ class Engine:
         """
         session = StreamSession(self.model, threshold=threshold, window=window, record_kept=record_kept)
         stream = EngineStream(self, session, FrameQueue(drop, queue))
-        if session.window < math.inf:  # what it holds just before it forgets
-            frames = math.ceil(2 * session.window * self.model.settings.fps) + 1
-            stream._expected = self._frame_bytes + frames * self._next_bytes + self._reply_bytes
+        frames = math.ceil(2 * session.window * self.model.settings.fps) if session.window < math.inf else 0
+        stream._least = stream._room = self._frame_bytes + frames * self._next_bytes + self._reply_bytes
         with self._arrived:
-            if self.max_bytes is not None and self._spoken_for() + self._room(stream) > self.max_bytes:
+            left = self._left()
+            if stream._room > left:
                 raise EngineFull(
-                    f"{len(self._streams)} streams leave {max(self.max_bytes - self._spoken_for(), 0):,} of "
-                    f"{self.max_bytes:,} bytes, and another needs {self._room(stream):,}; close one, or raise "
-                    "max_bytes."
+                    f"{len(self._streams)} streams leave {left:,.0f} of {self.max_bytes:,} bytes, and another needs "
+                    f"{stream._room:,}; close one, or raise max_bytes."
                 )
             self._streams.append(stream)
         return stream
@@ -268,34 +269,28 @@ class Engine:
 
     # -- the budget ----------------------------------------------------------------------------------------------------
 
-    def _spoken_for(self) -> int:
-        """Bytes in use, about to be, and set aside."""
-        return sum(map(self._room, self._streams))
-
-    def _room(self, stream: EngineStream, step: int | None = None) -> int:
-        """Bytes that are a stream's own, if its next step with frames adds `step`; by default, room for one frame."""
-        more = max(self._frame_bytes, stream._planned) if step is None else step
-        used = stream._session._cache.kv_bytes + more + self._reply_bytes
-        return max(used, stream._expected) + stream._reserved
+    def _left(self) -> float:
+        """Bytes of the budget that are nobody's."""
+        return math.inf if self.max_bytes is None else self.max_bytes - sum(stream._room for stream in self._streams)
 
     def _reserve_answer(self, stream: EngineStream, question: str) -> None:
-        if self.max_bytes is None:
-            return
         need = self._reply_bytes + self._token_bytes * len(self.model.template.user(question))
-        if self._spoken_for() + need > self.max_bytes:
+        if need > self._left():
             raise EngineFull(f"an answer may take {need:,} bytes, more than is left; close a stream, or ask later.")
-        stream._reserved += need
+        stream._room += need
+        stream._for_answers += need
 
-    def _plan(self, stream: EngineStream, step: Step) -> bool:
-        """Count a step with frames in, if it stays within the budget. (Words have their room set aside.)"""
+    def _reserve_frames(self, stream: EngineStream, step: Step) -> bool:
+        """Make room for a step with frames, and for what may be said about them, if the budget has it."""
         if self.max_bytes is None:
             return True
         more = step.numbers.count(-1) * self._token_bytes + len(step.times) * self._vision_bytes
         with self._arrived:
-            others = self._spoken_for() - self._room(stream)
-            fits = others + self._room(stream, more) <= self.max_bytes
-            stream._planned = more if fits else 0
-        return fits
+            need = stream._session._cache.kv_bytes + more + self._reply_bytes + stream._for_answers
+            if need > stream._room + self._left():
+                return False
+            stream._room = max(need, stream._least)  # less than before, if it has forgotten something
+            return True
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -316,9 +311,6 @@ class Engine:
                     for turn in turns:
                         turn.stream._queue.put_back(turn.frames)
                 raise
-            finally:
-                for turn in turns:
-                    turn.stream._planned = 0
             outputs, end, place = [], 0, 0
             for turn in turns:
                 begin, end = end, end + len(turn.step.ids)
@@ -332,7 +324,8 @@ class Engine:
         with self._arrived:
             streams = [stream for stream in self._streams if stream._waiting]
             watching = sum(stream._queue.frames > 0 for stream in streams)
-        chunk = min(CHUNK, max(1, STEP_TOKENS // (self._frame_tokens * max(watching, 1))))
+        most = STEP_TOKENS_CPU if self.model.device.type == "cpu" else STEP_TOKENS
+        chunk = min(CHUNK, max(1, most // (self._frame_tokens * max(watching, 1))))
         turns = (self._turn(stream, chunk) for stream in streams)
         return [turn for turn in turns if turn is not None]
 
@@ -350,7 +343,7 @@ class Engine:
                 return None
             times = [frame.time for frame in frames]
             step = session.propose(times)
-            while step.times and not self._plan(stream, step):
+            while step.times and not self._reserve_frames(stream, step):
                 step = session.propose(times[: len(step.times) - 1])
             with self._arrived:
                 if step.times:
@@ -397,8 +390,9 @@ class Engine:
         with self._arrived:
             if turn.frames:
                 stream._queue.put_back(turn.frames[len(items) :])  # those behind the one that made it speak
-            if not session.speaking and stream._questions == 0:
-                stream._reserved = 0
+            if stream._for_answers and not session.speaking and stream._questions == 0:
+                stream._for_answers = 0
+                stream._room = max(session._cache.kv_bytes + self._reply_bytes, stream._least)
             if stream.closed:
                 return []
         outputs = []
