@@ -471,9 +471,9 @@ class Hub:
                 live.questions = 0
                 live.tell(item)
             elif item.decision is not None:
-                self._watched(live, item.decision.time, item.decision.silence, item.kept)
-            elif item.text:
-                live.tell(protocol.Delta(text=item.text))
+                self._watched(live, *item.decision, kept=item.kept)
+            elif item.delta:
+                live.tell(protocol.Delta(text=item.delta))
 
     def _watched(self, live: Live, when: float, silence: float, kept: dict[int, np.ndarray] | None) -> None:
         now = time.monotonic()
