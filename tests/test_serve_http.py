@@ -72,6 +72,7 @@ def test_what_was_said_is_listed_searched_exported_and_erased(server: Running) -
         assert web.get("/search", params={"q": "happened", "stream": stream}).json()["events"] == []
 
 
+@pytest.mark.slow
 def test_stored_pictures_become_a_video_with_the_sentences_burned_in(server: Running, tmp_path: Path) -> None:
     import av
 
@@ -186,6 +187,7 @@ def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server
     hook.server_close()
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_lost_is_opened_again_and_time_goes_on(server: Running) -> None:
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         with RtspCamera(seconds=30) as camera:
@@ -335,6 +337,7 @@ def test_streams_of_a_stopped_server_are_reopened_and_the_client_is_told(tmp_pat
         assert said["text"] in session.template.decode(session.context)  # and the model is told of it
 
 
+@pytest.mark.slow
 def test_a_source_is_watched_again_after_a_restart_until_it_is_ended(tmp_path: Path) -> None:
     rules = Rules(("rtsp://127.0.0.1:*",), private=True)
     with serving(tmp_path, rules=rules) as running, RtspCamera(seconds=30) as camera:

@@ -366,8 +366,8 @@ class Hub:
             raise InputError(f"{live.questions} questions wait for their answers already; ask again later.")
         if when is not None and when > self.bounds.stream_seconds:
             raise InputError(f"the question's time {when:g} s is beyond the end of any stream; leave it out.")
-        live.questions += 1
         live.stream.ask(" ".join(text.split()), when)
+        live.questions += 1
         self.worker.wake()
 
     def _dropped(self, live: Live, reason: str) -> None:

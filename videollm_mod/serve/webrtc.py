@@ -47,7 +47,7 @@ class Answer(BaseModel):
 async def answer(hub: Hub, client: str, offer: Offer) -> Answer:
     """Open a stream, or go on in one, over a new peer connection. Raises Refusal, InputError."""
     if find_spec("aiortc") is None:
-        raise InputError("this server has no WebRTC: pip install 'videollm-mod[webrtc]'.")
+        raise InputError("this server is without WebRTC; use the WebSocket, or install the extra webrtc there.")
     from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
