@@ -62,6 +62,8 @@ async def answer(hub: Hub, client: str, offer: Offer) -> Answer:
         call = _Call(hub, live, peer, offer.open.after)
         try:
             await peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+            if peer.sctp is None or not any(one.kind == "video" for one in peer.getTransceivers()):
+                raise ValueError("it offers too little")
             await asyncio.wait_for(_describe(peer), GATHERING)
         except Exception as error:  # whatever of the offer it cannot read
             call.hang_up()
