@@ -75,7 +75,8 @@ def _writer(request: Request) -> str:
     return server.doors.client(request.headers, changes=True)
 
 
-Reader, Writer = Annotated[str, Depends(_reader)], Annotated[str, Depends(_writer)]
+Reader = Annotated[str, Depends(_reader)]
+Writer = Annotated[str, Depends(_writer)]
 
 
 # -- what goes over HTTP -----------------------------------------------------------------------------------------------

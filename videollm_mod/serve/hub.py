@@ -471,7 +471,8 @@ class Hub:
                 live.questions = 0
                 live.tell(item)
             elif item.decision is not None:
-                self._watched(live, *item.decision, kept=item.kept)
+                when, silence = item.decision
+                self._watched(live, when, silence, item.kept)
             elif item.delta:
                 live.tell(protocol.Delta(text=item.delta))
 
