@@ -48,7 +48,7 @@ class Element {
       set: (_, name, value) => { drawn.push([name, value]); return true; },
     });
   }
-  toBlob(done) { done(new Blob([pictures[Math.min(pictures.length - 1, taken++)]])); }
+  toBlob(done) { done(new Blob([pictures[taken++ % pictures.length]])); }
   click() { if (this.onclick) this.onclick(); this.clicked = true; }
   focus() {} blur() {} pause() {} load() {} showModal() { this.shown = true; } scrollIntoView() {}
   async play() {}
@@ -80,7 +80,7 @@ world.window = world;
 vm.runInNewContext(`${readFileSync(join(page, "app.js"), "utf8")}\n;globalThis.S = S;`, world);
 
 const seen = { states: [] };
-const until = async (check, what, seconds = 120) => {
+const until = async (check, what, seconds = 600) => {
   const end = performance.now() + 1000 * seconds;
   for (;;) {
     const state = ids["status-text"].textContent;

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import uvicorn
 from PIL import Image
@@ -29,7 +30,8 @@ from videollm_mod.serve.command import settings
 from videollm_mod.serve.hub import Hub
 from videollm_mod.serve.store import Store
 
-PATIENCE = 20.0  # s; tests share a slow machine
+PATIENCE = 120.0  # s; a machine may be busy
+get, post = (functools.partial(method, timeout=PATIENCE) for method in (httpx.get, httpx.post))
 
 
 class Running:
@@ -55,7 +57,7 @@ class Running:
         self.hub.store.close()
 
     def socket(self, **options: Any) -> ClientConnection:
-        options = {"compression": None, "max_size": 2**22, "close_timeout": 0.5, **options}
+        options = {"compression": None, "max_size": 2**22, "close_timeout": 0.5, "open_timeout": PATIENCE, **options}
         return open_socket(f"ws://127.0.0.1:{self.port}/live", **options)
 
 

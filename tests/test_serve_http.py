@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from rtsp_camera import RtspCamera
-from serve_cases import Running, frame, hear, opened, picture, say, serving, until
+from serve_cases import PATIENCE, Running, frame, get, hear, opened, picture, post, say, serving, until
 from stream_cases import tiny_model
 from websockets.exceptions import InvalidStatus
 
@@ -53,7 +53,7 @@ def spoken(server: Running, frames: int = 3, **wishes: Any) -> str:
 
 def test_what_was_said_is_listed_searched_exported_and_erased(server: Running) -> None:
     stream = spoken(server)
-    with httpx.Client(base_url=server.url) as web:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         row = web.get(f"/streams/{stream}").json()
         assert row["events"] == 4 and not row["alive"] and row["ended"] >= row["began"]
         events = [one["event"] for one in web.get(f"/streams/{stream}/events").json()["events"]]
@@ -72,12 +72,13 @@ def test_what_was_said_is_listed_searched_exported_and_erased(server: Running) -
         assert web.get("/search", params={"q": "happened", "stream": stream}).json()["events"] == []
 
 
+@pytest.mark.slow
 def test_stored_pictures_become_a_video_with_the_sentences_burned_in(server: Running, tmp_path: Path) -> None:
     import av
 
     stream = spoken(server, store_frames=True)
     path = tmp_path / "stream.mp4"
-    path.write_bytes(httpx.get(f"{server.url}/streams/{stream}/export/mp4", timeout=60).content)
+    path.write_bytes(get(f"{server.url}/streams/{stream}/export/mp4", timeout=PATIENCE).content)
     with av.open(str(path)) as container:
         pictures = [one.to_ndarray(format="rgb24") for one in container.decode(video=0)]
     assert len(pictures) >= 3 and pictures[0].shape[0] > 400
@@ -89,7 +90,7 @@ def test_events_go_on_as_they_happen_over_server_sent_events(server: Running) ->
         connection.send(frame(0.0))
         hear(connection, "event")
         url, headers = f"{server.url}/streams/{stream}/events", {"Accept": "text/event-stream"}
-        with httpx.stream("GET", url, headers=headers, timeout=20) as answer:
+        with httpx.stream("GET", url, headers=headers, timeout=PATIENCE) as answer:
             lines = answer.iter_lines()
             assert next(lines) == "id: 1"
             connection.send(frame(0.5))
@@ -107,7 +108,7 @@ def test_the_openai_form_answers_about_pictures_and_says_what_it_saw(server: Run
     pictures = [picture(seed, (32, 32), "PNG") for seed in range(2)]
     content = [{"type": "text", "text": "What happened?"}, *(data("image_url", one) for one in pictures)]
     body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0.2}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30).json()
+    answer = post(f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
     session = StreamSession(server.hub.model)
     import io
 
@@ -118,7 +119,9 @@ def test_the_openai_form_answers_about_pictures_and_says_what_it_saw(server: Run
         session.push(Frame(np.asarray(Image.open(io.BytesIO(one))), number / 2, number))
     assert answer["choices"][0]["message"]["content"] == session.ask("What happened?").text
     assert answer["object"] == "chat.completion" and answer["usage"]["total_tokens"] > 10
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={**body, "stream": True}, timeout=30) as reply:
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json={**body, "stream": True}, timeout=PATIENCE
+    ) as reply:
         chunks = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
     assert chunks.pop() == "[DONE]"
     words = [json.loads(chunk)["choices"][0]["delta"].get("content", "") for chunk in chunks]
@@ -137,14 +140,14 @@ def test_the_openai_form_narrates_a_whole_video(server: Running, tmp_path: Path)
             writer.write(np.full((32, 32, 3), 30 * number, np.uint8))
     url = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
     message = {"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}]}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=60)
+    answer = post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=PATIENCE)
     text, events = answer.json()["choices"][0]["message"]["content"], answer.json()["events"]
     assert text == "".join(f"[{event['time']:.1f}] {event['text']}\n" for event in events)
     message["content"][0]["video_url"]["url"] = "data:video/mp4;base64,AAAA"  # type: ignore[index]
-    refused = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=60)
+    refused = post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=PATIENCE)
     assert refused.status_code == 400 and "cannot be read" in refused.json()["error"]["message"]
     message["content"][0]["video_url"]["url"] = "http://127.0.0.1/x.mp4"  # type: ignore[index]
-    refused = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=60)
+    refused = post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=PATIENCE)
     assert refused.status_code == 400 and "fetches nothing" in refused.json()["error"]["message"]
 
 
@@ -164,7 +167,7 @@ def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server
 
     hook = HTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=hook.serve_forever, daemon=True).start()
-    with RtspCamera(seconds=30) as camera, httpx.Client(base_url=server.url, timeout=30) as web:
+    with RtspCamera(seconds=30) as camera, httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         wish = {
             "source": camera.address, "threshold": 1.0, "webhook_secret": "shh",
             "webhook": f"http://127.0.0.1:{hook.server_port}/said",
@@ -184,8 +187,9 @@ def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server
     hook.server_close()
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_lost_is_opened_again_and_time_goes_on(server: Running) -> None:
-    with httpx.Client(base_url=server.url, timeout=30) as web:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         with RtspCamera(seconds=30) as camera:
             stream = web.post("/streams", json={"source": camera.address, "threshold": 1.0}).json()["id"]
             until(lambda: web.get(f"/streams/{stream}").json()["events"] >= 1)
@@ -211,13 +215,13 @@ def test_a_camera_that_is_lost_is_opened_again_and_time_goes_on(server: Running)
     ],
 )
 def test_an_address_that_is_not_allowed_is_not_opened(server: Running, source: str, words: str) -> None:
-    answer = httpx.post(f"{server.url}/streams", json={"source": source})
+    answer = post(f"{server.url}/streams", json={"source": source})
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
 
 
 def test_a_token_is_needed_where_there_are_tokens_and_clients_see_their_own_streams_only(tmp_path: Path) -> None:
     doors = Doors("0.0.0.0", {TOKEN: "anna", OTHER: "bert"})
-    with serving(tmp_path, doors=doors) as running, httpx.Client(base_url=running.url) as web:
+    with serving(tmp_path, doors=doors) as running, httpx.Client(base_url=running.url, timeout=PATIENCE) as web:
         assert web.get("/").status_code == web.get("/healthz").status_code == web.get("/readyz").status_code == 200
         for path in ("/info", "/streams", "/metrics", "/search?q=x", "/v1/models"):
             refused = web.get(path)
@@ -242,7 +246,7 @@ def test_a_token_is_needed_where_there_are_tokens_and_clients_see_their_own_stre
 
 
 def test_pages_of_other_sites_and_rebound_names_are_kept_out(server: Running) -> None:
-    with httpx.Client(base_url=server.url) as web:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         assert web.get("/info", headers={"Origin": "https://evil.example"}).status_code == 403
         assert web.get("/info", headers={"Origin": server.url}).status_code == 200
         assert web.get("/info", headers={"Host": "evil.example"}).status_code == 421
@@ -254,7 +258,7 @@ def test_pages_of_other_sites_and_rebound_names_are_kept_out(server: Running) ->
 
 
 def test_the_page_asks_no_other_host_and_its_headers_say_so(server: Running) -> None:
-    with httpx.Client(base_url=server.url) as web:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         for path in ("/", "/app.js", "/style.css", "/icon.svg", "/docs", "/docs.js"):
             answer = web.get(path)
             assert answer.status_code == 200 and "default-src 'self'" in answer.headers["content-security-policy"]
@@ -270,12 +274,12 @@ def test_the_page_asks_no_other_host_and_its_headers_say_so(server: Running) -> 
     "path", ["/../pyproject.toml", "/style.css/../app.py", "/%2e%2e/hub.py", "/app.py", "//etc/passwd"]
 )
 def test_nothing_else_of_the_disk_is_served(server: Running, path: str) -> None:
-    answer = httpx.get(server.url + path)
+    answer = get(server.url + path)
     assert answer.status_code == 404 and set(answer.json()) == {"error"}
 
 
 def test_bodies_are_bounded_and_no_reply_tells_of_the_inside(server: Running) -> None:
-    with httpx.Client(base_url=server.url) as web:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         assert web.post("/streams", content=b"x" * 100_000).status_code == 413
 
         def endless() -> Iterator[bytes]:
@@ -309,7 +313,7 @@ def test_metrics_count_what_happened(server: Running) -> None:
 def counted(server: Running) -> dict[str, float]:
     """Metric -> sum over its labels."""
     sums: dict[str, float] = {}
-    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+    for line in get(f"{server.url}/metrics").text.splitlines():
         if not line.startswith("#"):
             name, value = line.rsplit(" ", 1)
             sums[name.split("{")[0]] = sums.get(name.split("{")[0], 0.0) + float(value)
@@ -333,20 +337,21 @@ def test_streams_of_a_stopped_server_are_reopened_and_the_client_is_told(tmp_pat
         assert said["text"] in session.template.decode(session.context)  # and the model is told of it
 
 
+@pytest.mark.slow
 def test_a_source_is_watched_again_after_a_restart_until_it_is_ended(tmp_path: Path) -> None:
     rules = Rules(("rtsp://127.0.0.1:*",), private=True)
     with serving(tmp_path, rules=rules) as running, RtspCamera(seconds=30) as camera:
-        stream = httpx.post(f"{running.url}/streams", json={"source": camera.address}).json()["id"]
+        stream = post(f"{running.url}/streams", json={"source": camera.address}).json()["id"]
     with serving(tmp_path, rules=rules) as again:
-        row = httpx.get(f"{again.url}/streams/{stream}").json()
+        row = get(f"{again.url}/streams/{stream}").json()
         assert row["alive"] and row["source"] == camera.address and row["ended"] is None
-        httpx.post(f"{again.url}/streams/{stream}/end")
+        post(f"{again.url}/streams/{stream}/end")
     with serving(tmp_path, rules=rules) as third:
-        assert not httpx.get(f"{third.url}/streams/{stream}").json()["alive"]
+        assert not get(f"{third.url}/streams/{stream}").json()["alive"]
 
 
 def test_questions_in_the_openai_form_are_bounded(server: Running) -> None:
     long = {"messages": [{"role": "user", "content": "x" * (Bounds().question_characters + 1)}]}
-    refused = httpx.post(f"{server.url}/v1/chat/completions", json=long)
+    refused = post(f"{server.url}/v1/chat/completions", json=long)
     assert refused.status_code == 400 and "characters" in refused.json()["error"]["message"]
     assert server.hub.live == {}

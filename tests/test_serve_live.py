@@ -6,11 +6,10 @@ import json
 import time
 from collections.abc import Iterator
 
-import httpx
 import jsonschema
 import numpy as np
 import pytest
-from serve_cases import Running, frame, hear, opened, picture, say, serving, until
+from serve_cases import PATIENCE, Running, frame, get, hear, opened, picture, say, serving, until
 from stream_cases import frames, tiny_model
 from websockets.exceptions import ConnectionClosed
 
@@ -56,7 +55,7 @@ def test_what_the_server_sends_is_as_its_schema_says(server: Running) -> None:
         say(connection, type="ask", text="What happened?")
         say(connection, type="nonsense")
         while not {"welcome", "decision", "kept", "event", "error", "meters"} <= kinds:
-            message = json.loads(connection.recv(timeout=20))
+            message = json.loads(connection.recv(timeout=PATIENCE))
             kinds.add(message["type"])
             check.validate(message)
 
@@ -67,7 +66,7 @@ def test_the_client_says_what_a_session_says_of_the_same_pictures(server: Runnin
             return png(image)
 
     session = StreamSession(server.hub.model, threshold=0.9)
-    with Lossless(server.url, threshold=0.9, record_kept=True) as stream:
+    with Lossless(server.url, threshold=0.9, record_kept=True, timeout=PATIENCE) as stream:
         for one in frames(4):
             wanted = session.push(one)
             said = stream.push(one)
@@ -103,7 +102,7 @@ def test_a_lost_connection_goes_on_in_the_same_stream_and_gets_what_it_missed(se
 
 
 def test_the_client_comes_back_by_itself(server: Running) -> None:
-    with vm.connect(server.url, threshold=1.0) as stream:
+    with vm.connect(server.url, threshold=1.0, timeout=PATIENCE) as stream:
         first = stream.push(Frame(np.zeros((32, 32, 3), np.uint8), 0.0, 0))
         name = stream.id
         stream._socket.socket.shutdown(2)  # as if a cable were pulled
@@ -199,8 +198,8 @@ def test_too_many_messages_are_refused_and_then_the_connection_ends(tmp_path_fac
                     connection.send(frame(number / 10))
                     time.sleep(0.001)
                 while True:
-                    connection.recv(timeout=10)
-        text = httpx.get(f"{running.url}/metrics").text
+                    connection.recv(timeout=PATIENCE)
+        text = get(f"{running.url}/metrics").text
         assert 'videollm_mod_frames_dropped_total{reason="too_fast"}' in text
 
 
@@ -214,19 +213,19 @@ def test_a_full_server_refuses_with_a_time_to_come_back_and_takes_nothing_from_t
             error = hear(outside, "error")
             assert error["code"] == "full" and error["retry_after"] >= 1 and error["fatal"]
         with pytest.raises(ServerFull) as refused:
-            vm.connect(running.url)
+            vm.connect(running.url, timeout=PATIENCE)
         assert refused.value.retry_after is not None
         inside.send(frame(0.0))
         assert hear(inside, "decision")["time"] == 0.0
         say(inside, type="close")
         hear(inside, "closed")
-        vm.connect(running.url).close()  # its place is free again
+        vm.connect(running.url, timeout=PATIENCE).close()  # its place is free again
 
 
 def test_a_stream_that_does_not_fit_into_the_memory_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     with serving(tmp_path_factory.mktemp("kv"), max_bytes=1000) as running:
         with pytest.raises(ServerFull):
-            vm.connect(running.url)
+            vm.connect(running.url, timeout=PATIENCE)
         with running.socket() as connection:
             say(connection, type="open", version=1)
             assert hear(connection, "error")["code"] == "full"
@@ -297,13 +296,13 @@ def test_a_model_step_that_fails_is_told_by_readyz_and_the_server_recovers(
     model = tiny_model(DepthPlan("full"))
     with serving(tmp_path_factory.mktemp("fails"), model=model) as running, running.socket() as connection:
         opened(connection, threshold=0.0)
-        assert httpx.get(f"{running.url}/readyz").status_code == 200
+        assert get(f"{running.url}/readyz").status_code == 200
         model.connector.float()  # does not go with the rest, which is in double precision
         connection.send(frame(0.0))
-        until(lambda: httpx.get(f"{running.url}/readyz").status_code == 503)
+        until(lambda: get(f"{running.url}/readyz").status_code == 503)
         model.connector.double()
         hear(connection, "decision")  # the frame was not lost
-        assert httpx.get(f"{running.url}/readyz").status_code == 200
+        assert get(f"{running.url}/readyz").status_code == 200
 
 
 def test_an_address_that_is_none_is_told_before_anything_is_sent() -> None:

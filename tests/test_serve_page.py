@@ -41,7 +41,7 @@ def test_script_and_server_understand_each_other_from_the_first_picture_to_the_e
         (pictures / f"{frame.index:04d}.jpg").write_bytes(buffer.getvalue())
     with serving(tmp_path, model=vm.load("tiny")) as server:
         words = ["node", "--experimental-websocket", str(TESTS / "page_in_node.mjs"), f"{server.url}/", str(pictures)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=2400)
         assert done.returncode == 0, done.stderr[-3000:]
         seen = json.loads(done.stdout.splitlines()[-1])
         until(lambda: not server.hub.live)

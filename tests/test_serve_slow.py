@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serve_cases import frame, hear, opened, picture, say, serving, until
+from serve_cases import PATIENCE, frame, get, hear, opened, picture, post, say, serving, until
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_socket
@@ -66,11 +66,11 @@ class Process:
 
     def _ready(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/readyz").status_code == 200
+            return get(f"{self.url}/readyz").status_code == 200
         return False
 
     def socket(self, **options: Any) -> ClientConnection:
-        return open_socket(f"ws://127.0.0.1:{self.port}/live", compression=None, **options)
+        return open_socket(f"ws://127.0.0.1:{self.port}/live", compression=None, open_timeout=PATIENCE, **options)
 
     def rss(self) -> int:
         """Bytes of memory in use."""
@@ -112,18 +112,18 @@ def test_a_killed_server_loses_no_event_that_a_client_was_shown(tmp_path: Path) 
 
 def test_the_command_ends_on_ctrl_c_with_one_json_object(tmp_path: Path) -> None:
     with running(tmp_path) as server:
-        with vm.connect(server.url, threshold=1.0, timeout=60) as stream:
+        with vm.connect(server.url, threshold=1.0, timeout=PATIENCE) as stream:
             for one in vm.open_video(CLIP, fps=2, end=1.0):
                 stream.push(one)
         server.process.send_signal(signal.SIGINT)
         assert server.process.stdout is not None
         last = server.process.stdout.read().strip().splitlines()[-1]
-        assert server.process.wait(60) == 0 and json.loads(last)["events"] == 2
+        assert server.process.wait(PATIENCE) == 0 and json.loads(last)["events"] == 2
 
 
 def test_the_served_model_says_of_the_clip_what_the_session_says(tmp_path: Path) -> None:
     session = vm.StreamSession(vm.load("tiny"))
-    with running(tmp_path) as server, vm.connect(server.url, quality=100, timeout=60) as stream:
+    with running(tmp_path) as server, vm.connect(server.url, quality=100, timeout=PATIENCE) as stream:
         for one in vm.open_video(CLIP, fps=2, end=20.0):
             wanted = session.push(one)
             said = stream.push(one)
@@ -202,16 +202,16 @@ def test_ten_thousand_hostile_messages_leave_the_server_and_its_other_streams_as
                                 refused += 1
                 except (ConnectionClosed, InvalidMessage, InvalidStatus, OSError, json.JSONDecodeError):
                     refused += 1
-                if sent // 500 >= calm_frames:
+                if 20 * sent // count >= calm_frames:
                     calm.send(frame(calm_frames / 2))
-                    assert hear(calm, "decision", 60)["time"] == calm_frames / 2
+                    assert hear(calm, "decision")["time"] == calm_frames / 2
                     calm_frames += 1
                     rss = server.rss()
                     base = base or (rss if sent >= count // 5 else 0)  # what libraries take at first is no leak
-            assert server.process.poll() is None and httpx.get(f"{server.url}/readyz").status_code == 200
+            assert server.process.poll() is None and get(f"{server.url}/readyz").status_code == 200
             assert refused > sent / 30 and calm_frames >= 3
             assert rss < base + 64 * 2**20, f"memory grew from {base} to {rss}"
-            until(lambda: httpx.get(f"{server.url}/info").json()["streams"] == 1, 30)
+            until(lambda: get(f"{server.url}/info").json()["streams"] == 1, 30)
 
 
 # -- load --------------------------------------------------------------------------------------------------------------
@@ -230,13 +230,13 @@ def test_streams_up_to_the_limit_are_served_and_twice_as_many_are_refused(tmp_pa
         try:
             with server.socket(max_size=2**22) as connection:
                 opened(connection)
-                gate.wait(60)
-                full.wait(60)
+                gate.wait(STARTING)
+                full.wait(STARTING)
                 began = time.monotonic()
                 for tick in range(int(seconds * fps)):
                     time.sleep(max(0.0, began + tick / fps - time.monotonic()))
                     connection.send(frame(tick / fps, seed=number))
-                    lag = hear(connection, "decision", 60)["lag"]
+                    lag = hear(connection, "decision")["lag"]
                     with lock:
                         lags.append(lag)
                 say(connection, type="close")
@@ -248,7 +248,7 @@ def test_streams_up_to_the_limit_are_served_and_twice_as_many_are_refused(tmp_pa
         threads = [threading.Thread(target=admitted, args=(server, number)) for number in range(limit)]
         for thread in threads:
             thread.start()
-        gate.wait(60)
+        gate.wait(STARTING)
         for _ in range(limit):  # as many again: one too many each
             with server.socket() as connection:
                 say(connection, type="open", version=1)
@@ -259,7 +259,7 @@ def test_streams_up_to_the_limit_are_served_and_twice_as_many_are_refused(tmp_pa
         for thread in threads:
             thread.join(300)
         assert not failed and len(refused) == limit and len(lags) == limit * int(seconds * fps)
-        metrics = httpx.get(f"{server.url}/metrics").text
+        metrics = get(f"{server.url}/metrics").text
     buckets = re.findall(r'step_seconds_bucket\{le="([^"]+)"\} (\S+)', metrics)
     steps = float(buckets[-1][1])
     p99 = next(edge for edge, below in buckets if float(below) >= 0.99 * steps)
@@ -297,6 +297,61 @@ def test_the_real_openai_client_gets_answers_whole_and_in_pieces(tmp_path: Path)
         with pytest.raises(openai.BadRequestError, match="fetches nothing"):
             content[0] = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
             client.chat.completions.create(model="tiny", messages=messages)
+
+
+def test_video_comes_in_over_webrtc_and_words_go_out_over_its_channel(tmp_path: Path) -> None:
+    aiortc = pytest.importorskip("aiortc", reason="aiortc is not installed: pip install -e '.[webrtc]'")
+    import asyncio
+    from fractions import Fraction
+
+    import av
+    import numpy as np
+
+    class Camera(aiortc.MediaStreamTrack):  # type: ignore[misc,name-defined]
+        kind = "video"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = 0
+
+        async def recv(self) -> Any:
+            await asyncio.sleep(0.1)
+            self.number += 1
+            one = av.VideoFrame.from_ndarray(np.full((64, 64, 3), (40 * self.number) % 255, np.uint8), "rgb24")
+            one.pts, one.time_base = 9000 * self.number, Fraction(1, 90000)
+            return one
+
+    async def call(url: str) -> list[dict[str, Any]]:
+        heard: list[dict[str, Any]] = []
+        peer = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
+        channel = peer.createDataChannel("live")
+        channel.on("message", lambda text: heard.append(json.loads(text)))
+        peer.addTrack(Camera())
+        await peer.setLocalDescription(await peer.createOffer())
+        wish = {"sdp": peer.localDescription.sdp, "open": {"type": "open", "threshold": 1.0}}
+        async with httpx.AsyncClient(timeout=60) as web:
+            answer = (await web.post(f"{url}/webrtc", json=wish)).json()
+        await peer.setRemoteDescription(aiortc.RTCSessionDescription(answer["sdp"], "answer"))
+        asked, until_when = False, time.monotonic() + 4 * PATIENCE
+        while time.monotonic() < until_when and not any(one.get("kind") == "answer" for one in heard):
+            await asyncio.sleep(0.05)
+            if not asked and any(one["type"] == "event" for one in heard):
+                channel.send(json.dumps({"type": "ask", "text": "What happened?"}))
+                asked = True
+        channel.send(json.dumps({"type": "close"}))
+        while time.monotonic() < until_when and not any(one["type"] == "closed" for one in heard):
+            await asyncio.sleep(0.05)
+        await peer.close()
+        return heard
+
+    with serving(tmp_path) as server:
+        heard = asyncio.run(call(server.url))
+        kinds = {one["type"] for one in heard}
+        assert {"decision", "delta", "event", "closed"} <= kinds
+        assert [one["id"] for one in heard if one["type"] == "event"][:2] == [1, 2]
+        bad = post(f"{server.url}/webrtc", json={"sdp": "nonsense"}, timeout=PATIENCE)
+        assert bad.status_code == 400 and "cannot be answered" in bad.json()["error"]["message"]
+        until(lambda: not server.hub.live)
 
 
 def test_the_openapi_description_holds_under_schemathesis(tmp_path: Path) -> None:

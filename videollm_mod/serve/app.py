@@ -25,7 +25,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from videollm_mod import __version__
-from videollm_mod.serve import export, openai, protocol, webhook
+from videollm_mod.serve import export, openai, protocol, webhook, webrtc
 from videollm_mod.serve.auth import SUBPROTOCOL, Doors, Refused
 from videollm_mod.serve.guard import Guard
 from videollm_mod.serve.hub import Hub, Listener, Live, Refusal, encode_jpeg
@@ -75,7 +75,8 @@ def _writer(request: Request) -> str:
     return server.doors.client(request.headers, changes=True)
 
 
-Reader, Writer = Annotated[str, Depends(_reader)], Annotated[str, Depends(_writer)]
+Reader = Annotated[str, Depends(_reader)]
+Writer = Annotated[str, Depends(_writer)]
 
 
 # -- what goes over HTTP -----------------------------------------------------------------------------------------------
@@ -469,6 +470,10 @@ def _add_stream_routes(app: FastAPI, server: Server) -> None:
             raise
         return FileResponse(path, media_type="video/mp4", headers=named, background=BackgroundTask(folder.cleanup))
 
+    async def rtc(offer: webrtc.Offer, client: Writer) -> webrtc.Answer:
+        """Video over WebRTC instead of pictures over the WebSocket: an offer in, the answer out."""
+        return await webrtc.answer(hub, client, offer)
+
     async def search(
         client: Reader,
         q: Annotated[str, Query(min_length=1, max_length=500)],
@@ -494,6 +499,7 @@ def _add_stream_routes(app: FastAPI, server: Server) -> None:
         ("GET", "/streams/{id}/picture", picture, {"responses": jpeg, "response_class": Response}),
         ("GET", "/streams/{id}/export/{format}", download, {"responses": files, "response_class": Response}),
         ("GET", "/search", search, {}),
+        ("POST", "/webrtc", rtc, {}),
     ):
         app.add_api_route(path, function, methods=[method], tags=["streams"], **more)  # type: ignore[arg-type]
 

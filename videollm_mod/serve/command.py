@@ -138,11 +138,12 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
 
 
 def _check_installed() -> None:
+    from videollm_mod.doctor import install_command
     from videollm_mod.types import InputError
 
     for name in ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn", "websockets"):
         if find_spec(name) is None:
-            raise InputError(f"{name} is not installed; pip install 'videollm-mod[serve]'.")
+            raise InputError(f"serve needs {name}, which is not installed; run {install_command(extra='serve')}.")
 
 
 def build(config: ServeConfig, doors: Any, rules: Any, plan: Any) -> tuple[Any, Any]:

@@ -44,7 +44,6 @@ FPS_SECONDS = 5.0  # over which frames per second are counted
 RETAIN_SECONDS = 600.0
 DISK_TRIES = 3
 RECALLED = 8  # sentences that a reopened stream is told of
-UNBOUNDED = 600.0  # seconds that a stream without a window is reckoned with
 DECODERS = 2  # threads that decode pictures
 JPEG_QUALITY = 85
 
@@ -217,13 +216,12 @@ class Hub:
         try:
             # recording costs little, and lets a client switch the overlay on later
             window = None if wish.window is None else min(wish.window, self.bounds.stream_seconds)
-            self._refuse_beyond_budget(window)
             queue = {"drop": "all", "queue": IN_ENGINE[wish.policy]}  # what is dropped is dropped before, by us
             stream = await self.run(
                 partial(self.worker.engine.open, threshold=wish.threshold, window=window, record_kept=True, **queue)
             )
-        except EngineFull as error:
-            raise self._full(str(error).rstrip(".")) from None
+        except EngineFull:
+            raise self._full("the server is full: the memory set apart for streams is taken") from None
         identity = id or secrets.token_urlsafe(16)
         live = Live(
             identity, client, stream, wish.policy,
@@ -265,16 +263,6 @@ class Hub:
         said = await asyncio.to_thread(self.store.events, live.id, max(0, live.number - RECALLED))
         live.taken = max([live.taken, *(one.event.time for one in said)])
         live.stream.recall([one.event for one in said])
-
-    def _refuse_beyond_budget(self, window: float | None) -> None:
-        """Refuse a stream for which there would not always be room: the engine itself sees to the next frame only."""
-        engine = self.worker.engine
-        if engine.max_bytes is None:
-            return
-        need = stream_bytes(engine, self.model.settings.window if window is None else window)
-        taken = sum(stream_bytes(engine, live.window) for live in self.live.values())
-        if taken + need > engine.max_bytes:
-            raise EngineFull("the memory set apart for streams is taken")
 
     def _full(self, why: str) -> Refusal:
         self.metrics.refused.labels("full").inc()
@@ -378,8 +366,8 @@ class Hub:
             raise InputError(f"{live.questions} questions wait for their answers already; ask again later.")
         if when is not None and when > self.bounds.stream_seconds:
             raise InputError(f"the question's time {when:g} s is beyond the end of any stream; leave it out.")
-        live.questions += 1
         live.stream.ask(" ".join(text.split()), when)
+        live.questions += 1
         self.worker.wake()
 
     def _dropped(self, live: Live, reason: str) -> None:
@@ -483,9 +471,10 @@ class Hub:
                 live.questions = 0
                 live.tell(item)
             elif item.decision is not None:
-                self._watched(live, item.decision.time, item.decision.silence, item.kept)
-            elif item.text:
-                live.tell(protocol.Delta(text=item.text))
+                when, silence = item.decision
+                self._watched(live, when, silence, item.kept)
+            elif item.delta:
+                live.tell(protocol.Delta(text=item.delta))
 
     def _watched(self, live: Live, when: float, silence: float, kept: dict[int, np.ndarray] | None) -> None:
         now = time.monotonic()
@@ -553,14 +542,6 @@ class Hub:
 def _alone(live: Live) -> bool:
     """Whether nobody feeds a stream that somebody should."""
     return live.source is None and live.owner is None
-
-
-def stream_bytes(engine: Engine, window: float | None) -> int:
-    """KV bytes that a stream may come to: two windows of frames, each with the text that may stand before it, and a
-    reply. Without a window it is reckoned at UNBOUNDED seconds, and ended when it has used up what is left."""
-    seconds = UNBOUNDED if window is None or not math.isfinite(window) else 2 * window
-    frames = math.ceil(seconds * engine.model.settings.fps) + 1
-    return frames * engine._frame_bytes + engine._reply_bytes
 
 
 def _key(stream: Any) -> int:

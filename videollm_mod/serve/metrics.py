@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -13,7 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        named = dict(namespace="videollm_mod", registry=self.registry)
+        named: dict[str, Any] = {"namespace": "videollm_mod", "registry": self.registry}
         self.streams = Gauge("streams", "Live streams", **named)
         self.connected = Gauge("connections", "WebSocket connections", **named)
         self.opened = Counter("streams_opened", "Streams opened", **named)

@@ -13,7 +13,7 @@ import binascii
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -179,7 +179,7 @@ class Chat:
         self.pieces = 0
         self.usage = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
 
-    async def words(self) -> AsyncIterator[str]:
+    async def words(self) -> AsyncGenerator[str, None]:
         """The reply, piece by piece: of the last question, or the narration if there is none."""
         try:
             asks = [place for place, step in enumerate(self._steps) if isinstance(step, str)]
@@ -243,7 +243,8 @@ class Chat:
         fps = self._hub.model.settings.fps
         self._time = max(self._time + 1 / fps, 0.0) if when is None else max(when, self._time + 1e-3)
         await self._hub.push(self._live, self._time, image)
-        watched, speaks, said = False, False, []
+        watched, speaks = False, False
+        said: list[protocol.Event] = []
         while not watched or (speaks and not said):
             message = await self._next()
             if isinstance(message, protocol.Decision):

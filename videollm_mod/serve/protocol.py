@@ -242,7 +242,7 @@ def unpack_frame(data: bytes) -> tuple[float, bytes]:
 
 def pack_kept(kept: dict[int, np.ndarray]) -> dict[str, str]:
     """Layer -> (tokens,) bool as the message `kept` has it."""
-    return {str(layer): base64.b64encode(np.packbits(mask)).decode() for layer, mask in sorted(kept.items())}
+    return {str(layer): base64.b64encode(np.packbits(mask).tobytes()).decode() for layer, mask in sorted(kept.items())}
 
 
 def unpack_kept(layers: dict[str, str], tokens: int) -> dict[int, np.ndarray]:

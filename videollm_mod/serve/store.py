@@ -169,9 +169,10 @@ class Store:
 
     def streams(self, client: str | None, stream: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """A client's streams (everybody's for None), newest first, with `events` and `last`, the time of the newest."""
-        said = select(events.c.stream, func.count().label("events"), func.max(events.c.time).label("last"))
-        said = said.group_by(events.c.stream).subquery()  # type: ignore[assignment]
-        query = select(streams, said.c.events, said.c.last).outerjoin(said, said.c.stream == streams.c.id)  # type: ignore[attr-defined]
+        counted = select(events.c.stream, func.count().label("events"), func.max(events.c.time).label("last"))
+        said = counted.group_by(events.c.stream).subquery()
+        columns: Any = [*streams.c, said.c.events, said.c.last]
+        query = select(*columns).select_from(streams.outerjoin(said, said.c.stream == streams.c.id))
         if client is not None:
             query = query.where(streams.c.client == client)
         if stream is not None:
