@@ -16,7 +16,7 @@ import videollm_mod as vm
 from videollm_mod.depth import DepthPlan, RaggedCache
 from videollm_mod.depth.layer import find_decoder, turned
 from videollm_mod.depth.quantised import KINDS, dequantise, quantise
-from videollm_mod.flags import DTYPES, KV_DTYPES, precision
+from videollm_mod.flags import DTYPES, KV_DTYPES, stored_as
 from videollm_mod.packed import pack_linears
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
@@ -113,9 +113,9 @@ def test_without_a_word_nothing_is_rounded() -> None:
     session.push(frames(1)[0])
     assert model.weights is model.kv is session._cache.kv is None
     assert {layer.keys.dtype for layer in session._cache.layers} == {torch.float64}
-    assert precision("float32", None) == {"dtype": torch.float32, "weights": None, "kv": None}
-    assert precision("bfloat16", "fp8") == {"dtype": torch.bfloat16, "weights": None, "kv": "fp8"}
-    assert precision("int4", None)["weights"] == "int4" and set(WEIGHTS) < set(DTYPES) and set(KINDS) == set(KV_DTYPES)
+    assert stored_as("float32", None) == {"dtype": torch.float32, "weights": None, "kv": None}
+    assert stored_as("bfloat16", "fp8") == {"dtype": torch.bfloat16, "weights": None, "kv": "fp8"}
+    assert stored_as("int4", None)["weights"] == "int4" and set(WEIGHTS) < set(DTYPES) and set(KINDS) == set(KV_DTYPES)
 
 
 def logits(model: vm.StreamingVideoLM) -> Tensor:
@@ -165,7 +165,7 @@ def test_what_cannot_be_rounded_or_saved_is_refused_in_a_sentence(tmp_path: obje
     with pytest.raises(InputError, match="a KV cache in 'int4' is unknown; take one of int8, fp8"):
         vm.load("tiny", kv="int4")
     with pytest.raises(InputError, match="--kv 'int4' is unknown; take one of int8, fp8"):
-        precision("float32", "int4")
+        stored_as("float32", "int4")
     pytest.importorskip("torchao", reason="the extra [quant] is not installed")
     with pytest.raises(InputError, match="a width of 48 does not split into groups of 32"):
         quantise_weights(model, "int4")

@@ -35,7 +35,7 @@ def parse_size(flag: str, words: str | None) -> int | None:
     return int(size)
 
 
-def precision(dtype: str, kv: str | None) -> dict[str, Any]:
+def stored_as(dtype: str, kv: str | None) -> dict[str, Any]:
     """What `load` takes for `--dtype` and `--kv`. Raises InputError for a word that does not exist."""
     import torch
 

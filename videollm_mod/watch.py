@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, POLICY_NAMES, check_keep, check_least, check_probability, parse_size, precision
+from videollm_mod.flags import PLANS, POLICY_NAMES, check_keep, check_least, check_probability, parse_size, stored_as
 from videollm_mod.pace import Interrupts, catch_interrupts, close_source, sleep_until
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def run(
         from videollm_mod.stream.pipeline import Pipeline
         from videollm_mod.stream.session import StreamSession
 
-        model = load(flags.model, plan=plan, keep=flags.keep, **precision(flags.dtype, flags.kv))
+        model = load(flags.model, plan=plan, keep=flags.keep, **stored_as(flags.dtype, flags.kv))
         for message in unlike_training(model, video.fps):
             warnings.warn(message, stacklevel=1)
         session = StreamSession(

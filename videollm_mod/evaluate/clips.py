@@ -13,11 +13,11 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import check_keep, check_probability
+from videollm_mod.flags import check_keep, check_probability, stored_as
 
 if TYPE_CHECKING:
     from videollm_mod.evaluate.metrics import Said
@@ -40,6 +40,10 @@ class EvalClipsConfig:
     """Speak when the probability of silence falls below this; the model's own if not given."""
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
+    """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
+    kv: Literal["int8", "fp8"] | None = None
+    """How keys and values are stored; as they are if not given."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -62,7 +66,8 @@ def evaluate_clips(config: EvalClipsConfig) -> dict[str, Any]:
     from videollm_mod.model import load
 
     console = Console(stderr=True)
-    model = load(config.model, keep=config.keep, threshold=config.threshold)
+    rounding = stored_as(config.dtype, config.kv)
+    model = load(config.model, keep=config.keep, threshold=config.threshold, **rounding)
     rows, sums = {}, [0, 0, 0]
     for clip in config.clips:
         said, told = narrate(model, clip)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values, precision
+from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values, stored_as
 
 if TYPE_CHECKING:
     from videollm_mod.world import WorldConfig, WorldStream
@@ -85,7 +85,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from videollm_mod.model import load
 
     wishes: dict[str, Any] = {"keep": config.keep, "threshold": config.threshold}
-    model = load(config.model, plan=parse_layers(config.plan), **wishes, **precision(config.dtype, config.kv))
+    model = load(config.model, plan=parse_layers(config.plan), **wishes, **stored_as(config.dtype, config.kv))
     threshold = model.settings.threshold
     size = model.encoder.tower.image_size
     world = _dialled(config, seconds=config.seconds, fps=model.settings.fps, size=size)
