@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import errno
 import importlib
+import logging
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ from videollm_mod.evaluate.names import BENCHMARK_NAMES
 COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("videollm_mod.watch:watch", "Narrate a video file, folder, address or camera as it plays."),
     "show": ("videollm_mod.show.command:show", "Draw the tokens that each routed layer keeps, as video and picture."),
+    "serve": ("videollm_mod.serve.command:serve", "A server and its page: live cameras narrated, questions answered."),
     "train": ("videollm_mod.train.command:train_command", "Train a model from a recipe, such as `tiny`."),
     "tables": ("videollm_mod.tables.command:fill_tables", "Fill the paper's tables at a small scale, cell by cell."),
     "eval world": ("videollm_mod.evaluate.world:evaluate_world", "Measure a model on the synthetic world."),
@@ -39,35 +41,35 @@ COMMANDS: dict[str, tuple[str, str]] = {
         for name, about in BENCHMARK_NAMES.items()
     },
     "bench depth": ("videollm_mod.bench.command:bench_depth", "Time and weigh a routed decoder against the dense one."),
-    "serve": ("videollm_mod.serve.command:serve", "A server and its page: live cameras narrated, questions answered."),
-    "bench engine": ("videollm_mod.bench.engine_command:bench_engine", "Many sessions in one engine against in turn."),
-    "bench soak": ("videollm_mod.bench.soak:bench_soak", "Cost per frame and memory of a stream of 100,000 frames."),
-    "data check": ("videollm_mod.data.command:check", "Tell what is wrong with a file of streams, line by line."),
-    "data make": ("videollm_mod.data.command:make", "Your own videos and timed sentences as a file of streams."),
-    "data list": ("videollm_mod.data.command:list_data", "Data sets that can be read, and where to get them."),
-    "data stats": ("videollm_mod.data.command:stats", "Count a data set's videos, sentences and seconds."),
-    "data build": ("videollm_mod.data.command:build", "A data set's streams as a file, to train on or to evaluate."),
-    "extract": ("videollm_mod.data.extract_command:extract", "Frames of videos as a tower's features, on disk."),
     "bench flops": (
         "videollm_mod.bench.fronts:bench_flops",
         "FLOPs and KV bytes of plans at true size, by formula and counted.",
     ),
     "bench train": ("videollm_mod.bench.fronts:bench_train", "Time a training step of every plan against dense."),
     "bench stream": ("videollm_mod.bench.fronts:bench_stream", "Time frames early and late in a stream, every plan."),
+    "bench engine": ("videollm_mod.bench.engine_command:bench_engine", "Many sessions in one engine against in turn."),
+    "bench soak": ("videollm_mod.bench.soak:bench_soak", "Cost per frame and memory of a stream of 100,000 frames."),
     "bench decode": ("videollm_mod.bench.fronts:bench_decode", "Time the video reader against PyAV and torchcodec."),
+    "bench reductions": (
+        "videollm_mod.bench.reductions_command:bench_reductions",
+        "Every token reduction on the same model and streams.",
+    ),
     "bench predict": (
         "videollm_mod.bench.fronts:bench_predict",
         "Reckon what a model and a camera of your own will cost.",
     ),
     "bench report": ("videollm_mod.bench.fronts:bench_report", "Draw the page and the plots of all results."),
-    "bench reductions": (
-        "videollm_mod.bench.reductions_command:bench_reductions",
-        "Every token reduction on the same model and streams.",
-    ),
+    "data check": ("videollm_mod.data.command:check", "Tell what is wrong with a file of streams, line by line."),
+    "data make": ("videollm_mod.data.command:make", "Your own videos and timed sentences as a file of streams."),
+    "data list": ("videollm_mod.data.command:list_data", "Data sets that can be read, and where to get them."),
+    "data stats": ("videollm_mod.data.command:stats", "Count a data set's videos, sentences and seconds."),
+    "data build": ("videollm_mod.data.command:build", "A data set's streams as a file, to train on or to evaluate."),
+    "extract": ("videollm_mod.data.extract_command:extract", "Frames of videos as a tower's features, on disk."),
     "doctor": ("videollm_mod.doctor:doctor", "Check versions, video decoders, devices, and what is missing."),
 }
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+CHATTY = ("torchao", "torch.utils._pytree")  # where torchao is installed, Transformers imports it and it complains
 
 FULL = "free some space or write elsewhere"
 WRITE_ERRORS = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: "write elsewhere", errno.EROFS: "write elsewhere"}
@@ -90,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _usage(words)
     module, function = COMMANDS[name][0].split(":")
     config: Any = None
+    for logger in CHATTY:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         command: Callable[[Any], dict[str, Any]] = getattr(importlib.import_module(module), function)
         config = parse_flags(command, words[len(name.split()) :], f"videollm-mod {name}", COMMANDS[name][1])
