@@ -11,8 +11,8 @@ import dataclasses
 import difflib
 import errno
 import importlib
-import logging
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
