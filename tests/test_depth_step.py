@@ -100,7 +100,7 @@ def test_in_single_precision_they_are_as_near(backbone: str, models: Models) -> 
         assert_as_alone(model, [(TALK, STEPS), *OTHERS], TOLERANCE[torch.float32])
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data(), plan=plans(), backbone=st.sampled_from(BACKBONES))
 def test_any_streams_cut_anyhow_share_steps(
     data: st.DataObject, plan: DepthPlan, backbone: str, models: Models

@@ -133,6 +133,24 @@ def test_words_come_one_by_one_and_add_up_to_the_event() -> None:
     assert "".join(str(word) for word in words) == event.text
 
 
+def test_tokens_that_were_made_elsewhere_are_watched_as_the_picture_is() -> None:
+    model = tiny_model(DepthPlan("interleaved", 0.4))
+    one, other = StreamSession(model, threshold=1.0), StreamSession(model, threshold=1.0)
+    for frame in frames(2):
+        assert list(one.push_iter(other.encode(frame))) == list(other.push_iter(frame))
+    assert one.context == other.context
+
+
+def test_a_step_that_was_only_proposed_changes_nothing() -> None:
+    model = tiny_model(DepthPlan("interleaved", 0.4))
+    session, alone = StreamSession(model, threshold=1.0), StreamSession(model, threshold=1.0)
+    for frame in frames(2):
+        first = session.propose([frame.time, frame.time + 0.1])
+        assert session.propose([frame.time, frame.time + 0.1]) == first and len(first.ends) == 2
+        assert session.push(frame) == alone.push(frame)
+    assert session.context == alone.context
+
+
 def test_a_question_may_come_before_the_first_frame() -> None:
     session = StreamSession(tiny_model(DepthPlan("interleaved", 0.4)))
     event = session.ask("What happened?", time=0.0)

@@ -39,7 +39,7 @@ class BenchEngine:
     """Frames that each stream has seen before it is timed."""
     steps: int = 5
     """Timed rounds of one frame of every stream, engine and in turn alternating; the median counts."""
-    seconds: float = 10.0
+    seconds: float = 8.0
     """Length of the stretch at --fps, with frames that come one by one, in which latency is measured."""
     fps: float = 2.0
     """Frames per second of each stream there."""

@@ -1,1 +1,1 @@
-"""One stream: the session, and the sinks that take what it says."""
+"""Streams: one session, many in one engine, frames on their way to them, and the sinks that take what they say."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -63,8 +63,10 @@ class EngineOutput:
 class EngineState(SessionState):
     """Where a stream of an engine stands. In the middle of a step numbers may be those before or after it."""
 
-    queued: int  # frames and questions that wait
-    dropped: dict[str, int]  # reason -> frames: "newest" and "adaptive" as in drops.py, "memory" beyond the budget
+    queued: int = 0  # frames and questions that wait
+    dropped: dict[str, int] = field(
+        default_factory=dict
+    )  # reason -> frames: "newest" and "adaptive" as in drops.py, "memory" beyond the budget
 
 
 @dataclass
