@@ -19,7 +19,7 @@ def recipe() -> Recipe:
     return dataclasses.replace(
         first(),
         name="tiny_longer",
-        start="out/tiny/model",
+        start="tiny",  # as it was made: --start with what `train tiny` gave
         seed=1,
         tower_stage=None,
         lr=8e-4,

@@ -1,8 +1,8 @@
 """Listens to chosen attention modules while they run on the fast path (SDPA): their queries, keys and values.
 
 Transformers' attentions, of towers and decoders alike, call the function that `ALL_ATTENTION_FUNCTIONS` has under their
-implementation's name. While somebody listens, "sdpa" there is a function that hands on to the ears of the module, if it
-has any, and then does what it did before. Modules without ears pay one look into a dict.
+implementation's name. While somebody listens, "sdpa" (and a session's own form of it) there is a function that hands on
+to the ears of the module, if it has any, and then does what it did before. Modules without ears pay one look into a dict.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from videollm_mod.attention import STREAM_SDPA, stream_attention
 from videollm_mod.types import InputError
 
 
@@ -51,7 +52,7 @@ def listening(ears: Mapping[nn.Module, Ear]) -> Iterator[None]:
         return
     for module in ears:
         implementation = str(getattr(getattr(module, "config", None), "_attn_implementation", None))
-        if implementation != "sdpa":
+        if implementation not in ("sdpa", STREAM_SDPA):
             raise InputError(f"attn_implementation='{implementation}' cannot be listened to; use 'sdpa'.")
         if module in _ears:
             raise InputError("somebody listens to this attention already; leave that reduction first.")
@@ -59,6 +60,7 @@ def listening(ears: Mapping[nn.Module, Ear]) -> Iterator[None]:
     first = not _ears
     if first:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = _telling(own)
+        ALL_ATTENTION_FUNCTIONS[STREAM_SDPA] = _telling(stream_attention)
     _ears.update(ears)
     try:
         yield
@@ -66,7 +68,8 @@ def listening(ears: Mapping[nn.Module, Ear]) -> Iterator[None]:
         for module in ears:
             del _ears[module]
         if not _ears:
-            ALL_ATTENTION_FUNCTIONS["sdpa"] = getattr(ALL_ATTENTION_FUNCTIONS["sdpa"], "own", own)
+            for name, before in (("sdpa", own), (STREAM_SDPA, stream_attention)):
+                ALL_ATTENTION_FUNCTIONS[name] = getattr(ALL_ATTENTION_FUNCTIONS[name], "own", before)
 
 
 def _telling(own: Callable[..., Any]) -> Callable[..., Any]:
