@@ -26,4 +26,5 @@ def recipe() -> Recipe:
         corrupt=0.2,
         phases=(Phase(1100, 2, world, before_weight=0.3),),
         validate_every=550,
+        calibration_streams=96,  # with 32, neighbouring thresholds tie
     )
