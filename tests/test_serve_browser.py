@@ -79,7 +79,7 @@ def test_the_page_narrates_its_camera_answers_shows_kept_tokens_and_goes_on_afte
     page.until("document.activeElement.id === 'ask'")
     page.write("How many things are there?")
     page.key("Enter")
-    page.until("document.querySelector('.timeline > li.answer .words')")
+    page.until("document.querySelector('.timeline > li.answer .words') !== null")
     page.key("Escape")
 
     # what the layers kept changes with the slider
