@@ -92,6 +92,7 @@ def test_the_defaults_are_those_of_the_paper() -> None:
     assert (settings.rank, settings.alpha, settings.dropout) == (128, 256, 0.05)
 
 
+@pytest.mark.slow
 def test_after_two_steps_another_process_loads_the_same_logits_from_an_empty_folder(base: Path, tmp_path: Path) -> None:
     model = apply_lora(vm.load(base), SMALL)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}

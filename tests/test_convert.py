@@ -72,6 +72,7 @@ def test_what_comes_out_is_routed_and_its_experts_have_learned(dense: Path, tmp_
     assert not torch.allclose(model.state_dict()[name], before[name], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_with_lora_goes_on_with_it_and_its_base_stays_as_it_is(dense: Path, tmp_path: Path) -> None:
     adapted = apply_lora(vm.load(dense), LoraSettings(rank=2))
     adapted.save_pretrained(tmp_path / "adapter")

@@ -102,6 +102,7 @@ def test_features_train_as_their_videos_do(folder: Path, features: Path) -> None
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_trains_on_coins_files(
     folder: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +119,7 @@ def test_the_papers_recipe_trains_on_coins_files(
     assert result["threshold"] == model.settings.threshold  # answers alone calibrate nothing
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_puts_lora_around_a_published_decoder(features: Path, tmp_path: Path, folder: Path) -> None:
     places = write_checkpoint(tmp_path, with_tokenizer=False)
     paper = small_paper(
@@ -146,6 +148,7 @@ def _other_grid(features: Path, folder: Path) -> Path:
     return folder / "other.jsonl"
 
 
+@pytest.mark.slow
 def test_whole_videos_of_features_are_taken_in_stretches(folder: Path, features: Path, tmp_path: Path) -> None:
     told = (Segment("assistant", 5.0, text="Wet hair."), Segment("assistant", 11.0, text="Dry hair."))
     paths = sorted((folder / "features").rglob("*.safetensors"))

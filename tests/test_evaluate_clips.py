@@ -27,6 +27,7 @@ def test_labels_are_events_with_their_side_or_place_ascending(tmp_path: Path) ->
     assert read_labels(write(tmp_path, labels)) == [(6.1, "enter bottom"), (9.0, "placed middle")]
 
 
+@pytest.mark.slow
 def test_what_is_said_in_time_and_in_the_labels_words_is_right(tmp_path: Path) -> None:
     """The bundled model tells no events of cameras, so its sentences stand as they are, and count as wrong but here."""
     write(tmp_path, [{"time": 1.0, "event": "enter", "side": "left"}])

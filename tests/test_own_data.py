@@ -104,6 +104,7 @@ def test_new_words_come_behind_the_ones_that_are_there() -> None:
     assert with_words(tokenizer, ["A ring."]) is tokenizer
 
 
+@pytest.mark.slow
 def test_a_model_is_taught_on_own_videos_and_learns_their_words(folder: Path, tmp_path: Path) -> None:
     base = build(small_recipe())
     base.save_pretrained(tmp_path / "base")

@@ -126,6 +126,7 @@ def logits(model: vm.StreamingVideoLM) -> Tensor:
     return found.float()
 
 
+@pytest.mark.slow
 def test_the_bundled_model_in_bf16_int8_and_int4_is_near_itself() -> None:
     pytest.importorskip("torchao", reason="the extra [quant] is not installed")
     exact = logits(vm.load("tiny"))
@@ -140,6 +141,7 @@ def test_the_bundled_model_in_bf16_int8_and_int4_is_near_itself() -> None:
         assert (ours.argmax(-1) == exact.argmax(-1)).float().mean() >= same, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_rounded_weights_stream_and_only_the_decoders_linear_layers_are_rounded(kind: str) -> None:
     pytest.importorskip("torchao", reason="the extra [quant] is not installed")
@@ -158,7 +160,7 @@ def test_rounded_weights_stream_and_only_the_decoders_linear_layers_are_rounded(
 PLAIN = (nn.Parameter, Tensor, type(None))
 
 
-def test_what_cannot_be_rounded_or_saved_is_refused_in_a_sentence(tmp_path: object) -> None:
+def test_what_cannot_be_rounded_is_refused_in_a_sentence() -> None:
     model = tiny_model(ROUTED)
     with pytest.raises(InputError, match="weights in 'int3' are unknown; take one of int8, int4"):
         quantise_weights(model, "int3")
@@ -166,7 +168,12 @@ def test_what_cannot_be_rounded_or_saved_is_refused_in_a_sentence(tmp_path: obje
         vm.load("tiny", kv="int4")
     with pytest.raises(InputError, match="--kv 'int4' is unknown; take one of int8, fp8"):
         stored_as("float32", "int4")
+
+
+@pytest.mark.slow
+def test_rounded_weights_that_cannot_be_or_be_saved_are_refused_in_a_sentence(tmp_path: object) -> None:
     pytest.importorskip("torchao", reason="the extra [quant] is not installed")
+    model = tiny_model(ROUTED)
     with pytest.raises(InputError, match="a width of 48 does not split into groups of 32"):
         quantise_weights(model, "int4")
     pack_linears(model)

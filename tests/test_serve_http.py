@@ -151,6 +151,7 @@ def test_the_openai_form_narrates_a_whole_video(server: Running, tmp_path: Path)
     assert refused.status_code == 400 and "fetches nothing" in refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server: Running) -> None:
     taken: list[tuple[dict[str, Any], str]] = []
 

@@ -54,6 +54,7 @@ def test_pooled_frames_cost_about_as_much_as_routed_ones() -> None:
     assert 0.9 * routed_ < pooled < 1.1 * routed_ < 0.75
 
 
+@pytest.mark.slow
 def test_a_cell_is_trained_once_from_its_base_and_its_result_kept(home: Path, base: Path, tmp_path: Path) -> None:
     cell = Cell(MOD, ("plans",), routed())
     recipe = cell.recipe(small(), base, seed=1)

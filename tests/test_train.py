@@ -132,6 +132,7 @@ def test_ctrl_c_loses_no_step(tmp_path: Path) -> None:
     assert seen[-1] == ("validation", 3) and newest_step(tmp_path, "stream") == 3
 
 
+@pytest.mark.slow
 def test_with_lora_a_checkpoint_holds_what_is_learned_alone_and_the_run_goes_on_from_it(
     tmp_path: Path, whole: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_the_best_model_is_kept_beside_the_last_and_the_curves_are_drawn(tmp_pat
     assert last.name == "model" and not list(tmp_path.glob("*.writing"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_forgets_no_best_model(tmp_path: Path) -> None:
     """The first validation is made to look the best there can be; no later one may take its place."""
     train(small_recipe(), tmp_path, workers=0)

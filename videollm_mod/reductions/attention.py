@@ -2,7 +2,7 @@
 
 Transformers' attentions, of towers and decoders alike, call the function that `ALL_ATTENTION_FUNCTIONS` has under their
 implementation's name. While somebody listens, "sdpa" (and a session's own form of it) there is a function that hands on
-to the ears of the module, if it has any, and then does what it did before. Modules without ears pay one look into a dict.
+to the ears of the module, if it has any, and then does what it did before. Modules without ears pay a look into a dict.
 """
 
 from __future__ import annotations
