@@ -303,6 +303,37 @@ def test_a_stream_with_a_window_has_its_room_from_the_start_and_watches_for_ever
 # --- queues --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("policy", ["window", "carrier", "norm"])
+def test_streams_with_a_cache_policy_and_a_budget_equal_sessions_alone_and_hold_it(
+    model: StreamingVideoLM, middle: float, policy: str
+) -> None:
+    with pytest.raises(InputError, match=r"take \d+ bytes") as refused:
+        StreamSession(model, policy=policy, budget=1)
+    budget = 4 * int(str(refused.value).split(" bytes")[0].split()[-1])
+    engine, options = Engine(model), {"policy": policy, "budget": budget, "window": 4.0, "threshold": middle}
+    streams = [engine.open(**options, drop="all", queue=100) for _ in range(3)]  # type: ignore[arg-type]
+    heard: dict[EngineStream, list[StreamEvent]] = {stream: [] for stream in streams}
+    for number, stream in enumerate(streams):
+        for frame in frames(40, number):
+            stream.push(frame)
+            if frame.index == 25:
+                stream.ask(QUESTION)
+    while engine.waiting:
+        for output in engine.step():
+            if output.event is not None:
+                heard[output.stream].append(output.event)
+        assert all(stream.state().kv_bytes <= budget for stream in streams)
+    for number, stream in enumerate(streams):
+        alone = StreamSession(model, **options)  # type: ignore[arg-type]
+        told: list[StreamEvent] = []
+        for frame in frames(40, number):
+            told += alone.push(frame)
+            if frame.index == 25:
+                told.append(alone.ask(QUESTION))
+        assert heard[stream] == told and sum(stream.state().forgotten.values()) > 0
+        assert stream._session.context == alone.context and stream.state().stored == alone.state().stored
+
+
 def test_a_slow_consumer_gets_the_newest_frames_and_the_others_are_counted(model: StreamingVideoLM) -> None:
     engine = Engine(model)
     stream = engine.open(threshold=0.0, queue=3)
