@@ -63,6 +63,8 @@ from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, ConvTower, ConvTowerConfig, FrameEncoder
 
+pytestmark = pytest.mark.slow  # every law once more, over many models
+
 Models = Callable[..., PreTrainedModel]
 PLANS = (  # together: each scorer, a gate of each kind, a ratio per layer, layers that keep no vision at all
     DepthPlan("interleaved", 0.2),

@@ -253,6 +253,7 @@ def test_an_error_of_ours_keeps_its_traceback(error: Exception) -> None:
         run_of(error)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told_by_the_name_of_the_output(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "videollm_mod", "watch", str(ROOT / "videollm_mod" / "assets" / "demo.mp4")]

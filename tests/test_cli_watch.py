@@ -289,6 +289,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_output_file(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_the_json_valid_files_and_exit_code_130(model: str, clip: str, tmp_path: Path) -> None:
     files = {
         name: tmp_path / f"out.{ending}" for name, ending in [("jsonl", "jsonl"), ("srt", "srt"), ("video", "mp4")]

@@ -18,6 +18,8 @@ from videollm_mod.reductions import Compose, Tokens, methods
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
 
+pytestmark = pytest.mark.slow  # every law once more, for every method
+
 each = pytest.mark.parametrize("name", methods())
 QUESTION = "What happened?"
 ROUTED = DepthPlan("interleaved", 0.4)

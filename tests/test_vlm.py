@@ -44,6 +44,8 @@ from videollm_mod.depth.flops import forward_flops, kv_bytes, kv_entries
 from videollm_mod.depth.layer import _take
 from videollm_mod.types import InputError
 
+pytestmark = pytest.mark.slow  # every law once more, over many models
+
 Vlms = Callable[..., PreTrainedModel]
 ROW = "2t IMAGE 1t video 1t image 3t"  # several images and a video
 SHORT = "1t image 2t"
