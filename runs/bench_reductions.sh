@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every token reduction on the bundled model, cell by cell; some hours of two quiet cores, and goes on where it stopped.
 # Writes docs/results/bench_reductions.json, docs/reductions.png and docs/reductions.md.
-# Laptop-sized: runs/bench_reductions.sh --quick --out /dev/null --plot /tmp/plot.png --page /tmp/page.md
+# Laptop-sized, written beside nothing that counts: runs/bench_reductions.sh --quick --out out/quick.json --plot out/quick.png --page out/quick.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="python"
