@@ -15,7 +15,7 @@ from videollm_mod.world.camera import CameraConfig
 def recipe() -> Recipe:
     """The tower learns what cameras see, on single frames, and does not stop while streams are learned.
 
-    Nothing longer than the window that it remembers in use. One stream in twenty is of shapes, so that both worlds'
+    Nothing longer than what it remembers in use, two windows. One stream in twenty is of shapes, so that both worlds'
     words stay words.
     """
 
@@ -32,7 +32,7 @@ def recipe() -> Recipe:
         name="camera",
         start="tiny",
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
-        settings=StreamSettings(system="Say what happens.", decide="own", window=30.0),
+        settings=StreamSettings(system="Say what happens.", decide="own", window=14.0),
         tower_stage=TowerStage(steps=2600, streams=8, frames=8, lr=1.5e-3),  # frames of one stream are much alike
         tower_lr=5e-4,
         cell_weight=0.2,

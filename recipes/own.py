@@ -18,7 +18,7 @@ def recipe() -> Recipe:
         start="tiny",
         tower_stage=None,
         plan=DepthPlan(layers="interleaved", keep=0.2),
-        settings=StreamSettings(system="Say what happens.", decide="own"),
+        settings=StreamSettings(system="Say what happens.", decide="own", window=15.0),
         phases=(Phase(800, 2, WorldConfig(seconds=30)),),
         lr=4e-4,
         corrupt=0.3,

@@ -18,7 +18,7 @@ def recipe() -> Recipe:
         as_start=True,
         tower_stage=None,
         plan=DepthPlan("full"),
-        phases=(Phase(300, 2, WorldConfig(seconds=24, events_per_minute=15, questions=10)),),
+        phases=(Phase(300, 2, WorldConfig(seconds=28, events_per_minute=15, questions=10)),),
         lr=2e-4,
         tower_lr=0.0,
         change_weight=0.0,

@@ -106,12 +106,12 @@ def test_train_takes_numbers_of_layers_and_no_worker_at_all(tmp_path: Path) -> N
         text=True,
     )
     deadline = time.monotonic() + 120
-    while run.poll() is None and not (out / "log.jsonl").exists() and time.monotonic() < deadline:
+    while run.poll() is None and not (out / "first" / "log.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(2)  # the run must catch Ctrl-C itself by then
     run.send_signal(signal.SIGINT)
     printed, told = run.communicate()
-    plan = json.loads((out / "recipe.json").read_text())["plan"]
+    plan = json.loads((out / "first" / "recipe.json").read_text())["plan"]
     assert (plan["layers"], plan["keep"]) == ([1, 3], 0.5)
     assert run.returncode == 130 and json.loads(printed)["interrupted"] is True
     assert f"`videollm-mod train tiny --out '{out}' --workers 0 --plan 1,3 --keep 0.5 --resume`" in told

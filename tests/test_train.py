@@ -209,6 +209,40 @@ def test_a_folder_that_holds_a_run_is_neither_overwritten_nor_mixed_with_another
         train(small_recipe(lr=0.5), tmp_path, workers=0, resume=True)
 
 
+def test_a_recipe_with_a_first_run_equals_two_runs_one_after_the_other(tmp_path: Path, whole: Path) -> None:
+    both, lines = tmp_path / "both", list[dict[str, Any]]()
+    recipe = small_recipe(first=small_recipe(), tower_stage=None, seed=1)
+    train(recipe, both, workers=0, show=lines.append)
+    train(small_recipe(start=str(whole / "model"), tower_stage=None, seed=1), tmp_path / "second", workers=0)
+    for ours, theirs in ((both / "first", whole), (both, tmp_path / "second")):
+        weights = load_file(ours / "model" / "model.safetensors"), load_file(theirs / "model" / "model.safetensors")
+        assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert lines[0]["stage"] == "first tower" and lines[-1]["stage"] == "validation"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["first", "second"])
+def test_a_recipe_with_a_first_run_goes_on_in_the_run_in_which_it_was_stopped(tmp_path: Path, run: str) -> None:
+    recipe = small_recipe(first=small_recipe(checkpoint_every=0.0), tower_stage=None, checkpoint_every=0.0)
+    seen: list[str] = []
+
+    def stop(line: dict[str, Any]) -> None:
+        seen.append(line["stage"])
+        if line["stage"] == ("first validation" if run == "first" else "validation"):
+            raise KeyboardInterrupt
+
+    train(recipe, tmp_path / "unbroken", workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", workers=0, show=stop)
+    with pytest.raises(InputError, match="holds a run already; add --resume"):
+        train(recipe, tmp_path / "run", workers=0)
+    seen.clear()
+    train(recipe, tmp_path / "run", workers=0, resume=True, show=lambda line: seen.append(line["stage"]))
+    assert "first tower" not in seen and ("first stream" in seen) == (run == "first")
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "unbroken"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d"):
         train(small_recipe(lr=1e30, clip=1e30, warmup=1, bf16=False), tmp_path, workers=0)
@@ -374,11 +408,15 @@ def test_every_recipe_builds_a_model_whose_routed_layers_can_learn() -> None:
         assert recipe.name == name and recipe.steps > 0
         # nothing reads a vision token that leaves the last layer, unless it is one that decides
         assert model.plan.keep_last or model.num_layers - 1 not in model.plan.routed(model.num_layers)
+        # in use a session remembers up to two windows: beyond what it has seen at a time a model babbles
+        if recipe.settings.window is not None:
+            assert 2 * recipe.settings.window <= max(phase.world.seconds for phase in recipe.phases)
 
 
 def test_the_bundled_model_is_the_recipes() -> None:
     model, recipe = vm.load("tiny"), tiny_recipe()
     assert model.plan == recipe.plan
+    assert model.settings == dataclasses.replace(recipe.settings, threshold=model.settings.threshold)
     fresh = build(recipe)
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
         name: tensor.shape for name, tensor in fresh.state_dict().items()

@@ -43,7 +43,9 @@ class StreamSettings:
     template: str = "plain"  # how conversations are laid out: see dialogue.TEMPLATES
     stream_weight: float = 1.0  # of the decision loss
     max_reply_tokens: int = 32
-    window: float | None = None  # seconds of video that a session remembers at least; None: all of it
+    # seconds of video that a session remembers at least, and twice as many at most; None: all of it. A model does not
+    # understand more than it saw at a time in training, so half of that is right
+    window: float | None = None
 
     def __post_init__(self) -> None:
         share, weight, tokens, window = self.threshold, self.stream_weight, self.max_reply_tokens, self.window

@@ -105,16 +105,18 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     rank, processes = rank_of_launch()
     console = Console(stderr=True, quiet=rank > 0)
-    if config.resume and not any((Path(config.out) / "checkpoint").glob("*-*")):
+    if config.resume and not any(Path(config.out).glob("**/checkpoint/*-*")):
         console.print(f"{config.out} has no checkpoint yet; the run begins anew", highlight=False, markup=False)
     last: dict[str, Any] = {}
 
     def show(line: dict[str, Any]) -> None:
+        earlier, _, stage = line["stage"].rpartition(" ")
+        shown = recipe.first if earlier and recipe.first else recipe
         if line["stage"] == "validation":
             last.update(line)
-        total = recipe.tower_stage.steps if line["stage"] == "tower" and recipe.tower_stage else recipe.steps
+        total = shown.tower_stage.steps if stage == "tower" and shown.tower_stage else shown.steps
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in line.items() if key not in ("stage", "step"))
-        console.print(f"{line['stage']:>10} {line['step']}/{total}  {numbers}", highlight=False, soft_wrap=True)
+        console.print(f"{line['stage']:>12} {line['step']}/{total}  {numbers}", highlight=False, soft_wrap=True)
 
     try:
         model = train(recipe, Path(config.out), resume=config.resume, workers=config.workers, show=show)
@@ -165,7 +167,7 @@ def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give the name of a folder.")
-    if config.resume and not (out / "recipe.json").is_file():
+    if config.resume and not any((folder / "recipe.json").is_file() for folder in (out, out / "first")):
         raise InputError(f"--resume finds no run in {out}; give the --out of a run, or begin one without --resume.")
     recipe = make()
     changes: dict[str, Any] = {"layers": layers, "keep": config.keep, "scorer": config.scorer, "gate": config.gate}
@@ -186,7 +188,10 @@ def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
     if config.start is not None:
         # a tower stage that was planned for a fresh tower is not due
         stage = None if recipe.start is None else recipe.tower_stage
-        recipe = dataclasses.replace(recipe, start=config.start, tower_stage=stage)
+        recipe = dataclasses.replace(recipe, start=config.start, first=None, tower_stage=stage)
+    if recipe.first is not None:  # flags are for both runs; with another seed the second sees other streams
+        first = dataclasses.replace(recipe.first, plan=plan, seed=config.seed, **values)
+        recipe = dataclasses.replace(recipe, first=first, seed=config.seed + 1)
     recipe = like_start(recipe)
     if config.data is not None:
         from videollm_mod.data.own import has_features
@@ -195,6 +200,10 @@ def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
         # where there are no frames the tower cannot learn
         rate = 0.0 if stored and "tower_lr" not in values else recipe.tower_lr
         recipe = dataclasses.replace(recipe, data=str(config.data), tower_lr=rate)
+        if recipe.first is not None:
+            recipe = dataclasses.replace(
+                recipe, first=dataclasses.replace(recipe.first, data=recipe.data, tower_lr=rate)
+            )
     if recipe.start is None:
         plan.ratios(recipe.lm.layers)  # refuses layers that the recipe's decoder does not have
     elif recipe.data is None and recipe.name == "own":

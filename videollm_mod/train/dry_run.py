@@ -129,7 +129,13 @@ def _of_world(recipe: Recipe) -> tuple[Workload, dict[str, Any]]:
         model.encoder, model.connector, model.lm, recipe.plan, setting, sample, phase.streams,
         tower_learns=recipe.tower_lr > 0, experts_learn=recipe.train_experts,
     )  # fmt: skip
-    return work, {"samples": None, "steps_per_epoch": None, "steps": recipe.steps, "missing": None}
+    return work, {
+        "samples": None,
+        "steps_per_epoch": None,
+        "steps": recipe.steps,
+        "steps_of_first_run": recipe.first.steps if recipe.first else 0,
+        "missing": None,
+    }
 
 
 def _of_paper(recipe: PaperRecipe) -> tuple[Workload, dict[str, Any]]:

@@ -28,7 +28,7 @@ from videollm_mod.train.changes import ChangeHead, outputs_of
 from videollm_mod.train.data import CELL_STRIDE, CellTruth, StreamSample, StreamSamples, steps_of, stream_sample
 from videollm_mod.train.devices import World, checkpoint_layers, connect, patient, whole, whole_weights
 from videollm_mod.train.recipe import Recipe
-from videollm_mod.train.run import Guest, Log, Run
+from videollm_mod.train.run import Guest, Log, Run, check_folder
 from videollm_mod.train.stage import Counts, Stage, share, train_stage
 from videollm_mod.train.tower import LABELS as CELL_LABELS
 from videollm_mod.train.tower import CellHeads, TowerStage, labels_of, names_of
@@ -46,8 +46,13 @@ def train(
 
     Ctrl-C ends the step that runs, saves and raises KeyboardInterrupt; `resume` goes on from there. Raises InputError
     when the folder holds a run and `resume` is off, or holds one of another recipe.
+
+    A recipe with a first run trains that one in FOLDER/first, unless it is finished; in its lines that `show` gets,
+    "first " stands before the stage.
     """
     world = connect()
+    if recipe.first is not None:
+        recipe = _after_first(recipe, recipe.first, folder, resume=resume, workers=workers, show=show)
     if world.sharded:
         recipe = dataclasses.replace(recipe, sharding="fsdp2")
     run = world.agreed(lambda: Run(recipe, folder, resume=resume, show=show)) or Guest(recipe, folder)
@@ -67,9 +72,29 @@ def train(
             train_stage(StreamStage(model, recipe, cells), run, workers, interrupts, world)
     with whole_weights(model, keep=world.main):
         if world.main:
-            model.eval().save_pretrained(folder / "model", dtype=torch.float16)
+            with run.replacing("model") as unfinished:
+                model.eval().save_pretrained(unfinished, dtype=torch.float16)
     run.close()
+    world.first(None)  # so that whoever goes on from the model finds it
     return folder / "model"
+
+
+def _after_first(recipe: Recipe, first: Recipe, folder: Path, *, resume: bool, workers: int, show: Log) -> Recipe:
+    """The recipe with the model of its first run to go on from, which is trained if it is not there yet."""
+    world, home = connect(), folder / "first"
+    recipe = dataclasses.replace(recipe, first=None, start=str(home / "model"))
+
+    def finished() -> bool:
+        check_folder(recipe, folder, resume)
+        check_folder(first, home, resume)
+        return (home / "model").is_dir()
+
+    def show_first(line: dict[str, Any]) -> None:
+        show({**line, "stage": f"first {line['stage']}"})
+
+    if not world.first(world.agreed(finished)):
+        train(first, home, resume=resume, workers=workers, show=show_first)
+    return recipe
 
 
 class Told(UserDict[int, Tensor]):

@@ -77,6 +77,7 @@ class Recipe:
     change_weight: float = 0.5  # of the loss on what changed in each vision token, an aid; 0 = without
     cell_weight: float = 0.0  # of the tower stage's loss while streams are learned, lest the tower forget names
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
+    first: Recipe | None = None  # a run of its own that comes before this one, in FOLDER/first, and gives it its start
     pretrained: tuple[str, str] | None = None  # decoder and tower to begin from (folders or hub ids), a fresh connector
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
     lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
@@ -104,6 +105,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_means(self.accumulate, self.sharding)
+        if self.first is not None and self.start is not None:
+            raise InputError(f"the recipe {self.name} has a first run and a start; give it one of the two.")
 
     @property
     def steps(self) -> int:
@@ -132,6 +135,7 @@ class Recipe:
         usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in MEANS}
         newer = [
             (values, "as_start", False),
+            (values, "first", None),
             (values, "lora", None),
             (values, "cell_weight", 0.0),
             (values, "pretrained", None),

@@ -48,13 +48,10 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool = False, show: Log = lambda line: None) -> None:
         self.recipe, self.folder, self._show = recipe, folder, show
-        known = folder / "recipe.json"
-        asked = json.loads(json.dumps(recipe.to_dict()))
-        if known.exists():
-            _refuse_another(folder, asked, resume)
+        check_folder(recipe, folder, resume)
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(known) as file:
-            file.write(json.dumps(asked, indent=2) + "\n")
+        with atomic_write(folder / "recipe.json") as file:
+            file.write(json.dumps(recipe.to_dict(), indent=2) + "\n")
         newest = max(self._checkpoints(), key=lambda kept: kept.seconds, default=None)
         self._lines = newest.lines if newest else 0
         self._began = time.monotonic() - (newest.seconds if newest else 0.0)
@@ -150,10 +147,13 @@ class Guest(Run):
         pass
 
 
-def _refuse_another(folder: Path, asked: dict[str, Any], resume: bool) -> None:
+def check_folder(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Raise InputError when the folder holds a run and `resume` is off, or holds one of another recipe."""
+    if not (folder / "recipe.json").exists():
+        return
     if not resume:
         raise InputError(f"{folder} holds a run already; add --resume to go on with it, or give another --out.")
-    before = json.loads((folder / "recipe.json").read_text())
+    before, asked = json.loads((folder / "recipe.json").read_text()), json.loads(json.dumps(recipe.to_dict()))
     changed = sorted(key for key in {*asked, *before}.difference(MEANS) if asked.get(key) != before.get(key))
     if changed:
         raise InputError(f"{folder} holds a run whose recipe differs in '{changed[0]}'; give another --out.")
