@@ -229,7 +229,7 @@ def test_a_clip_has_the_size_the_codec_and_the_frames_that_were_asked_for(codec:
         (BenchDecode(codecs=("divx",)), "--codecs 'divx' is unknown; take some of h264"),
         (BenchDecode(sizes=("large",)), "--sizes 'large' is not WIDTHxHEIGHT"),
         (BenchDecode(sizes=("641x360",)), "--sizes 641x360 is out of range"),
-        (BenchDecode(seconds=-1.0), "--seconds -1.0 is out of range"),
+        (BenchDecode(seconds=-1.0), "--seconds -1 is out of range"),
         (BenchFlops(frames=0), "--frames 0 is too small"),
     ],
     ids=str,

@@ -166,7 +166,7 @@ def test_every_card_is_accepted_by_name_and_tells_its_source(name: str, tiny: st
         ({"card": "h200", "dtype": "float32"}, "give --flops as well"),
         ({"dtype": "int3"}, "--dtype 'int3' is unknown"),
         ({"kv_dtype": "int3"}, "--kv-dtype 'int3' is unknown"),
-        ({"fps": 0.0}, "--fps 0.0 is out of range"),
+        ({"fps": 0.0}, "--fps 0 is out of range"),
         ({"hours": float("nan")}, "--hours nan is out of range"),
         ({"sessions": 0}, "--sessions 0 is too small"),
         ({"keep": 2.0}, "--keep 2.0 is outside"),

@@ -5,21 +5,18 @@ What measures stands in the module of the same name; torch is imported when a co
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least
+from videollm_mod.bench.front import DecoderSizes, finished, on_threads, refuse_nonsense
+from videollm_mod.flags import PLANS
 
 ROUTES = ("interleaved@0.1", "interleaved@0.2", "interleaved@0.5", "early-exit", "layer-skip")
 LLM = "A published size such as llama-3-8b or qwen3-4b, or the path of a config.json."
 ROUTE = f"Plans to compare with the dense one, each LAYERS@KEEP; LAYERS is one of {PLANS}."
-THREADS = min(2, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -39,21 +36,11 @@ class BenchFlops:
 
 
 @dataclass(frozen=True)
-class BenchTrain:
+class BenchTrain(DecoderSizes):
     """A training step: dense, routed at several ratios, early-exit, layer-skip, Transformers' own; random weights."""
 
     routes: Annotated[tuple[str, ...], tyro.conf.arg(help=ROUTE)] = ROUTES
     llm: Annotated[str, tyro.conf.arg(help=f"{LLM} Instead of the sizes below.")] = ""
-    width: int = 1024
-    """Hidden size d."""
-    inner: int = 2816
-    """Width of the gated MLP."""
-    layers: int = 16
-    """Decoder layers."""
-    heads: int = 16
-    """Attention heads, of queries and of keys."""
-    vocabulary: int = 4096
-    """Words that the decoder knows; they weigh in the logits."""
     frames: int = 20
     """Frames of the sample; an interval token follows each."""
     tokens: int = 50
@@ -62,34 +49,18 @@ class BenchTrain:
     """Text tokens besides the interval tokens; they and those are the labels."""
     steps: int = 5
     """Timed steps of each; the median counts."""
-    threads: int = THREADS
-    """CPU threads of PyTorch."""
     device: str = "cpu"
     """Where to run: cpu or cuda."""
     dtype: str = "float32"
     """Type of weights and arithmetic: float32, bfloat16 or float16."""
-    quick: bool = False
-    """A small model, to see that it works; its ratios mean nothing."""
-    out: Path | None = None
-    """Write the JSON here, too."""
 
 
 @dataclass(frozen=True)
-class BenchStream:
+class BenchStream(DecoderSizes):
     """Milliseconds per frame and KV bytes, early and late in a stream, for every plan against dense; random weights."""
 
     routes: Annotated[tuple[str, ...], tyro.conf.arg(help=ROUTE)] = ROUTES
     llm: Annotated[str, tyro.conf.arg(help=f"{LLM} Instead of the sizes below.")] = ""
-    width: int = 1024
-    """Hidden size d."""
-    inner: int = 2816
-    """Width of the gated MLP."""
-    layers: int = 16
-    """Decoder layers."""
-    heads: int = 16
-    """Attention heads, of queries and of keys."""
-    vocabulary: int = 4096
-    """Words that the decoder knows; each frame asks for one decision."""
     tokens: tuple[int, ...] = (10, 50)
     """Vision tokens per frame; one interval token comes on top."""
     frames: tuple[int, ...] = (100, 300, 600, 1200)
@@ -98,16 +69,10 @@ class BenchStream:
     """Timed frames of each, for each filling."""
     fillings: int = 5
     """How often the caches are filled anew for each point: where they lie in memory moves a ratio a little."""
-    threads: int = THREADS
-    """CPU threads of PyTorch."""
     device: str = "cpu"
     """Where to run: cpu or cuda."""
     dtype: str = "float32"
     """Type of weights and arithmetic: float32, bfloat16 or float16."""
-    quick: bool = False
-    """A small model and short streams, to see that it works; its ratios mean nothing."""
-    out: Path | None = None
-    """Write the JSON here, too."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +146,10 @@ class BenchReport:
 
 def bench_flops(config: BenchFlops) -> dict[str, Any]:
     """Analytic and counted, each plan against dense."""
-    _refuse_nonsense(config)
+    refuse_nonsense(config)
     from videollm_mod.bench.flops import measure
 
-    return _finished(config, measure(config))
+    return finished(config, measure(config))
 
 
 def bench_train(config: BenchTrain) -> dict[str, Any]:
@@ -193,10 +158,10 @@ def bench_train(config: BenchTrain) -> dict[str, Any]:
         config = replace(
             config, llm="", width=64, inner=176, layers=4, heads=2, vocabulary=64, frames=2, text=6, steps=2
         )
-    _refuse_nonsense(config)
+    refuse_nonsense(config)
     from videollm_mod.bench.train import measure
 
-    return _finished(config, _on_threads(config.threads, lambda: measure(config)))
+    return finished(config, on_threads(config.threads, lambda: measure(config)))
 
 
 def bench_stream(config: BenchStream) -> dict[str, Any]:
@@ -205,25 +170,25 @@ def bench_stream(config: BenchStream) -> dict[str, Any]:
         config = replace(
             config, llm="", width=64, inner=176, layers=4, heads=2, vocabulary=64, frames=(5, 10), steps=2, fillings=2
         )
-    _refuse_nonsense(config)
+    refuse_nonsense(config)
     from videollm_mod.bench.stream import measure
 
-    return _finished(config, _on_threads(config.threads, lambda: measure(config)))
+    return finished(config, on_threads(config.threads, lambda: measure(config)))
 
 
 def bench_decode(config: BenchDecode) -> dict[str, Any]:
     """All readers on all clips, in turn."""
     if config.quick:
         config = replace(config, codecs=config.codecs[:1], sizes=("160x120",), seconds=1.0, rate=10, repeats=2)
-    _refuse_nonsense(config)
+    refuse_nonsense(config)
     from videollm_mod.bench.decode import measure
 
-    return _finished(config, measure(config))
+    return finished(config, measure(config))
 
 
 def bench_predict(config: BenchPredict) -> dict[str, Any]:
     """Arithmetic alone; the statement goes to stderr, too."""
-    _refuse_nonsense(config)
+    refuse_nonsense(config)
     from videollm_mod.bench.llms import llm_config
     from videollm_mod.bench.measure import progress
     from videollm_mod.bench.predict import BYTES, Camera, predict
@@ -243,7 +208,7 @@ def bench_predict(config: BenchPredict) -> dict[str, Any]:
     if "statement" in found:
         progress(found["statement"])
     setup = {name: value for name, value in asdict(config).items() if name != "out"}
-    return _finished(config, {**found, "setup": {**setup, "kv_dtype": kv_dtype, "frames": camera.frames}})
+    return finished(config, {**found, "setup": {**setup, "kv_dtype": kv_dtype, "frames": camera.frames}})
 
 
 def bench_report(config: BenchReport) -> dict[str, Any]:
@@ -251,35 +216,6 @@ def bench_report(config: BenchReport) -> dict[str, Any]:
     from videollm_mod.bench.report import write_report
 
     return write_report(config.results, config.out)
-
-
-# --- what they share -------------------------------------------------------------------------------------------------
-
-
-def _on_threads(threads: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return measure()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _finished(config: Any, result: dict[str, Any]) -> dict[str, Any]:
-    """The result, rounded, and written where it was asked for."""
-    from videollm_mod.bench.measure import progress, rounded
-    from videollm_mod.files import atomic_write
-
-    result = rounded(result)
-    if getattr(config, "quick", False):
-        result["quick"] = True
-        progress("--quick: the ratios above mean nothing; leave --quick out to measure")
-    if config.out is not None:
-        with atomic_write(config.out) as file:
-            file.write(json.dumps(result, indent=2) + "\n")
-    return result
 
 
 def _card(config: BenchPredict) -> Any:
@@ -313,66 +249,3 @@ def _card(config: BenchPredict) -> Any:
         if (scaled)
         else card
     )
-
-
-def _refuse_nonsense(config: Any) -> None:
-    """Before minutes are spent: numbers that cannot be, words that nobody knows, a folder that is missing."""
-    from videollm_mod.files import check_writable
-    from videollm_mod.types import InputError
-
-    values = asdict(config)
-    for name, value in values.items():
-        if isinstance(value, tuple):
-            if not value:
-                raise InputError(f"--{name} is empty; give one value or more.")
-            if all(isinstance(each, int) for each in value):
-                check_least(1, **{name: min(value)})
-        elif type(value) is int:
-            check_least(0 if name == "threads" and "codecs" in values else 1, **{name: value})
-    for name in ("fps", "hours", "seconds"):
-        value = values.get(name)
-        if value is not None and not 0 < value < 1e6:  # also refuses NaN
-            raise InputError(f"--{name} {value} is out of range; give a number above 0.")
-    check_keep(values.get("keep"))
-    if "routes" in values:
-        _refuse_routes(config)
-    if "device" in values:
-        _refuse_device(config.device, config.dtype)
-    if config.out is not None:
-        check_writable(config.out)
-
-
-def _refuse_routes(config: Any) -> None:
-    """A plan that names a layer that the model has not; heads into which the width does not split."""
-    from videollm_mod.bench.models import parse_route
-    from videollm_mod.types import InputError
-
-    llm = getattr(config, "llm", "")
-    if llm:
-        from videollm_mod.bench.llms import llm_config
-
-        layers = llm_config(llm).num_hidden_layers
-    else:
-        layers = config.layers
-        if config.width % (2 * config.heads):
-            raise InputError(
-                f"--width {config.width} does not split into {config.heads} heads of even size; "
-                f"give a multiple of {2 * config.heads}, or other --heads."
-            )
-    for word in config.routes:
-        parse_route(word).ratios(layers)
-    if len(set(config.routes)) < len(config.routes):
-        raise InputError(f"--routes {' '.join(config.routes)} names a plan twice; name each once.")
-
-
-def _refuse_device(device: str, dtype: str) -> None:
-    import torch
-
-    from videollm_mod.types import InputError
-
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"--device '{device}' is unknown; take cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch sees no such device here; take cpu.")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"--dtype '{dtype}' is unknown; take float32, bfloat16 or float16.")
