@@ -5,6 +5,8 @@ It goes on from the model of coloured shapes, which can see already. No real vid
 
 from __future__ import annotations
 
+import dataclasses
+
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamSettings
 from videollm_mod.train.recipe import Phase, Recipe, TowerStage
@@ -13,23 +15,30 @@ from videollm_mod.world.camera import CameraConfig
 
 
 def recipe() -> Recipe:
+    """The second of two runs: as long at a time as a session remembers, wrong words in the context more often."""
+    return dataclasses.replace(
+        first(),
+        name="camera",
+        start=None,
+        first=first(),
+        tower_stage=None,
+        lr=8e-4,
+        tower_lr=3e-4,
+        corrupt=0.25,
+        phases=(_phase(1000, 2, 28, 13),),
+        validate_every=250,
+        calibration_streams=96,
+    )
+
+
+def first() -> Recipe:
     """The tower learns what cameras see, on single frames, and does not stop while streams are learned.
 
     Nothing longer than what it remembers in use, two windows. One stream in twenty is of shapes, so that both worlds'
     words stay words.
     """
-
-    def phase(steps: int, streams: int, seconds: float, rate: float) -> Phase:
-        return Phase(
-            steps,
-            streams,
-            WorldConfig(seconds=seconds, events_per_minute=rate),
-            camera=CameraConfig(seconds=seconds, events_per_minute=rate, questions=6),
-            camera_share=0.95,
-        )
-
     return Recipe(
-        name="camera",
+        name="camera_first",
         start="tiny",
         plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight"),
         settings=StreamSettings(system="Say what happens.", decide="own", window=14.0),
@@ -38,6 +47,16 @@ def recipe() -> Recipe:
         cell_weight=0.2,
         corrupt=0.15,
         lr=1.2e-3,
-        phases=(phase(1300, 6, 8, 18), phase(700, 2, 28, 13)),
+        phases=(_phase(1300, 6, 8, 18), _phase(700, 2, 28, 13)),
         validate_every=500,
+    )
+
+
+def _phase(steps: int, streams: int, seconds: float, rate: float) -> Phase:
+    return Phase(
+        steps,
+        streams,
+        WorldConfig(seconds=seconds, events_per_minute=rate),
+        camera=CameraConfig(seconds=seconds, events_per_minute=rate, questions=6),
+        camera_share=0.95,
     )
