@@ -318,7 +318,7 @@ def test_a_plan_given_on_loading_is_not_blamed_on_the_folder(tmp_path: Path) -> 
 
 
 def test_a_model_that_is_no_folder_is_refused_by_its_name() -> None:
-    with pytest.raises(InputError, match="'nowhere' is neither 'tiny' nor a folder"):
+    with pytest.raises(InputError, match="'nowhere' is neither 'tiny', 'camera' nor a folder"):
         vm.load("nowhere")
 
 

@@ -191,7 +191,7 @@ def check_attention() -> list[Check]:
 
 
 def check_model() -> list[Check]:
-    """The bundled model loads and watches one grey frame."""
+    """The bundled models load, and one watches a grey frame."""
     import numpy as np
 
     from videollm_mod.model import load
@@ -200,12 +200,13 @@ def check_model() -> list[Check]:
 
     began = time.monotonic()
     try:
+        load("camera")
         model = load("tiny")
     except InputError as error:
         return [Check("bundled model", False, str(error), install_command("--force-reinstall"))]
     size = sum(weight.numel() for weight in model.parameters())
     StreamSession(model).push(Frame(np.full((96, 96, 3), 128, dtype=np.uint8), time=0.0, index=0))
-    words = f"tiny, {size / 1e6:.1f} M parameters, loaded and watched a frame in {time.monotonic() - began:.1f} s"
+    words = f"tiny and camera, {size / 1e6:.1f} M parameters each, loaded in {time.monotonic() - began:.1f} s"
     return [Check("bundled model", True, words, data={"name": "tiny", "parameters": size})]
 
 

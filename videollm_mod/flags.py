@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BUNDLED = ("tiny", "camera")  # models that come with the package: for coloured shapes, for fixed cameras
 PLANS = "full, all, all-deep, interleaved, interleaved-deep, early-exit, layer-skip, or numbers like 1,3,5"
 """What `--plan` takes, as told in help texts and errors; `depth.plan.parse_layers` reads it."""
 

@@ -1,4 +1,4 @@
-"""A name -> a streaming model: "tiny", a folder or a hub id; a whole model, one with LoRA, or one of VideoLLM-online.
+"""A name -> a streaming model: "tiny", "camera", a folder or a hub id; whole ones, with LoRA, or VideoLLM-online's.
 
 VideoLLM-online's public checkpoints (github.com/showlab/videollm-online, "live1+") are peft adapters over
 Llama-3-8B-Instruct with the connector among the saved modules, and nothing else: base, tower, grid and prompt are the
@@ -22,6 +22,7 @@ from videollm_mod.adapters import read_adapter
 from videollm_mod.depth import DepthPlan
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.quantised import layer_of
+from videollm_mod.flags import BUNDLED
 from videollm_mod.hub import folder_of, is_hub_id
 from videollm_mod.model import StreamingVideoLM, StreamSettings
 from videollm_mod.pretrained import (
@@ -83,12 +84,12 @@ class Wishes:
 
 def find(name: str | Path) -> Path:
     """The folder of a model by its name. Raises InputError when there is none."""
-    if str(name) == "tiny":
-        return ASSETS / "tiny"
+    if str(name) in BUNDLED:
+        return ASSETS / str(name)
     if not Path(name).is_dir() and not is_hub_id(str(name)):
         raise InputError(
-            f"model '{name}' is neither 'tiny' nor a folder; give a folder written by save_pretrained, or a hub id "
-            "such as owner/name."
+            f"model '{name}' is neither 'tiny', 'camera' nor a folder; give a folder written by save_pretrained, or a "
+            "hub id such as owner/name."
         )
     return folder_of(name, "model")
 

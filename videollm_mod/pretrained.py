@@ -79,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, TOKENIZER_CONFIG, *((ADAPTER,) if adapter else (LM_CONFIG, WEIGHTS))):
         if not (folder / name).is_file():
             raise InputError(
-                f"model folder {folder} has no {name}; give a folder written by save_pretrained, or 'tiny'."
+                f"model folder {folder} has no {name}; give a folder written by save_pretrained, or 'tiny' or 'camera'."
             )
     path = folder / CONFIG
     config = read_object(path)

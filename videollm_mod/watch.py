@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, POLICY_NAMES, check_keep, check_least, check_probability, parse_size, stored_as
+from videollm_mod.flags import (
+    BUNDLED,
+    PLANS,
+    POLICY_NAMES,
+    check_keep,
+    check_least,
+    check_probability,
+    parse_size,
+    stored_as,
+)
 from videollm_mod.pace import Interrupts, catch_interrupts, close_source, sleep_until
 
 if TYPE_CHECKING:
@@ -58,7 +67,7 @@ class StreamFlags:
     speed: Literal["realtime", "max"] = "max"
     """How fast a file is played; a live source is always realtime."""
     model: str = "tiny"
-    """The bundled model "tiny", or a model's folder."""
+    """A bundled model, tiny (coloured shapes) or camera (what fixed cameras see), or a model's folder."""
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
@@ -241,8 +250,10 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     if flags.window is not None and not flags.window > 0:  # also refuses NaN
         raise InputError(f"--window {flags.window:g} is no time; give seconds of video, such as 30, or inf.")
     check_policy(flags.policy, flags.window, parse_size("--budget", flags.budget))
-    if flags.model != "tiny" and not Path(flags.model).is_dir() and not is_hub_id(flags.model):
-        raise InputError(f"--model {flags.model} is neither 'tiny' nor a folder; give one that save_pretrained wrote.")
+    if flags.model not in BUNDLED and not Path(flags.model).is_dir() and not is_hub_id(flags.model):
+        raise InputError(
+            f"--model {flags.model} is neither 'tiny', 'camera' nor a folder; give one that save_pretrained wrote."
+        )
     return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)
 
 

@@ -37,7 +37,7 @@ class BenchSoak:
     frames: int = 100_000
     """Frames of the stream."""
     model: str = "tiny"
-    """The bundled model "tiny", or a model's folder."""
+    """A bundled model, tiny (coloured shapes) or camera (what fixed cameras see), or a model's folder."""
     policy: Annotated[str | None, tyro.conf.arg(help=f"What is forgotten: {POLICY_NAMES}.")] = "window"
     budget: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """Bytes that the entries of the KV cache never exceed, such as 8MB; no bound if not given."""

@@ -57,7 +57,7 @@ class TrainConfig:
     reduction: str | None = None
     """A token reduction that is in place while the model learns, such as faster_vlm=0.25 (its share of tokens)."""
     start: str | None = None
-    """A model to go on from: "tiny", or a folder."""
+    """A model to go on from: tiny, camera, or a folder."""
     data: Path | None = None
     """A JSONL file of streams instead of the generated world: of your own videos (`videollm-mod data make`), a line
     each, {"video": "desk.mp4", "segments": [{"kind": "assistant", "time": 3.2, "text": "A cup is placed."}]}; or of a
