@@ -188,7 +188,7 @@ def test_a_recipe_of_ours_is_reckoned_too(capsys: pytest.CaptureFixture[str]) ->
     ("words", "told"),
     [
         (["paper.coin"], "paper.coin cannot run yet, without its data: give it as --data FILE.jsonl"),
-        (["paper.coin", "--dry-run", "--plan", "33"], "the plan names layer 33, but the model has layers 0 to 31."),
+        (["paper.coin", "--dry-run", "--plan", "33"], "layer 33, but the model has layers 0 to 31; name some of those."),
         (["paper.coin", "--dry-run", "--devices", "0"], "--devices 0 is too small; give 1 or more."),
         (["paper.coin", "--dry-run", "--start", "tiny"], "--start does not go with paper.coin --dry-run"),
         (["paper.coin", "--dry-run", "--sharding", "zero"], "sharding 'zero' is unknown"),
