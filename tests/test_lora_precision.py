@@ -138,17 +138,6 @@ def test_the_papers_run_in_bf16_learns_and_is_saved_as_it_learned(places: dict[s
 
 
 @pytest.mark.slow
-def test_the_command_tells_the_size_of_the_adapter(
-    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["train", "convert", "--start", str(places["ours"]), "--data", str(places["data"]), "--workers", "0"]
-    changes = ["validation_streams=1", "calibration_streams=1"]
-    assert main([*words, "--out", str(tmp_path / "run"), "--set", *changes]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["bytes"] == (tmp_path / "run" / "model" / "adapter_model.safetensors").stat().st_size
-
-
-@pytest.mark.slow
 def test_two_processes_train_lora_in_bf16_as_one_does_shared_out_or_not(
     places: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -171,7 +160,10 @@ def test_two_processes_train_lora_in_bf16_as_one_does_shared_out_or_not(
             capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-3000:]
-        weights[name] = load_file(tmp_path / name / "model" / "adapter_model.safetensors")
+        adapter = tmp_path / name / "model" / "adapter_model.safetensors"
+        told = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+        assert [line["bytes"] for line in told] == [adapter.stat().st_size]
+        weights[name] = load_file(adapter)
     for name in ("ddp", "fsdp2"):
         for key, tensor in weights["alone"].items():
             torch.testing.assert_close(weights[name][key], tensor, rtol=0, atol=1e-3)  # what is computed is bf16

@@ -8,6 +8,7 @@ kernels and of communication.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +119,7 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
 
 def _of_world(recipe: Recipe) -> tuple[Workload, dict[str, Any]]:
     """Of the phase whose steps hold the most frames."""
-    with torch.device("meta"):
+    with torch.device("meta") if recipe.start is None else nullcontext():  # one to go on from has its weights
         model = build(recipe)
     phase: Phase = max(recipe.phases, key=lambda phase: phase.streams * phase.world.seconds)
     item = stream_sample("train", 0, phase, recipe)
@@ -207,19 +208,25 @@ def _weights(work: Workload, devices: int, sharding: str) -> int:
     return -(-everything // devices) + 2 * max(layers) + rest
 
 
+def _frame(encoder: FrameEncoder) -> Tensor:
+    """(1, S, S, 3) where the tower is."""
+    where = next(encoder.parameters()).device
+    return torch.zeros(1, encoder.tower.image_size, encoder.tower.image_size, 3, dtype=torch.uint8, device=where)
+
+
 def _frame_flops(work: Workload) -> tuple[int, int]:
     """FLOPs of one frame in the tower, forward, and backward if it learns; and in the connector, both ways."""
-    frame = torch.zeros(1, *[work.encoder.tower.image_size] * 2, 3, dtype=torch.uint8, device="meta")
+    frame = _frame(work.encoder)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = work.encoder(frame)
     tower = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        work.connector(features)
+        work.connector(features.float())  # which learns, beside a tower that may be bf16
     return (3 if work.tower_learns else 1) * tower, 3 * counter.get_total_flops()
 
 
 def _front_bytes(work: Workload) -> int:
-    """Bytes kept for the backward pass of one stream's frames by connector and tower: what autograd saves on meta."""
+    """Bytes kept for the backward pass of one stream's frames by connector and tower: what autograd saves."""
     weights = {p.untyped_storage() for part in (work.encoder, work.connector) for p in part.parameters()}
     saved = set()
 
@@ -227,11 +234,11 @@ def _front_bytes(work: Workload) -> int:
         saved.add(tensor.untyped_storage())
         return tensor
 
-    frame = torch.zeros(1, *[work.encoder.tower.image_size] * 2, 3, dtype=torch.uint8, device="meta")
+    frame = _frame(work.encoder)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.set_grad_enabled(work.tower_learns):
             features = work.encoder(frame)
-        work.connector(features)
+        work.connector(features.float())
     return work.sample.frames * sum(storage.nbytes() for storage in saved - weights) * work.setting.compute // 4
 
 
