@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
         (["tiny", "--seed", str(2**63)], "is too large"),
         (["tiny", "--keep", "2"], "--keep 2.0 is outside (0, 1]"),
         (["tiny", "--plan", "sideways"], f"--plan 'sideways' is unknown; take {PLANS}."),
-        (["tiny", "--plan", "1,9"], "the plan names layer 9, but the model has layers 0 to 4."),
+        (["tiny", "--plan", "1,9"], "the plan names layer 9, but the model has layers 0 to 4; name some of those."),
         (["tiny", "--gate", "garden"], "gate 'garden' is unknown; take one of identity"),
         (["tiny", "--out", "taken"], "--out taken is a file; give the name of a folder."),
         (["tiny", "--out", "nowhere", "--resume"], "--resume finds no run in nowhere"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -16,9 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import videollm_mod as vm
 from recipes.paper import LLAMA_3_8B, RECIPES, coin, ego4d_narration
 from recipes.tiny import recipe as tiny_recipe
-from videollm_mod.adapters import LoraSettings
+from videollm_mod.adapters import LoraSettings, apply_lora
+from videollm_mod.bench.measure import PeakMemory
 from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan, apply_depth
 from videollm_mod.train.build import build
@@ -54,33 +57,46 @@ def forward(lm: Any, bf16: bool = False) -> Tensor:
     return nn.functional.cross_entropy(out.logits[0].float(), ids[0, : SAMPLE.labels])
 
 
-def saved_bytes(lm: Any, bf16: bool) -> int:
-    """What autograd keeps between forward and backward, weights apart; each storage once."""
-    storages: dict[int, Tensor] = {}
-    weights = {p.untyped_storage().data_ptr() for p in lm.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in weights and tuple(tensor.shape) not in shapes:
-            storages[place] = tensor
-        return tensor
-
-    # autocast keeps a copy of each weight, too, as it is or turned over
-    shapes = {way for p in lm.parameters() if p.dim() == 2 for way in (tuple(p.shape), tuple(p.shape)[::-1])}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward(lm, bf16)
-    assert loss.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+SETTINGS = {
+    "fp32": Setting(None, checkpointing=False, bf16=False),
+    "bf16": Setting(None, checkpointing=False, bf16=True),
+    # without dropout, whose mask is one byte a number on a GPU and four on a CPU
+    "lora": Setting(LoraSettings(rank=4, alpha=8, dropout=0.0), checkpointing=False, bf16=True),
+}
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_activations_are_about_what_autograd_keeps(plan: DepthPlan, bf16: bool) -> None:
+def decoder(script: Any, setting: Setting) -> Any:
+    """A decoder of four layers, as `setting` trains it."""
     torch.manual_seed(0)
-    lm = apply_depth(LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2, vocab_size=97)), plan).train()
-    measured = saved_bytes(lm, bf16)
-    formula = activation_bytes(lm.config, plan, SAMPLE, Setting(None, checkpointing=False, bf16=bf16))
-    assert formula == pytest.approx(measured, rel=0.15)
+    if setting.adapter is not None:
+        lm = script.build({**script.TOY, "vocab_size": 97}, setting.adapter, "cpu")
+        lm.get_input_embeddings().requires_grad_(True)  # as the connector's tokens do
+    else:
+        lm = LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2, vocab_size=97))
+    if setting.checkpointing:
+        checkpoint_layers(lm)
+    return lm.train()
+
+
+def peak_bytes(lm: Any, bf16: bool) -> int:
+    """Of forward and backward, beyond weights and their gradients, which are there from a step before."""
+    forward(lm, bf16).backward()
+    lm.zero_grad(set_to_none=False)
+    with PeakMemory() as memory:
+        forward(lm, bf16).backward()
+    return memory.peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_activations_take_about_what_a_step_has_at_its_peak(
+    script: Any, plan: DepthPlan, name: str, checkpointing: bool
+) -> None:
+    setting = dataclasses.replace(SETTINGS[name], checkpointing=checkpointing)
+    lm = apply_depth(decoder(script, setting), plan)
+    formula = activation_bytes(lm.config, plan, SAMPLE, setting)
+    assert formula == pytest.approx(peak_bytes(lm, setting.bf16), rel=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -184,11 +200,27 @@ def test_a_recipe_of_ours_is_reckoned_too(capsys: pytest.CaptureFixture[str]) ->
     assert found["flops_per_step"]["routed"] < found["flops_per_step"]["dense"]
 
 
+def test_a_model_to_go_on_from_with_lora_is_reckoned_as_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = apply_lora(vm.load("tiny"), LoraSettings(rank=2, alpha=4, targets=("q_proj", "down_proj")))
+    model.save_pretrained(tmp_path / "a")
+    assert main(["train", "convert", "--start", str(tmp_path / "a"), "--dry-run"]) == 0
+    found = last_line(capsys)["parameters"]
+    low_rank = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    whole = sum(p.numel() for p in vm.load("tiny").lm.parameters())
+    assert found["adapter"] == low_rank and found["decoder"] == whole - found["experts"]
+    assert found["trainable"] == low_rank + found["connector"] + found["experts"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["paper.coin"], "paper.coin cannot run yet, without its data: give it as --data FILE.jsonl"),
-        (["paper.coin", "--dry-run", "--plan", "33"], "the plan names layer 33, but the model has layers 0 to 31."),
+        (
+            ["paper.coin", "--dry-run", "--plan", "33"],
+            "layer 33, but the model has layers 0 to 31; name some of those.",
+        ),
         (["paper.coin", "--dry-run", "--devices", "0"], "--devices 0 is too small; give 1 or more."),
         (["paper.coin", "--dry-run", "--start", "tiny"], "--start does not go with paper.coin --dry-run"),
         (["paper.coin", "--dry-run", "--sharding", "zero"], "sharding 'zero' is unknown"),

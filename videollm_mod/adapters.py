@@ -15,6 +15,7 @@ The one order that does not make sense is `apply_depth` on a `PeftModel`, which 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,13 +67,17 @@ def has_lora(model: StreamingVideoLM) -> bool:
 def apply_lora(model: StreamingVideoLM, settings: LoraSettings | None = None) -> StreamingVideoLM:
     """Put LoRA around the decoder's linear layers, in place, and freeze the rest but connector and experts.
 
-    At first it changes nothing: B is 0. Returns the model. Raises InputError without peft, on a model that has LoRA
-    already, or when a decoder has none of the targets.
+    At first it changes nothing: B is 0. What learns is float32 from here on, though the model be bf16: a step of
+    training is smaller than what bf16 can tell apart. Returns the model. Raises InputError without peft, on a model
+    that has LoRA already, or when a decoder has none of the targets.
     """
     if has_lora(model):
         raise InputError("the model has LoRA already; go on training that, or begin from its base.")
     wrap_linears(model.lm, settings or LoraSettings())
     train_adapter(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     return model
 
 
@@ -91,7 +96,7 @@ def wrap_linears(lm: nn.Module, settings: LoraSettings) -> None:
 def train_adapter(model: StreamingVideoLM) -> None:
     """Freeze all but what is saved with an adapter: LoRA's matrices, the connector, the experts."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_is_adapter(name))
+        parameter.requires_grad_(is_learned(name))
 
 
 def save_adapter(
@@ -109,7 +114,7 @@ def save_adapter(
     tensors = {
         _spelt(name): tensor
         for name, tensor in model.state_dict().items()
-        if _is_adapter(name) or (own_tower and name.startswith(TOWER))
+        if is_learned(name) or (own_tower and name.startswith(TOWER))
     }
     lora: Any = copy.copy(model.lm.peft_config[NAME])  # type: ignore[index]
     lora.base_model_name_or_path = base.get("lm") or base["model"]
@@ -133,8 +138,17 @@ def base_of(model: StreamingVideoLM) -> dict[str, str]:
     return {"lm": lm, **({"tower": tower} if tower else {})}
 
 
-def read_adapter(folder: Path, model: StreamingVideoLM, *, own_tower: bool = False, other_plan: bool) -> None:
+def read_adapter(
+    folder: Path,
+    model: StreamingVideoLM,
+    dtype_of: Callable[[str], torch.dtype],
+    *,
+    own_tower: bool = False,
+    other_plan: bool,
+) -> None:
     """Put LoRA around the decoder as adapter_config.json says, and read it, connector and experts from the folder.
+
+    dtype_of: a tensor's name in the model -> what it is read as.
 
     Raises InputError, by the names of the file, for a tensor that is missing, misshapen or too many. The decoder's own
     head and embedding may be among them: peft saves them when LoRA is on the head, or by hand.
@@ -145,9 +159,9 @@ def read_adapter(folder: Path, model: StreamingVideoLM, *, own_tower: bool = Fal
     names = {
         name: _spelt(name)
         for name in state
-        if _is_adapter(name) or name in optional or (own_tower and name.startswith(TOWER))
+        if is_learned(name) or name in optional or (own_tower and name.startswith(TOWER))
     }
-    read_tensors(folder / ADAPTER, model, names, model.lm.dtype, other_plan=other_plan, optional=optional)
+    read_tensors(folder / ADAPTER, model, names, dtype_of, other_plan=other_plan, optional=optional)
     train_adapter(model)
     if own_tower:
         model.encoder.requires_grad_(True)
@@ -176,8 +190,8 @@ def _inject(lm: nn.Module, config: Any, *, empty: bool = False) -> None:
         ) from error
 
 
-def _is_adapter(name: str) -> bool:
-    """Whether a tensor of the model, by its name, is trained and saved with LoRA."""
+def is_learned(name: str) -> bool:
+    """Whether a tensor of the model, by its name, is trained and saved with LoRA: its matrices, connector, experts."""
     return ".lora_" in name or ".depth_expert." in name or name.startswith("connector.")
 
 

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from videollm_mod.adapters import read_adapter
+from videollm_mod.adapters import is_learned, read_adapter
 from videollm_mod.depth import DepthPlan
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.quantised import layer_of
@@ -71,6 +71,16 @@ class Wishes:
     tower: str | Path | None = None  # where its tower is
     weights: str | None = None  # rounded to "int8" or "int4", for inference
     kv: str | None = None  # a cache of "int8" or "fp8"
+    learned: torch.dtype | None = None  # of what may learn beside a frozen decoder: the rest, and its LoRA and experts
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of a tensor of the model, by its name."""
+        return self.of_rest if is_learned(name) or name.startswith("encoder.") else self.dtype
+
+    @property
+    def of_rest(self) -> torch.dtype:
+        """Of all but the decoder's own weights."""
+        return self.learned or self.dtype
 
     def plan_for(self, trained: DepthPlan) -> DepthPlan:
         """The plan to route by, where the folder's own is `trained`."""
@@ -150,7 +160,7 @@ def _read_whole(folder: Path, wishes: Wishes) -> StreamingVideoLM:
         settings = wishes.settings_for(settings)
         model = StreamingVideoLM(encoder, connector, lm, read_tokenizer(folder), chosen, settings)
     names = {name: name for name in model.state_dict()}
-    read_tensors(folder / WEIGHTS, model, names, wishes.dtype, other_plan=model.plan != trained)
+    read_tensors(folder / WEIGHTS, model, names, wishes.dtype_of, other_plan=model.plan != trained)
     model.trained_plan = trained
     return model
 
@@ -161,11 +171,11 @@ def _read_with_lora(folder: Path, wishes: Wishes) -> StreamingVideoLM:
     with without_weights():
         trained, settings, encoder = _described(folder, config)
     if "model" in base:
-        known = read_model(base["model"], Wishes(DepthPlan("full"), dtype=wishes.dtype))
+        known = read_model(base["model"], Wishes(DepthPlan("full"), dtype=wishes.dtype, learned=wishes.learned))
         lm, tower = known.lm, known.encoder.tower
     else:
         lm = read_lm(base["lm"], wishes.dtype)
-        tower = encoder.tower if own_tower else read_tower(base["tower"], wishes.dtype)
+        tower = encoder.tower if own_tower else read_tower(base["tower"], wishes.of_rest)
     with without_weights():
         connector = Connector(tower.width, lm.config.hidden_size)
     encoder = FrameEncoder(tower, encoder.grid)
@@ -173,7 +183,7 @@ def _read_with_lora(folder: Path, wishes: Wishes) -> StreamingVideoLM:
         trained.ratios(len(find_decoder(lm).layers))
     chosen, settings = wishes.plan_for(trained), wishes.settings_for(settings)
     model = StreamingVideoLM(encoder, connector, lm, read_tokenizer(folder), chosen, settings)
-    read_adapter(folder, model, own_tower=own_tower, other_plan=model.plan != trained)
+    read_adapter(folder, model, wishes.dtype_of, own_tower=own_tower, other_plan=model.plan != trained)
     model.trained_plan, model.base = trained, base
     return model
 
@@ -183,7 +193,7 @@ def _read_online(folder: Path, wishes: Wishes) -> StreamingVideoLM:
     if not (folder / ADAPTER).is_file():
         raise InputError(f"model folder {folder} has no {ADAPTER}; copy the whole checkpoint.")
     base = wishes.base or told.get("base_model_name_or_path") or ONLINE_LM
-    lm, tower = read_lm(base, wishes.dtype), read_tower(wishes.tower or ONLINE_TOWER, wishes.dtype)
+    lm, tower = read_lm(base, wishes.dtype), read_tower(wishes.tower or ONLINE_TOWER, wishes.of_rest)
     # its Trainer saved the tokenizer it trained with; without one, the base's is the same but for the placeholder
     home = folder if (folder / "tokenizer_config.json").is_file() else folder_of(base, "base model")
     tokenizer = or_refuse(
@@ -196,7 +206,7 @@ def _read_online(folder: Path, wishes: Wishes) -> StreamingVideoLM:
     trained = DepthPlan("full")
     chosen, settings = wishes.plan_for(trained), wishes.settings_for(ONLINE_SETTINGS)
     model = StreamingVideoLM(FrameEncoder(tower, ONLINE_GRID), connector, lm, tokenizer, chosen, settings)
-    read_adapter(folder, model, other_plan=model.plan != trained)
+    read_adapter(folder, model, wishes.dtype_of, other_plan=model.plan != trained)
     model.trained_plan = trained
     return model
 

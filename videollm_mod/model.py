@@ -134,9 +134,10 @@ class StreamingVideoLM(nn.Module):
         embeds = self.lm.get_input_embeddings()(input_ids.masked_fill(vision, 0))
         if features is None:
             return embeds
-        tokens = (
-            self.connector(features[..., : self.encoder.width]).flatten(0, 1).to(embeds.dtype)
-        )  # (frames * tokens, d)
+        # a connector that learns is float32 beside a frozen tower and decoder in bf16
+        rows = features[..., : self.encoder.width]
+        rows = rows.to(next(self.connector.parameters(), rows).dtype)
+        tokens = self.connector(rows).flatten(0, 1).to(embeds.dtype)  # (frames * tokens, d)
         return embeds.masked_scatter(vision[..., None], tokens)
 
     def forward(
@@ -251,6 +252,7 @@ class StreamingVideoLM(nn.Module):
         keep: float | None = None,
         threshold: float | None = None,
         dtype: torch.dtype = torch.float32,
+        learned: torch.dtype | None = None,
         weights: str | None = None,
         kv: str | None = None,
         base: str | Path | None = None,
@@ -258,14 +260,16 @@ class StreamingVideoLM(nn.Module):
     ) -> StreamingVideoLM:
         """Read what `save_pretrained` wrote, or a public VideoLLM-online checkpoint: a folder, or a hub id.
 
-        `plan` (whole, or just its layers) and `keep` replace its own. For inference: `weights` "int8" or "int4" rounds
-        the decoder's (weights.py), `kv` "int8" or "fp8" what its sessions cache (depth/quantised.py). `base` and
-        `tower` say where those are that an adapter was trained on, if not where it says. Raises InputError when a file
-        or a tensor is missing, of a wrong shape, or unknown, or when the name cannot be reached.
+        `plan` (whole, or just its layers) and `keep` replace its own. Weights are read as `dtype`; tower, connector,
+        experts and LoRA's as `learned`, if given: so that they learn in float32 over a decoder in bf16. For inference:
+        `weights` "int8" or "int4" rounds the decoder's (weights.py), `kv` "int8" or "fp8" what its sessions cache
+        (depth/quantised.py). `base` and `tower` say where those are that an adapter was trained on, if not where it
+        says. Raises InputError when a file or a tensor is missing, of a wrong shape, or unknown, or when the name
+        cannot be reached.
         """
         from videollm_mod.loading import Wishes, read_model  # which imports this
 
-        return read_model(name, Wishes(plan, keep, threshold, dtype, base, tower, weights, kv))
+        return read_model(name, Wishes(plan, keep, threshold, dtype, base, tower, weights, kv, learned))
 
 
 def _at_vision(frame_index: Tensor, frame_scores: Tensor) -> Tensor:

@@ -175,16 +175,17 @@ def read_tensors(
     path: Path,
     model: nn.Module,
     names: Mapping[str, str],
-    dtype: torch.dtype,
+    dtype_of: Callable[[str], torch.dtype],
     *,
     other_plan: bool,
     optional: Collection[str] = (),
 ) -> None:
-    """Put tensors of a safetensors file in their places in the model, as `dtype`.
+    """Put tensors of a safetensors file in their places in the model.
 
-    names: the model's name of a tensor -> the file's. All must be there with their shapes, but for those `optional` (by
-    the model's names), and for experts that another plan adds or drops: experts that are missing are drawn, the same
-    every time, with a warning. Raises InputError that names the tensor which is missing, misshapen or too many.
+    names: the model's name of a tensor -> the file's. dtype_of: the model's name -> what it is read as. All must be
+    there with their shapes, but for those `optional` (by the model's names), and for experts that another plan adds or
+    drops: experts that are missing are drawn, the same every time, with a warning. Raises InputError that names the
+    tensor which is missing, misshapen or too many.
     """
     belongs = f"it does not belong to this {CONFIG if path.name == WEIGHTS else ADAPTER_CONFIG}"
     try:
@@ -203,14 +204,14 @@ def read_tensors(
                 here, shape = tuple(file.get_slice(names[found]).get_shape()), tuple(_at(group, found).shape)
                 if here != shape:
                     raise InputError(f"{path}: tensor '{names[found]}' has shape {here}, the model {shape}; {belongs}.")
-                _put(group, file.get_tensor(names[found]), dtype)
+                _put(group, file.get_tensor(names[found]), dtype_of(found))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); copy or save the model again.") from error
     unknown = sorted(name for name in there - set(names.values()) if "depth_expert" not in name)
     if unknown:
         raise InputError(f"{path} has a tensor '{unknown[0]}' too many; {belongs}.")
     if untrained:
-        _draw_experts(model, sorted({name.rpartition(".")[0] for name in untrained}), dtype)
+        _draw_experts(model, sorted({name.rpartition(".")[0] for name in untrained}), dtype_of(untrained[0]))
 
 
 Places = dict[str, tuple[nn.Module, str]]  # name of a tensor -> the module that holds it, and its attribute there

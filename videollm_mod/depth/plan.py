@@ -86,7 +86,10 @@ class DepthPlan:
         if not isinstance(self.layers, str):
             wrong = [layer for layer in self.layers if not 0 <= layer < num_layers]
             if wrong:
-                raise InputError(f"the plan names layer {wrong[0]}, but the model has layers 0 to {num_layers - 1}.")
+                raise InputError(
+                    f"the plan names layer {wrong[0]}, but the model has layers 0 to {num_layers - 1}; "
+                    "name some of those."
+                )
             return tuple(sorted(set(self.layers)))
         first, step = {
             "full": (num_layers, 1),
@@ -98,7 +101,9 @@ class DepthPlan:
             "layer-skip": (1, 2),
         }[self.layers]
         if self.layers == "early-exit" and not 0 <= first <= num_layers:
-            raise InputError(f"exit_after is {first}, but the model has only {num_layers} layers.")
+            raise InputError(
+                f"exit_after is {first}, but the model has only {num_layers} layers; give 0 to {num_layers}."
+            )
         return tuple(range(first, num_layers, step))
 
     def ratios(self, num_layers: int) -> tuple[float | None, ...]:
@@ -110,7 +115,8 @@ class DepthPlan:
             per_layer = self.keep
             if len(per_layer) != len(routed):
                 raise InputError(
-                    f"the plan has {len(per_layer)} keep ratios for {len(routed)} routed layers: {routed}."
+                    f"the plan has {len(per_layer)} keep ratios for {len(routed)} routed layers: {routed}; give one "
+                    "for each of them, or one number for all."
                 )
         else:
             per_layer = (float(self.keep),) * len(routed)

@@ -18,7 +18,7 @@ from videollm_mod.data.frames import features_of_file
 from videollm_mod.data.own import has_features, read_videos
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import word_tokenizer
-from videollm_mod.loading import described, read_base_tokenizer, read_lm, read_tower
+from videollm_mod.loading import described, has_adapter, read_base_tokenizer, read_lm, read_tower
 from videollm_mod.model import StreamingVideoLM, load
 from videollm_mod.train.recipe import Phase, Recipe
 from videollm_mod.types import InputError
@@ -43,7 +43,7 @@ def build(recipe: Recipe) -> StreamingVideoLM:
         if recipe.data is not None and has_features(Path(recipe.data)):
             raise InputError(f"{recipe.data} has features; go on from the model whose tower made them, with --start.")
         return _fresh(recipe, word_tokenizer([*all_sentences(), *texts]))
-    known = load(recipe.start)
+    known = _known(recipe, recipe.start)
     tokenizer = with_words(known.template.tokenizer, texts)
     if len(tokenizer) > known.lm.config.vocab_size:
         if recipe.lora is not None or has_lora(known):
@@ -53,7 +53,31 @@ def build(recipe: Recipe) -> StreamingVideoLM:
     model = StreamingVideoLM(encoder, known.connector, known.lm, tokenizer, recipe.plan, recipe.settings)
     model.base = known.base
     _check_features(model, recipe)
-    return model if recipe.lora is None else apply_lora(model, recipe.lora)
+    return _with_lora(model, recipe)
+
+
+def _known(recipe: Recipe, start: str) -> StreamingVideoLM:
+    """The model to go on from: a decoder that LoRA leaves alone in the recipe's arithmetic, all else in float32."""
+    adapted = recipe.lora is not None or has_adapter(start)
+    return load(start, dtype=_frozen_dtype(recipe) if adapted else torch.float32, learned=torch.float32)
+
+
+def _frozen_dtype(recipe: Recipe) -> torch.dtype:
+    return torch.bfloat16 if recipe.bf16 else torch.float32
+
+
+def _with_lora(model: StreamingVideoLM, recipe: Recipe) -> StreamingVideoLM:
+    """With LoRA, if the recipe asks for it; and where there is LoRA, what learns in float32, experts of a new plan too,
+    and a tower that does not learn in the recipe's arithmetic.
+    """
+    if recipe.lora is not None:
+        apply_lora(model, recipe.lora)
+    if has_lora(model):
+        for parameter in model.lm.parameters():
+            parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+        for parameter in model.encoder.parameters() if recipe.tower_lr == 0 else ():
+            parameter.data = parameter.data.to(_frozen_dtype(recipe))
+    return model
 
 
 def like_start(recipe: Recipe) -> Recipe:
@@ -77,19 +101,14 @@ def like_start(recipe: Recipe) -> Recipe:
 
 
 def _published(recipe: Recipe, lm_name: str, tower_name: str) -> StreamingVideoLM:
-    """A published decoder and tower, frozen, in bfloat16 if the recipe computes in it; the rest fresh, in float32."""
-    dtype = torch.bfloat16 if recipe.bf16 and recipe.lora is not None else torch.float32
-    lm, tower = read_lm(lm_name, dtype), read_tower(tower_name, dtype)
+    """A published decoder and tower, frozen, in bf16 if the recipe computes in it; the rest fresh, in float32."""
+    lm = read_lm(lm_name, _frozen_dtype(recipe) if recipe.lora is not None else torch.float32)
+    tower = read_tower(tower_name, torch.float32)
     tokenizer = read_base_tokenizer(lm_name)
     encoder, width = FrameEncoder(tower, recipe.grid), find_decoder(lm).config.hidden_size
     model = StreamingVideoLM(encoder, Connector(tower.width, width), lm, tokenizer, recipe.plan, recipe.settings)
     _check_features(model, recipe)
-    if recipe.lora is not None:
-        apply_lora(model, recipe.lora)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
+    return _with_lora(model, recipe)
 
 
 def _check_features(model: StreamingVideoLM, recipe: Recipe) -> None:

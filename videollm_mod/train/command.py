@@ -134,7 +134,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     threshold = _calibrate(model, recipe, config.threads + config.workers)
     return {
         "model": str(model),
-        "bytes": os.path.getsize(model / "model.safetensors"),
+        "bytes": sum(path.stat().st_size for path in model.glob("*.safetensors")),  # one; of LoRA, the adapter alone
         "best": str(Path(config.out) / "best"),
         "curves": str(Path(config.out) / "curves.png"),
         "steps": recipe.steps,
@@ -276,12 +276,12 @@ def _again(config: TrainConfig) -> str:
 
 def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
     """Store with the finished model the threshold at which it does best on validation streams; returns it."""
-    import torch
 
     from videollm_mod.evaluate.calibrate import calibrate
     from videollm_mod.model import load
     from videollm_mod.reductions import reducing
     from videollm_mod.train.data import any_stream
+    from videollm_mod.train.loop import stored_as
     from videollm_mod.train.recipe import Phase
     from videollm_mod.world import WorldConfig
     from videollm_mod.world.camera import CameraConfig
@@ -297,6 +297,6 @@ def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
     with reducing(model, recipe.reduction):  # which stays in this process
         threshold, table = calibrate(model, streams, workers=1 if recipe.reduction else workers)
     model.settings = dataclasses.replace(model.settings, threshold=threshold)
-    model.save_pretrained(folder, dtype=torch.float16)
+    model.save_pretrained(folder, dtype=stored_as(model))
     (folder / "calibration.json").write_text(json.dumps([dataclasses.asdict(row) for row in table], indent=2) + "\n")
     return threshold

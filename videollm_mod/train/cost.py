@@ -1,4 +1,4 @@
-"""What a training step takes, by formula: bytes kept for the backward pass, and FLOPs, for gated-MLP decoders.
+"""What a training step takes, by formula: peak bytes of activations, and FLOPs, for gated-MLP decoders.
 
 With d = hidden_size, m = intermediate_size, H and G = heads of queries and of keys times head_dim, T = tokens that go
 through a layer (`flops.kv_entries`), c = bytes of the arithmetic, s = bytes of the hidden states between layers. For
@@ -8,13 +8,19 @@ each token a layer keeps
     attention   c (2 H + 2 G): queries and keys as rotated, values, what comes out; a fused kernel keeps no weights
     MLP         c * 3 m: gate, its activation, up
     where the linear maps learn, what they read: c * 5 d (under autocast each has its own copy; else c * 2 d), c m
-    LoRA        for each map d_in * (1 + c) + c r: the dropout's mask, what A reads, what B reads
+    LoRA        for each map c d_in + c r, what A reads and what B reads; with dropout d_in more, a mask of bytes (on a
+                CPU 4 d_in, a mask of numbers)
     gate        s d of each kept token, for the product of score and update
 
-The head keeps (c + 4 + 4) bytes per labelled position and word, and 4 d per token. With checkpointing a layer keeps its
-input, s d of all tokens. In the backward pass, from the last layer to the first, one layer at a time keeps all of the
-above besides, when the inputs of those behind it are gone; the head's part goes first. (So dense layers in between set
-the peak of an interleaved plan: it is hardly below that of the dense model.)
+The head keeps (c + 4 + 4) bytes per labelled position and word, and 4 d per token. Autocast keeps a copy, c bytes each,
+of the weights that learn in linear maps.
+
+In the backward pass, from the last layer to the first, the layer at work has gradients in flight besides, most of them
+in its MLP: 2 c m per token; where LoRA is on its way down m (2 c + 4), twice the 4 with dropout, since A reads float32.
+What the layers behind it kept is gone by then; the head's part goes first.
+
+With checkpointing a layer keeps its input, s d of all tokens, and all of the above only while it is at work. (So dense
+layers in between set the peak of an interleaved plan: it is hardly below that of the dense model.)
 
 FLOPs are those of `depth.flops`; what does not learn costs no gradient of weights, and checkpointing computes the
 layers once more.
@@ -92,18 +98,23 @@ def adapter_parameters(config: Any, adapter: LoraSettings) -> int:
 
 
 def activation_bytes(config: Any, plan: DepthPlan, sample: Sample, setting: Setting, streams: int = 1) -> int:
-    """Bytes kept for the backward pass of `streams` streams at a time; see above."""
-    c, s, d = setting.compute, setting.hidden, config.hidden_size
+    """Peak bytes of a step of `streams` streams at a time, beyond weights, their gradients and AdamW's state."""
+    s, d = setting.hidden, config.hidden_size
     entries = flops.kv_entries(config, plan, sample.text, sample.frames, sample.tokens_per_frame)
     inner = [_layer_bytes(config, setting) * tokens for tokens in entries]
     if plan.gate_acts:
         for layer in plan.routed(config.num_hidden_layers):
             inner[layer] += s * d * entries[layer]
-    head = sample.labels * config.vocab_size * (c + 4 + 4) + 4 * d * sample.tokens
+    flying = [_gradient_bytes(config, setting) * tokens for tokens in entries]
+    head = sample.labels * config.vocab_size * (setting.compute + 4 + 4) + 4 * d * sample.tokens
+    copies = _copied_bytes(config, setting)
+    every = sum(copies.values()) + (len(inner) - 1) * copies["layer"]
     if not setting.checkpointing:
-        return streams * (sum(inner) + head)
+        at_work = max(sum(inner[: n + 1]) + own for n, own in enumerate(flying))
+        return every + streams * max(sum(inner) + head, at_work)
     inputs = s * d * sample.tokens
-    return streams * max(len(inner) * inputs + head, *(n * inputs + own for n, own in enumerate(inner, start=1)))
+    at_work = max((n + 1) * inputs + own + flown for n, (own, flown) in enumerate(zip(inner, flying)))
+    return max(every + streams * (len(inner) * inputs + head), copies["layer"] + streams * at_work)
 
 
 def _layer_bytes(config: Any, setting: Setting) -> int:
@@ -113,8 +124,30 @@ def _layer_bytes(config: Any, setting: Setting) -> int:
     total = 2 * 4 * d + c * (2 * sizes["q_proj"][1] + 2 * sizes["k_proj"][1]) + 3 * c * inner
     if setting.adapter is None:
         return total + 2 * s * d + c * ((5 if setting.bf16 else 2) * d + inner)
+    mask = 1 if setting.adapter.dropout else 0
     names = [name for name in setting.adapter.targets if name in sizes and name != "lm_head"]
-    return total + sum(sizes[name][0] * (1 + c) + c * setting.adapter.rank for name in names)
+    return total + sum(sizes[name][0] * (mask + c) + c * setting.adapter.rank for name in names)
+
+
+def _gradient_bytes(config: Any, setting: Setting) -> int:
+    """Of gradients on their way through a layer, per token that goes through."""
+    through_adapter = 0
+    if setting.adapter is not None and "down_proj" in setting.adapter.targets and setting.bf16:
+        through_adapter = 8 if setting.adapter.dropout else 4
+    return (2 * setting.compute + through_adapter) * int(config.intermediate_size)
+
+
+def _copied_bytes(config: Any, setting: Setting) -> dict[str, int]:
+    """Autocast's copies of the weights that learn, in linear maps: of a layer, and of the head."""
+    if not setting.bf16:
+        return {"layer": 0, "head": 0}
+    sizes, adapter = linear_maps(config), setting.adapter
+    if adapter is None:
+        each = {name: inputs * outputs for name, (inputs, outputs) in sizes.items()}
+    else:
+        each = {name: adapter.rank * sum(sizes[name]) for name in adapter.targets if name in sizes}
+    head = each.pop("lm_head", 0)
+    return {"layer": 2 * sum(each.values()), "head": 2 * head}
 
 
 def decoder_flops(config: Any, plan: DepthPlan, sample: Sample, setting: Setting) -> int:

@@ -8,6 +8,7 @@ kernels and of communication.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from videollm_mod.adapters import LoraSettings
 from videollm_mod.depth import DepthPlan, apply_depth, flops
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import IGNORE
@@ -30,7 +32,7 @@ from videollm_mod.vision import Connector, FrameEncoder, TransformersTower
 DENSE = DepthPlan("full")
 HOW = (
     "parameters counted on the meta device; memory of one process: weights, gradients, AdamW's moments exact, "
-    "activations by the formulas of train/cost.py, which with checkpointing were held against nothing yet; "
+    "activations by the formulas of train/cost.py; "
     "FLOPs of decoder and connector, of a frozen tower beside them: "
     "nothing, where the frames' features were extracted beforehand"
 )
@@ -117,14 +119,14 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
 
 def _of_world(recipe: Recipe) -> tuple[Workload, dict[str, Any]]:
     """Of the phase whose steps hold the most frames."""
-    with torch.device("meta"):
+    with torch.device("meta") if recipe.start is None else nullcontext():  # one to go on from has its weights
         model = build(recipe)
     phase: Phase = max(recipe.phases, key=lambda phase: phase.streams * phase.world.seconds)
     item = stream_sample("train", 0, phase, recipe)
     example = model.template.encode(item.segments)
     text, labels = int((example.frame_index < 0).sum()), int((example.labels != IGNORE).sum())
     sample = Sample(example.frames, model.encoder.tokens_per_frame, text, labels)
-    setting = Setting(None, recipe.checkpointing, recipe.bf16)
+    setting = Setting(_adapter_of(model.lm), recipe.checkpointing, recipe.bf16)
     work = Workload(
         model.encoder, model.connector, model.lm, recipe.plan, setting, sample, phase.streams,
         tower_learns=recipe.tower_lr > 0, experts_learn=recipe.train_experts,
@@ -163,19 +165,28 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _experts(lm: nn.Module) -> int:
-    return sum(parameter.numel() for name, parameter in lm.named_parameters() if "depth_expert" in name)
+def _named(lm: nn.Module, part: str) -> int:
+    return sum(parameter.numel() for name, parameter in lm.named_parameters() if part in name)
+
+
+def _adapter_of(lm: Any) -> LoraSettings | None:
+    """The LoRA that a decoder has, as `cost.py` reckons with it."""
+    if not getattr(lm, "peft_config", None):
+        return None
+    found = next(iter(lm.peft_config.values()))
+    there = {name.rpartition(".lora_A")[0].rpartition(".")[2] for name, _ in lm.named_modules() if ".lora_A." in name}
+    return LoraSettings(found.r, found.lora_alpha, found.lora_dropout, tuple(sorted(there)))
 
 
 def _parameters(work: Workload) -> tuple[dict[str, int], int]:
     """How many the parts have, and how many learn."""
-    adapter, experts = work.setting.adapter, _experts(work.lm)
+    adapter, experts, there = work.setting.adapter, _named(work.lm, "depth_expert"), _named(work.lm, ".lora_")
     parts = {
-        "decoder": _count(work.lm) - experts,
+        "decoder": _count(work.lm) - experts - there,
         "tower": _count(work.encoder),
         "connector": _count(work.connector),
         "experts": experts,
-        "adapter": adapter_parameters(work.config, adapter) if adapter is not None else 0,
+        "adapter": there or (adapter_parameters(work.config, adapter) if adapter is not None else 0),
     }
     learning = parts["connector"] + parts["adapter"]
     learning += parts["decoder"] if adapter is None else 0
@@ -185,8 +196,8 @@ def _parameters(work: Workload) -> tuple[dict[str, int], int]:
 
 
 def _weights(work: Workload, devices: int, sharding: str) -> int:
-    """Bytes of weights in one process: what is frozen in bf16 beside an adapter, the rest in float32."""
-    frozen = 2 if work.setting.adapter is not None else 4
+    """Bytes of weights in one process: what is frozen beside an adapter in the arithmetic's, the rest in float32."""
+    frozen = work.setting.hidden
     parts, _ = _parameters(work)
     everything = frozen * (parts["decoder"] + parts["tower"])
     everything += 4 * (parts["connector"] + parts["experts"] + parts["adapter"])
@@ -197,19 +208,25 @@ def _weights(work: Workload, devices: int, sharding: str) -> int:
     return -(-everything // devices) + 2 * max(layers) + rest
 
 
+def _frame(encoder: FrameEncoder) -> Tensor:
+    """(1, S, S, 3) where the tower is."""
+    where = next(encoder.parameters()).device
+    return torch.zeros(1, encoder.tower.image_size, encoder.tower.image_size, 3, dtype=torch.uint8, device=where)
+
+
 def _frame_flops(work: Workload) -> tuple[int, int]:
     """FLOPs of one frame in the tower, forward, and backward if it learns; and in the connector, both ways."""
-    frame = torch.zeros(1, *[work.encoder.tower.image_size] * 2, 3, dtype=torch.uint8, device="meta")
+    frame = _frame(work.encoder)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = work.encoder(frame)
     tower = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        work.connector(features)
+        work.connector(features.float())  # which learns, beside a tower that may be bf16
     return (3 if work.tower_learns else 1) * tower, 3 * counter.get_total_flops()
 
 
 def _front_bytes(work: Workload) -> int:
-    """Bytes kept for the backward pass of one stream's frames by connector and tower: what autograd saves on meta."""
+    """Bytes kept for the backward pass of one stream's frames by connector and tower: what autograd saves."""
     weights = {p.untyped_storage() for part in (work.encoder, work.connector) for p in part.parameters()}
     saved = set()
 
@@ -217,11 +234,11 @@ def _front_bytes(work: Workload) -> int:
         saved.add(tensor.untyped_storage())
         return tensor
 
-    frame = torch.zeros(1, *[work.encoder.tower.image_size] * 2, 3, dtype=torch.uint8, device="meta")
+    frame = _frame(work.encoder)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.set_grad_enabled(work.tower_learns):
             features = work.encoder(frame)
-        work.connector(features)
+        work.connector(features.float())
     return work.sample.frames * sum(storage.nbytes() for storage in saved - weights) * work.setting.compute // 4
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from videollm_mod.adapters import has_lora
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.dialogue import IGNORE, Batch, Stream, collate
 from videollm_mod.model import Output, StreamingVideoLM
@@ -73,7 +74,7 @@ def train(
     with whole_weights(model, keep=world.main):
         if world.main:
             with run.replacing("model") as unfinished:
-                model.eval().save_pretrained(unfinished, dtype=torch.float16)
+                model.eval().save_pretrained(unfinished, dtype=stored_as(model))
     run.close()
     world.first(None)  # so that whoever goes on from the model finds it
     return folder / "model"
@@ -133,7 +134,7 @@ class StreamStage(Stage):
         for name, parameter in model.lm.named_parameters():
             if "depth_expert" in name:
                 parameter.requires_grad_(recipe.train_experts)
-        if recipe.lora is not None:  # 16 GB less in each checkpoint of an 8B model
+        if has_lora(model):  # 16 GB less in each checkpoint of an 8B model
             towered = "model.encoder." if recipe.tower_stage is not None else None  # as the stage before left it
             self.frozen = frozenset(
                 name
@@ -314,7 +315,12 @@ class StreamStage(Stage):
             layer.depth_ratio = ratio if ratio is None or share == 1 else 1 - share * (1 - ratio)
 
     def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder, dtype=torch.float16)
+        self.model.save_pretrained(folder, dtype=stored_as(self.model))
+
+
+def stored_as(model: StreamingVideoLM) -> torch.dtype | None:
+    """What a finished model's weights are rounded to: half precision; LoRA's, connector and experts stay as learned."""
+    return None if has_lora(model) else torch.float16
 
 
 def forward(
