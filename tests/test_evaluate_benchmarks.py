@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from data_cases import write_coin, write_ego4d, write_egoexo4d, write_epic, writ
 from evaluate_cases import SYSTEM, random_model
 
 from videollm_mod.cli import COMMANDS
+from videollm_mod.data import ovo_bench, streamingbench
 from videollm_mod.data.conversation import converse
 from videollm_mod.data.segments import Segment, Stream, write_streams
 from videollm_mod.dialogue import Assistant, System, User
 from videollm_mod.dialogue import Stream as Frames
-from videollm_mod.evaluate import command
+from videollm_mod.evaluate import command, programs
 from videollm_mod.evaluate.benchmarks import BENCHMARKS, Settings, protocol_of
 from videollm_mod.evaluate.bootstrap import add
 from videollm_mod.evaluate.command import BenchmarkConfig, evaluate, parse_shard
@@ -93,7 +95,7 @@ def test_ovo_bench_puts_all_questions_of_a_video_to_one_stream_in_order_of_time(
         (5, "B", "EPM"),
     ]
     assert one.span == (0, 5)
-    assert one.of("user")[1].text.splitlines()[:3] == ["What did I drop?", "A. a cup", "B. a pan"]
+    assert "Question: What did I drop?\nOptions:\nA. a cup; B. a pan; C. a knife; D. a tap;\n" in one.of("user")[1].text
     counts = by_name["perception_test/two.mp4"].replies
     assert [(reply.text, reply.meta["count"]) for reply in counts] == [("0", 0), ("1", 1)]
 
@@ -114,10 +116,36 @@ def test_streamingbench_tells_earlier_questions_and_gives_letters_to_options_wit
     real, sequence, proactive = streams
     assert [reply.time for reply in real.replies] == [4, 6]  # "0:06" has no hours
     first, second = sequence.of("user")
-    assert "A. A cup." in first.text and "Earlier" not in first.text
-    assert "Earlier" in second.text and "Answer: A" in second.text
+    assert "\nA. A cup.\nB. A pan.\n" in first.text and "At timestamp" not in first.text
+    told = "the following question and answer occurred: Question: What is on the table right now?; Options: A. A cup., "
+    assert f"At timestamp 00:00:03, {told}" in second.text and "D. A tap.; Answer: A; " in second.text
+    assert real.of("user")[0].text.endswith("\nD. A tap.\n\nThe best option is:")
     assert proactive.span == (2, 9)
     assert protocol_of(BENCHMARKS["streamingbench"], proactive) == "proactive"
+
+
+def test_prompts_are_letter_by_letter_those_of_the_benchmarks() -> None:
+    """SHA-256 of the templates in OVO-Bench's constant.py (REC with utils/OVOBench.py's question in it) and
+    StreamingBench's src/benchmark/*.py, options as one list."""
+    published = {
+        ovo_bench: {
+            "CHOICE": "f825899ecacf",
+            "COUNT": "71208a6226a8",
+            "STEP": "8a941c4cdd3a",
+            "ENOUGH": "c8fc7989ca58",
+        },
+        streamingbench: {
+            "CHOICE": "ce8b16df12ef",
+            "SEQUENTIAL": "662e9332f74a",
+            "CONTEXT": "08f7c44903f2",
+            "TOLD": "e44529e283ed",
+            "PROACTIVE": "0d167487595d",
+            "POLL": "be2f4a6434a3",
+        },
+    }
+    for module, prompts in published.items():
+        for name, digest in prompts.items():
+            assert hashlib.sha256(getattr(module, name).encode()).hexdigest()[:12] == digest, name
 
 
 def test_questions_of_a_file_are_read_with_their_answers_beside_them(tmp_path: Path) -> None:
