@@ -29,11 +29,12 @@ from videollm_mod.evaluate.judges import chosen, right_answer
 from videollm_mod.evaluate.metrics import Said
 from videollm_mod.evaluate.names import BENCHMARK_NAMES
 from videollm_mod.evaluate.playing import Answer, How, Result, frames_of, play
+from videollm_mod.evaluate.programs import Program, alone
 from videollm_mod.evaluate.result import read_results
 from videollm_mod.evaluate.tables import ReportConfig, cell, report
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import StreamSession
-from videollm_mod.types import FrameTokens, InputError
+from videollm_mod.types import FrameTokens, InputError, StreamEvent
 
 WRITERS = {
     "ego4d": write_ego4d,
@@ -231,7 +232,7 @@ def test_a_narration_is_played_as_a_session_that_hears_the_instruction_after_its
         if index == 0:
             said.append((time, session.ask(stream.of("user")[0].text).text))
             session.threshold = limit
-    name, result = play(model, (stream, How("narrate")))
+    name, result = alone(play(model, (stream, How("narrate"))))
     assert name == stream.id
     assert [tuple(item) for item in result.said] == said
     assert [time for _, time in rows] == [number / FPS for number in laid.frames]
@@ -247,11 +248,11 @@ def test_the_model_decides_when_to_answer_and_has_to_at_the_end(
     stream = with_features(streams[0], features, "vid2")
     eager, shy = (_at_threshold(model, threshold) for threshold in (1.0, 0.0))
     with eager as talking:
-        _, early = play(talking, (stream, How("answer", forced=False)))
+        _, early = alone(play(talking, (stream, How("answer", forced=False))))
     with shy as quiet:
-        _, late = play(quiet, (stream, How("answer", forced=False)))
+        _, late = alone(play(quiet, (stream, How("answer", forced=False))))
     with eager as talking:
-        _, waits = play(talking, (stream, How("answer", forced=False, compat=True)))
+        _, waits = alone(play(talking, (stream, How("answer", forced=False, compat=True))))
     first, last = stream.span
     assert early.answers[0] is not None and early.answers[0].own and early.answers[0].time == first
     assert late.answers[0] is not None and not late.answers[0].own and late.answers[0].time == last
@@ -268,9 +269,9 @@ def test_a_question_that_came_before_its_frames_is_not_forgotten_with_them(
     )
     stream = Stream("one", segments, features=features / "one.safetensors")
     with _at_threshold(model, 0.0) as quiet:
-        _, remembers = play(quiet, (stream, How("answer", forced=False)))
+        _, remembers = alone(play(quiet, (stream, How("answer", forced=False))))
         quiet.settings = dataclasses.replace(quiet.settings, window=1.0)
-        _, forgetful = play(quiet, (stream, How("answer", forced=False)))
+        _, forgetful = alone(play(quiet, (stream, How("answer", forced=False))))
     assert forgetful.answers == remembers.answers
 
 
@@ -293,7 +294,8 @@ def test_candidates_are_a_greedy_one_and_samples_that_a_seed_repeats(model: Stre
     segments = (Segment("stream", start=0.0, end=3.0), *ask(3.0, "What next?", "This."))
     stream = Stream("one", segments, features=features / "one.safetensors")
     one, same, other = (
-        play(model, (stream, How("answer", candidates=4, forced=False, seed=seed)))[1].answers[0] for seed in (0, 0, 1)
+        alone(play(model, (stream, How("answer", candidates=4, forced=False, seed=seed))))[1].answers[0]
+        for seed in (0, 0, 1)
     )
     assert one is not None and other is not None and one == same
     assert len(one.texts) == 4 and one.texts[0] == other.texts[0] and one.texts != other.texts
@@ -305,17 +307,16 @@ def test_a_proactive_question_is_answered_of_its_own_accord_and_polled_every_sec
     _, streams = streams_of("streamingbench", data)
     stream = with_features(streams[-1], features, "sample_2_proactive")
     asked: list[tuple[float, str]] = []
-    plain = StreamSession.ask
 
-    def listen(self: StreamSession, text: str, time: float | None = None) -> Any:
-        event = plain(self, text, time)
+    def listen(session: StreamSession, text: str) -> Program[StreamEvent]:
+        event = yield from programs.ask(session, text)
         asked.append((event.time, text))
         sure = "Is it the right time" in text and event.time >= 5
         return dataclasses.replace(event, text="Yes." if sure else "red")
 
-    monkeypatch.setattr(StreamSession, "ask", listen)
+    monkeypatch.setattr("videollm_mod.evaluate.playing.ask", listen)
     with _at_threshold(model, 0.0) as quiet:
-        _, result = play(quiet, (stream, How("proactive", forced=False)))
+        _, result = alone(play(quiet, (stream, How("proactive", forced=False))))
     own, polled = result.answers
     assert own is None
     assert polled is not None and polled.texts == ("red",)
@@ -489,6 +490,14 @@ def test_own_videos_in_our_format_are_a_benchmark_too(
     result = evaluate("narration", BenchmarkConfig(tmp_path / "mine.jsonl", model_folder, workers=1))
     assert result["frames"] == 12 and result["metrics"]["lm_ppl"]["value"] > 1
     assert "say little" in result["warnings"][0]
+    with (tmp_path / "mine.jsonl").open("a") as file:
+        file.write('{"id": "gone", "features": "gone.safetensors", "segments": []}\n{"id": "bad", "segments": 7}\n')
+    config = BenchmarkConfig(tmp_path / "mine.jsonl", model_folder, workers=1)
+    for change, message in (({}, "line 3"), ({"skip_bad": True}, r"stream 'gone' needs .*gone\.safetensors")):
+        with pytest.raises(InputError, match=message):
+            evaluate("narration", dataclasses.replace(config, **change))
+    rest = evaluate("narration", dataclasses.replace(config, skip_bad=True, skip_missing=True))
+    assert (rest["skipped"], rest["missing"], rest["metrics"]) == (1, 1, result["metrics"])
 
 
 def test_flags_that_cannot_be_right_are_told_before_the_model_is_loaded(tmp_path: Path, data: Path) -> None:
