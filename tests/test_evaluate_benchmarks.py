@@ -491,9 +491,9 @@ def test_own_videos_in_our_format_are_a_benchmark_too(
     assert result["frames"] == 12 and result["metrics"]["lm_ppl"]["value"] > 1
     assert "say little" in result["warnings"][0]
     with (tmp_path / "mine.jsonl").open("a") as file:
-        file.write('{"id": "gone", "features": "gone.safetensors", "segments": []}\n{"id": "bad", "segments": 7}\n')
+        file.write('{"id": "bad", "segments": 7}\n{"id": "gone", "features": "gone.safetensors", "segments": []}\n')
     config = BenchmarkConfig(tmp_path / "mine.jsonl", model_folder, workers=1)
-    for change, message in (({}, "line 3"), ({"skip_bad": True}, r"stream 'gone' needs .*gone\.safetensors")):
+    for change, message in (({}, "line 2"), ({"skip_bad": True}, r"stream 'gone' needs .*gone\.safetensors")):
         with pytest.raises(InputError, match=message):
             evaluate("narration", dataclasses.replace(config, **change))
     rest = evaluate("narration", dataclasses.replace(config, skip_bad=True, skip_missing=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from videollm_mod.evaluate.result import versions
 
-KEPT = ("results", "n-samples", "total_evaluation_time_seconds")
+KEPT = ("results", "n-samples")
 
 
 def main(folder: Path, out: Path) -> None:
