@@ -117,7 +117,7 @@ def _library(model: StreamingVideoLM, split: str, frames: int, streams: int) -> 
         vectors, seen, last = features_of(model, stream), 0, ""
         for place, time in enumerate(stream.times.tolist()):
             things = [thing for thing in stream.visible(time) if thing.role == "thing"]
-            shape = things[0].shape if len(things) == 1 and things[0].inside > 0.95 else ""
+            shape = things[0].shape if len(things) == 1 and things[0].visible > 0.95 else ""
             seen = seen + 1 if shape and shape == last else int(bool(shape))
             last = shape
             if seen == frames:
