@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The real lmms-eval on our model, in an environment of its own: clips of the world, and questions about them.
 #   runs/lmms_eval.sh out/lmms 10        # folder, clips; the environment takes some minutes the first time
+# -> docs/results/lmms_eval.json
 set -euo pipefail
 home=$(cd "$(dirname "$0")/.." && pwd)
 out=$(mkdir -p "${1:-out/lmms}" && cd "${1:-out/lmms}" && pwd)
@@ -18,3 +19,4 @@ cp "$home/runs/lmms_eval/tiny_world.yaml" "$home/runs/lmms_eval/tiny_world.py" "
 cd "$out/task"
 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 "$out/env/bin/lmms-eval" --model videollm_mod --model_args model=tiny \
     --tasks tiny_world --include_path "$out/task" --batch_size 1 --output_path "$out/results" --log_samples
+"$out/env/bin/python" "$home/runs/lmms_eval/summary.py" "$out/results" "$home/docs/results/lmms_eval.json"

@@ -19,7 +19,7 @@ from videollm_mod.world import WorldConfig, WorldStream, all_sentences, make_str
 SYSTEM = "Say what happens."
 
 
-def random_model(decide: str = "last", scorer: str = "learned") -> StreamingVideoLM:
+def random_model(decide: str = "last", scorer: str = "learned", plan: DepthPlan | None = None) -> StreamingVideoLM:
     """1 + 2x2 tokens per frame of 32 px, three layers of width 32 of which one is routed; float64."""
     torch.manual_seed(0)
     tokenizer = word_tokenizer([*all_sentences(), SYSTEM])
@@ -43,7 +43,7 @@ def random_model(decide: str = "last", scorer: str = "learned") -> StreamingVide
         Connector(tower.width, 32),
         lm,
         tokenizer,
-        DepthPlan("interleaved", keep=0.4, scorer=scorer),
+        plan or DepthPlan("interleaved", keep=0.4, scorer=scorer),
         StreamSettings(system=SYSTEM, decide=decide, max_reply_tokens=4, threshold=0.01),
     ).to(torch.float64).eval()  # fmt: skip
 

@@ -16,8 +16,9 @@ from test_session import middle_threshold
 
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamingVideoLM
-from videollm_mod.stream.engine import CHUNK, Engine, EngineFull, EngineOutput, EngineStream, QueueFull
+from videollm_mod.stream.engine import Engine, EngineFull, EngineOutput, EngineStream, QueueFull
 from videollm_mod.stream.session import StreamSession
+from videollm_mod.stream.together import CHUNK
 from videollm_mod.types import FrameTokens, InputError, StreamEvent
 
 QUESTION = "What happened?"

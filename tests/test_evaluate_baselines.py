@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,8 @@ def test_the_leaderboard_ranks_models_and_baselines_on_the_same_streams(tmp_path
     )
     assert set(result["rows"]) == {"silent", "chance", "difference", str(folder)}
     assert len({row["events"] for row in result["rows"].values()}) == 1
-    assert (tmp_path / "board.json").exists()
+    stored = json.loads((tmp_path / "board.json").read_text())
+    assert {"seed", "frame_times", "versions"} <= set(stored) and stored["rows"][str(folder)]["plan"]["keep"] == 0.4
     for change, words in (({"streams": 0}, "--streams 0"), ({"seconds": 0.5}, "--seconds 0.5")):
         with pytest.raises(InputError, match=words):
             leaderboard(dataclasses.replace(LeaderboardConfig(), **change))

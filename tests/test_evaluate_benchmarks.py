@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from data_cases import write_coin, write_ego4d, write_egoexo4d, write_epic, writ
 from evaluate_cases import SYSTEM, random_model
 
 from videollm_mod.cli import COMMANDS
+from videollm_mod.data import ovo_bench, streamingbench
 from videollm_mod.data.conversation import converse
 from videollm_mod.data.segments import Segment, Stream, write_streams
 from videollm_mod.dialogue import Assistant, System, User
 from videollm_mod.dialogue import Stream as Frames
-from videollm_mod.evaluate import command
+from videollm_mod.evaluate import command, programs
 from videollm_mod.evaluate.benchmarks import BENCHMARKS, Settings, protocol_of
 from videollm_mod.evaluate.bootstrap import add
 from videollm_mod.evaluate.command import BenchmarkConfig, evaluate, parse_shard
@@ -27,11 +29,12 @@ from videollm_mod.evaluate.judges import chosen, right_answer
 from videollm_mod.evaluate.metrics import Said
 from videollm_mod.evaluate.names import BENCHMARK_NAMES
 from videollm_mod.evaluate.playing import Answer, How, Result, frames_of, play
+from videollm_mod.evaluate.programs import Program, alone
 from videollm_mod.evaluate.result import read_results
 from videollm_mod.evaluate.tables import ReportConfig, cell, report
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import StreamSession
-from videollm_mod.types import FrameTokens, InputError
+from videollm_mod.types import FrameTokens, InputError, StreamEvent
 
 WRITERS = {
     "ego4d": write_ego4d,
@@ -93,7 +96,7 @@ def test_ovo_bench_puts_all_questions_of_a_video_to_one_stream_in_order_of_time(
         (5, "B", "EPM"),
     ]
     assert one.span == (0, 5)
-    assert one.of("user")[1].text.splitlines()[:3] == ["What did I drop?", "A. a cup", "B. a pan"]
+    assert "Question: What did I drop?\nOptions:\nA. a cup; B. a pan; C. a knife; D. a tap;\n" in one.of("user")[1].text
     counts = by_name["perception_test/two.mp4"].replies
     assert [(reply.text, reply.meta["count"]) for reply in counts] == [("0", 0), ("1", 1)]
 
@@ -114,10 +117,36 @@ def test_streamingbench_tells_earlier_questions_and_gives_letters_to_options_wit
     real, sequence, proactive = streams
     assert [reply.time for reply in real.replies] == [4, 6]  # "0:06" has no hours
     first, second = sequence.of("user")
-    assert "A. A cup." in first.text and "Earlier" not in first.text
-    assert "Earlier" in second.text and "Answer: A" in second.text
+    assert "\nA. A cup.\nB. A pan.\n" in first.text and "At timestamp" not in first.text
+    told = "the following question and answer occurred: Question: What is on the table right now?; Options: A. A cup., "
+    assert f"At timestamp 00:00:03, {told}" in second.text and "D. A tap.; Answer: A; " in second.text
+    assert real.of("user")[0].text.endswith("\nD. A tap.\n\nThe best option is:")
     assert proactive.span == (2, 9)
     assert protocol_of(BENCHMARKS["streamingbench"], proactive) == "proactive"
+
+
+def test_prompts_are_letter_by_letter_those_of_the_benchmarks() -> None:
+    """SHA-256 of the templates in OVO-Bench's constant.py (REC with utils/OVOBench.py's question in it) and
+    StreamingBench's src/benchmark/*.py, options as one list."""
+    published = {
+        ovo_bench: {
+            "CHOICE": "f825899ecacf",
+            "COUNT": "71208a6226a8",
+            "STEP": "8a941c4cdd3a",
+            "ENOUGH": "c8fc7989ca58",
+        },
+        streamingbench: {
+            "CHOICE": "ce8b16df12ef",
+            "SEQUENTIAL": "662e9332f74a",
+            "CONTEXT": "08f7c44903f2",
+            "TOLD": "e44529e283ed",
+            "PROACTIVE": "0d167487595d",
+            "POLL": "be2f4a6434a3",
+        },
+    }
+    for module, prompts in published.items():
+        for name, digest in prompts.items():
+            assert hashlib.sha256(getattr(module, name).encode()).hexdigest()[:12] == digest, name
 
 
 def test_questions_of_a_file_are_read_with_their_answers_beside_them(tmp_path: Path) -> None:
@@ -203,7 +232,7 @@ def test_a_narration_is_played_as_a_session_that_hears_the_instruction_after_its
         if index == 0:
             said.append((time, session.ask(stream.of("user")[0].text).text))
             session.threshold = limit
-    name, result = play(model, (stream, How("narrate")))
+    name, result = alone(play(model, (stream, How("narrate"))))
     assert name == stream.id
     assert [tuple(item) for item in result.said] == said
     assert [time for _, time in rows] == [number / FPS for number in laid.frames]
@@ -219,11 +248,11 @@ def test_the_model_decides_when_to_answer_and_has_to_at_the_end(
     stream = with_features(streams[0], features, "vid2")
     eager, shy = (_at_threshold(model, threshold) for threshold in (1.0, 0.0))
     with eager as talking:
-        _, early = play(talking, (stream, How("answer", forced=False)))
+        _, early = alone(play(talking, (stream, How("answer", forced=False))))
     with shy as quiet:
-        _, late = play(quiet, (stream, How("answer", forced=False)))
+        _, late = alone(play(quiet, (stream, How("answer", forced=False))))
     with eager as talking:
-        _, waits = play(talking, (stream, How("answer", forced=False, compat=True)))
+        _, waits = alone(play(talking, (stream, How("answer", forced=False, compat=True))))
     first, last = stream.span
     assert early.answers[0] is not None and early.answers[0].own and early.answers[0].time == first
     assert late.answers[0] is not None and not late.answers[0].own and late.answers[0].time == last
@@ -240,9 +269,9 @@ def test_a_question_that_came_before_its_frames_is_not_forgotten_with_them(
     )
     stream = Stream("one", segments, features=features / "one.safetensors")
     with _at_threshold(model, 0.0) as quiet:
-        _, remembers = play(quiet, (stream, How("answer", forced=False)))
+        _, remembers = alone(play(quiet, (stream, How("answer", forced=False))))
         quiet.settings = dataclasses.replace(quiet.settings, window=1.0)
-        _, forgetful = play(quiet, (stream, How("answer", forced=False)))
+        _, forgetful = alone(play(quiet, (stream, How("answer", forced=False))))
     assert forgetful.answers == remembers.answers
 
 
@@ -265,7 +294,8 @@ def test_candidates_are_a_greedy_one_and_samples_that_a_seed_repeats(model: Stre
     segments = (Segment("stream", start=0.0, end=3.0), *ask(3.0, "What next?", "This."))
     stream = Stream("one", segments, features=features / "one.safetensors")
     one, same, other = (
-        play(model, (stream, How("answer", candidates=4, forced=False, seed=seed)))[1].answers[0] for seed in (0, 0, 1)
+        alone(play(model, (stream, How("answer", candidates=4, forced=False, seed=seed))))[1].answers[0]
+        for seed in (0, 0, 1)
     )
     assert one is not None and other is not None and one == same
     assert len(one.texts) == 4 and one.texts[0] == other.texts[0] and one.texts != other.texts
@@ -277,17 +307,16 @@ def test_a_proactive_question_is_answered_of_its_own_accord_and_polled_every_sec
     _, streams = streams_of("streamingbench", data)
     stream = with_features(streams[-1], features, "sample_2_proactive")
     asked: list[tuple[float, str]] = []
-    plain = StreamSession.ask
 
-    def listen(self: StreamSession, text: str, time: float | None = None) -> Any:
-        event = plain(self, text, time)
+    def listen(session: StreamSession, text: str) -> Program[StreamEvent]:
+        event = yield from programs.ask(session, text)
         asked.append((event.time, text))
         sure = "Is it the right time" in text and event.time >= 5
         return dataclasses.replace(event, text="Yes." if sure else "red")
 
-    monkeypatch.setattr(StreamSession, "ask", listen)
+    monkeypatch.setattr("videollm_mod.evaluate.playing.ask", listen)
     with _at_threshold(model, 0.0) as quiet:
-        _, result = play(quiet, (stream, How("proactive", forced=False)))
+        _, result = alone(play(quiet, (stream, How("proactive", forced=False))))
     own, polled = result.answers
     assert own is None
     assert polled is not None and polled.texts == ("red",)
@@ -461,6 +490,14 @@ def test_own_videos_in_our_format_are_a_benchmark_too(
     result = evaluate("narration", BenchmarkConfig(tmp_path / "mine.jsonl", model_folder, workers=1))
     assert result["frames"] == 12 and result["metrics"]["lm_ppl"]["value"] > 1
     assert "say little" in result["warnings"][0]
+    with (tmp_path / "mine.jsonl").open("a") as file:
+        file.write('{"id": "bad", "segments": 7}\n{"id": "gone", "features": "gone.safetensors", "segments": []}\n')
+    config = BenchmarkConfig(tmp_path / "mine.jsonl", model_folder, workers=1)
+    for change, message in (({}, "line 2"), ({"skip_bad": True}, r"stream 'gone' needs .*gone\.safetensors")):
+        with pytest.raises(InputError, match=message):
+            evaluate("narration", dataclasses.replace(config, **change))
+    rest = evaluate("narration", dataclasses.replace(config, skip_bad=True, skip_missing=True))
+    assert (rest["skipped"], rest["missing"], rest["metrics"]) == (1, 1, result["metrics"])
 
 
 def test_flags_that_cannot_be_right_are_told_before_the_model_is_loaded(tmp_path: Path, data: Path) -> None:

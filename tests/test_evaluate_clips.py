@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from videollm_mod.evaluate.clips import EvalClipsConfig, evaluate_clips, read_labels
+from videollm_mod.evaluate.result import read_results
 from videollm_mod.types import InputError
 
 DEMO = Path(__file__).parents[1] / "videollm_mod" / "assets" / "demo.mp4"
@@ -42,6 +43,10 @@ def test_what_is_said_in_time_and_in_the_labels_words_is_right(tmp_path: Path) -
     result = evaluate_clips(EvalClipsConfig(clips=(DEMO,), labels=tmp_path, json=tmp_path / "result.json"))
     assert result["f1"] == pytest.approx(1 - 1 / len(said), abs=1e-4)
     assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert result["metrics"]["f1"]["value"] == pytest.approx(result["f1"], abs=1e-4)
+    assert result["metrics"]["f1"]["low"] is None and "1 video say little" in result["warnings"][0]
+    assert {"samples", "seed", "plan", "frame_times", "versions"} <= set(result)
+    assert read_results(tmp_path)[0]["benchmark"] == "clips"
     assert evaluate_clips(EvalClipsConfig(clips=(DEMO,), labels=tmp_path, tolerance=0.5))["f1"] == 0
 
 

@@ -194,6 +194,9 @@ def test_a_label_that_only_training_has_can_be_answered_only_if_it_is_among_the_
 
 def test_steps_are_lines_without_numbers_and_missing_ones_are_wrong() -> None:
     assert steps("1. Cut it.\n2) Fry  it\n\n3: ") == ["cut it", "fry it"]
+    assert steps("1. Cut it. 2. Fry 3 eggs. 3. Eat.") == ["cut it", "fry 3 eggs", "eat"]
+    assert steps("1. Cut it. 2. Fry it.", compat=True) == ["cut it. 2. fry it"]
+    assert steps("Take 2. Then 3. rest") == ["take 2. then 3. rest"]  # numbers that do not count up from its first word
     assert plain(" Cut  it. ") == "cut it"
     true = ["cut it", "fry it", "eat it", "wash up"]
     assert step_hits(["cut it", "burn it"], true) == (1, 4)

@@ -8,6 +8,7 @@ import torch
 from evaluate_cases import SYSTEM, random_model, short_stream
 
 from videollm_mod.dialogue import Assistant, Segment, Stream, System, User
+from videollm_mod.evaluate.programs import alone
 from videollm_mod.evaluate.self_conditioned import self_conditioned
 from videollm_mod.evaluate.streams import features_of, scores_of
 from videollm_mod.evaluate.teacher_forced import TeacherForced, Turn, teacher_forced
@@ -171,9 +172,9 @@ def test_teacher_forced_counts_take_the_right_frame_and_the_whole_sentence() -> 
 def test_a_stream_of_ready_tokens_is_watched_as_its_pictures_are() -> None:
     model, stream = random_model(), short_stream()
     features = features_of(model, stream)
-    silences = self_conditioned(model, stream, features, threshold=0).silence
+    silences = alone(self_conditioned(model, stream, features, threshold=0)).silence
     threshold = float(np.median(silences))  # so that it speaks at some frames and not at others
-    own = self_conditioned(model, stream, features, threshold=threshold)
+    own = alone(self_conditioned(model, stream, features, threshold=threshold))
     assert 0 < len(own.narrations) < len(stream.times)
     session = StreamSession(model, threshold=threshold)
     narrations, answers, questions = [], [], list(stream.questions)
@@ -189,7 +190,7 @@ def test_a_stream_of_ready_tokens_is_watched_as_its_pictures_are() -> None:
 
 def test_a_model_that_may_not_speak_is_silent_and_still_answers() -> None:
     model, stream = random_model(), short_stream()
-    own = self_conditioned(model, stream, features_of(model, stream), threshold=0)
+    own = alone(self_conditioned(model, stream, features_of(model, stream), threshold=0))
     assert own.narrations == ()
     assert len(own.answers) == len(stream.questions) > 0
 
@@ -197,8 +198,8 @@ def test_a_model_that_may_not_speak_is_silent_and_still_answers() -> None:
 def test_what_a_model_says_changes_what_it_decides_later() -> None:
     model, stream = random_model(), short_stream()
     features = features_of(model, stream)
-    silent = self_conditioned(model, stream, features, threshold=0)
-    talking = self_conditioned(model, stream, features, threshold=1)
+    silent = alone(self_conditioned(model, stream, features, threshold=0))
+    talking = alone(self_conditioned(model, stream, features, threshold=1))
     assert len(talking.narrations) == len(stream.times)
     assert talking.silence[0] == silent.silence[0]
     assert not np.allclose(talking.silence[1:], silent.silence[1:])

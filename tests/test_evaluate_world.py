@@ -18,8 +18,9 @@ from PIL import Image
 from videollm_mod.evaluate.calibrate import calibrate, climb
 from videollm_mod.evaluate.metrics import Said
 from videollm_mod.evaluate.mistakes import mistakes_in, worst
+from videollm_mod.evaluate.programs import Program
 from videollm_mod.evaluate.report import NAMES
-from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both, watch_truth
+from videollm_mod.evaluate.streams import Watched, run_jobs, run_streams, watch_both, watch_truth
 from videollm_mod.evaluate.summary import intervals, metrics_of, summarise, tally
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
 from videollm_mod.model import StreamingVideoLM
@@ -30,7 +31,7 @@ STREAMS = [short_stream(number, seconds=30) for number in range(4)]
 PROMISED = (
     "f1 f1_heldout f1_teacher_forced false_alarms_per_minute lm_ppl time_diff fluency lm_correctness question_accuracy "
     "precision recall timing_f1 content_accuracy by_kind by_question streams frames seconds threshold plan split "
-    "description intervals heldout wall_seconds frames_per_second"
+    "description intervals heldout wall_seconds frames_per_second samples seed frame_times versions"
 ).split()
 
 
@@ -156,7 +157,7 @@ def test_two_processes_find_what_one_finds() -> None:
         assert one.silence.tolist() == pytest.approx(other.silence.tolist())
     assert [len(result.turns) for result in alone] == [len(result.turns) for result in spread]
     with pytest.raises(InputError, match="workers is 0"):
-        run_jobs(model, watch_both, streams, workers=0)
+        run_streams(model, watch_both, streams, workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +200,9 @@ def test_an_evaluation_goes_on_from_its_journal_and_ends_with_the_same_numbers(
         file.write('{"stream": "test-0000')  # killed while it wrote
     watched: list[str] = []
 
-    def watch(model: StreamingVideoLM, stream: WorldStream) -> Watched:
+    def watch(model: StreamingVideoLM, stream: WorldStream) -> Program[Watched]:
         watched.append(stream.name)
-        return watch_both(model, stream)
+        return (yield from watch_both(model, stream))
 
     monkeypatch.setattr("videollm_mod.evaluate.journal.watch_both", watch)
     went_on = evaluate_world(dataclasses.replace(whole, journal=journal))

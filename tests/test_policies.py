@@ -342,7 +342,7 @@ def test_a_step_that_fails_leaves_no_trace() -> None:
 
     hook = find_decoder(model.lm).layers[2].register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="no memory"), torch.inference_mode():
-        session._run(Step([session.template.interval_id], [-1], [0], ()))
+        session.run(Step([session.template.interval_id], [-1], [0], ()))
     hook.remove()
     assert session.context == other.context and session._cache.stored == other._cache.stored
     for frame in film[9:]:

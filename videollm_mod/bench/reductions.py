@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from videollm_mod.bench.measure import environment, progress, rounded, time_in_turn
 from videollm_mod.bench.reductions_command import BenchReductions
 from videollm_mod.depth import DepthPlan
+from videollm_mod.evaluate.programs import alone
 from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both
 from videollm_mod.evaluate.summary import summarise
 from videollm_mod.files import atomic_write
@@ -127,10 +128,10 @@ def _measure(cell: Cell, config: BenchReductions) -> dict[str, Any]:
 
 
 def watch_reduced(model: StreamingVideoLM, job: tuple[WorldStream, dict[str, Any] | None]) -> Watched:
-    """`watch_both` with a reduction in the model; for worker processes, too."""
+    """`watch_both` with a reduction in the model, which acts on one stream at a time; for worker processes, too."""
     stream, reduction = job
     with reducing(model, reduction):
-        return watch_both(model, stream)
+        return alone(watch_both(model, stream))
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------

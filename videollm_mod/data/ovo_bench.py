@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from videollm_mod.data.reading import Source, number, seconds, sentence
+from videollm_mod.data.reading import Source, as_written, number, seconds, sentence
 from videollm_mod.data.segments import Segment, Stream
 
 FILE = "ovo_bench_new.json"
@@ -19,9 +19,33 @@ GROUPS = {
     "real_time": ("OCR", "ACR", "ATR", "STU", "FPD", "OJR"),
     "forward": ("REC", "SSR", "CRR"),
 }
-LETTER = "Respond only with the letter of the right option, without an explanation."
-NUMBER = "Answer with a single number only, such as 0, 1 or 2."
-YES_NO = "Answer only with Yes or No."
+# What is asked, as the benchmark prescribes it, letter by letter (constant.py and utils/OVOBench.py there)
+CHOICE = (
+    "\nQuestion: {}\nOptions:\n{}\n\n"
+    "Respond only with the letter corresponding to your chosen option (e.g., A, B, C). \n"
+    "Do not include any additional text or explanation in your response.\n"
+)
+COUNT = (
+    "\nYou're watching a video in which people may perform a certain type of action repetively. \n"
+    "The person performing this kind of action are referred to as 'they' in the following statement.\n"
+    "You're task is to count how many times have different people in the video perform this kind of action in "
+    "total.\nOne complete motion counts as one. \nNow, answer the following question: How many times did they {}?\n"
+    "Provide your answer as a single number (e.g., 0, 1, 2, 3…) indicating the total count.\n"
+    "Do not include any additional text or explanation in your response.\n"
+)
+STEP = (
+    "\nYou're watching a tutorial video which contain a sequential of steps. \n"
+    "The following is one step from the whole procedures: \n{}\n"
+    "Your task is to determine if the man or woman in the video is currently performing this step.\n"
+    "Answer only with “Yes” or “No”.\nDo not include any additional text or explanation in your response.\n"
+)
+ENOUGH = (
+    "\nYou're responsible of answering questions based on the video content. \n"
+    "The following question are relevant to the latest frames, i.e. the end of the video.\n{}\n"
+    "Decide whether existing visual content, especially latest frames, i.e. frames that near the end of the video, "
+    "provide enough information for answering the question.\nAnswer only with “Yes” or “No”.\n"
+    "Do not include any additional text or explanation in your response.\n"
+)
 
 
 def read_ovo_bench(source: Source) -> Iterator[Stream]:
@@ -56,22 +80,20 @@ def _questions(item: dict[str, Any]) -> list[tuple[float, str, str, dict[str, An
         options = [str(option) for option in item["options"]]
         right = number(item["gt"], "gt")
         options[right]  # an answer that is no option is a bad record
-        listed = "\n".join(f"{chr(65 + place)}. {option}" for place, option in enumerate(options))
-        question = f"{sentence(item['question'], 'its question')}\n{listed}\n{LETTER}"
+        listed = "; ".join(f"{chr(65 + place)}. {option}" for place, option in enumerate(options)) + ";"
+        question = CHOICE.format(as_written(item["question"], "its question"), listed)
         return [(seconds(item["realtime"]), question, chr(65 + right), meta | {"options": options})]
     found = []
     for test in item["test_info"]:
         time = seconds(test["realtime"])
         if task == "REC":
-            asked = (
-                f"How many times in total did people do this: {sentence(item['activity'], 'its activity')}? {NUMBER}"
-            )
+            asked = COUNT.format(as_written(item["activity"], "its activity"))
             found.append((time, asked, str(test["count"]), meta | {"count": number(test["count"], "count")}))
             continue
         yes = bool(number(test["type"], "type"))
         if task == "SSR":
-            asked = f"Is the person now performing this step: {sentence(test['step'], 'its step')}? {YES_NO}"
+            asked = STEP.format(as_written(test["step"], "its step"))
         else:
-            asked = f"{sentence(item['question'], 'its question')} Has enough been seen to answer this by now? {YES_NO}"
+            asked = ENOUGH.format(as_written(item["question"], "its question"))
         found.append((time, asked, "Yes" if yes else "No", meta | {"yes": yes}))
     return found

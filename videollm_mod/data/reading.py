@@ -184,6 +184,12 @@ def sentence(value: Any, what: str = "its text") -> str:
     return " ".join(value.split())
 
 
+def as_written(value: Any, what: str = "its text") -> str:
+    """As `sentence`, but every character stays as it is: for prompts that others have to get again."""
+    sentence(value, what)
+    return str(value)
+
+
 def number(value: Any, what: str) -> int:
     """A label: a whole number from 0 on; ValueError for anything else."""
     if isinstance(value, str) and value.isdecimal():

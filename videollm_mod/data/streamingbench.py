@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from videollm_mod.data.reading import Source, clock, sentence
+from videollm_mod.data.reading import Source, as_written, clock, sentence
 from videollm_mod.data.segments import Segment, Stream
 from videollm_mod.types import InputError
 
@@ -37,7 +37,33 @@ GROUPS = {
     "proactive_own": ("proactive own time", "proactive own words"),
     "proactive_polled": ("proactive polled time", "proactive polled words"),
 }
-LETTER = "Respond with the letter of the right option only."
+# What is asked, as the benchmark prescribes it, letter by letter (src/benchmark/*.py there)
+CHOICE = (
+    "You are an advanced video question-answering AI assistant. You have been provided with some frames from the "
+    "video and a multiple-choice question related to the video. Your task is to carefully analyze the video and "
+    "provide the best answer to question, choosing from the four options provided. Respond with only the letter (A, "
+    "B, C, or D) of the correct option.\n\nQuestion: {}\n\nOptions:\n{}\n\nThe best option is:"
+)
+SEQUENTIAL = (
+    "You are an advanced video question-answering AI assistant. You have been provided with a video and a "
+    "multiple-choice question related to the video. Your task is to carefully analyze the video and the provided "
+    "context to answer the question, choosing from the four options provided. Respond with only the letter (A, B, C, "
+    "or D) of the correct option.\n\n{}\n\n"
+    "Here is the question. Answer it and don't confuse it with the previous conversation.\nQuestion: {}\n\nOptions:\n"
+    "{}\n\nThe best option is:"
+)
+CONTEXT = (
+    "Here are the contextual information related to the video. Please answer the questions based on the contextual "
+    "information: "
+)
+TOLD = "At timestamp {}, the following question and answer occurred: Question: {}; Options: {}; Answer: {}; "
+PROACTIVE = (
+    "You are an advanced image question-answering AI assistant. You have been provided with images and a question "
+    "related to the images. Your task is to carefully analyze the images and provide the answer to the question. You "
+    "need to carefully confirm whether the images content meet the conditions of the question, and then output the "
+    "correct content.\n\nQuestion: {}\n\nThe answer is:\n"
+)
+POLL = '{} Is it the right time to output "{}"? You can only answer yes or no.'
 POLLED = 4.0  # seconds that a proactive question is polled beyond its true time
 
 
@@ -86,9 +112,12 @@ def _choice(question: dict[str, Any]) -> tuple[float, Segment, Segment]:
         raise ValueError(f"its answer is {answer!r}, none of its options")
     if question["task_type"] not in {task for tasks in GROUPS.values() for task in tasks}:
         raise ValueError(f"its task_type is {question['task_type']!r}, none of StreamingBench's")
-    before = question.get("before", [])
-    context = "Earlier questions and answers:\n" + "\n".join(before) + "\nNow answer this one.\n" if before else ""
-    text = context + sentence(question["question"], "its question") + "\n" + "\n".join(options) + "\n" + LETTER
+    asked, listed = as_written(question["question"], "its question"), "\n".join(options)
+    if "before" in question:
+        told = "".join(question["before"])
+        text = SEQUENTIAL.format(CONTEXT + told if told else "", asked, listed)
+    else:
+        text = CHOICE.format(asked, listed)
     meta = {"task": question["task_type"], "options": options}
     return time, Segment("user", time, text=text), Segment("assistant", time, text=answer, meta=meta)
 
@@ -99,12 +128,13 @@ def _proactive(
     for place, question in enumerate(questions):
         with source.record(file, f"{video}, question {place}"):
             asked, due = _time(question["time_stamp"]), _time(question["ground_truth_time_stamp"])
-            text, output = sentence(question["question"], "its question"), sentence(question["ground_truth_output"])
-            poll = f'{text} Is it the right time to output "{output}"? You can only answer yes or no.'
+            text = as_written(question["question"], "its question")
+            output = as_written(question["ground_truth_output"], "its output")
+            polls = {"poll": PROACTIVE.format(POLL.format(text, output)), "ask": PROACTIVE.format(text)}
             if due < asked:
                 raise ValueError(f"it is to be answered at {due:g} s, before it is asked at {asked:g} s")
             segments = (
-                Segment("user", asked, text=text, meta={"poll": poll, "ask": text}),
+                Segment("user", asked, text=text, meta=polls),
                 Segment("stream", start=asked, end=due + POLLED),
                 Segment("assistant", due, text=output),
             )
@@ -116,15 +146,16 @@ def _options(values: Any) -> list[str]:
     """ "A. one", "B. two", ...; some have no letters of their own, some files keep a list as text."""
     if isinstance(values, str):
         values = json.loads(values.replace("'", '"'))
-    options = [sentence(value, "an option") for value in values]
+    options = [str(value) for value in values]  # one of the published ones is empty
     if options and not options[0].startswith("A."):
         options = [f"{chr(65 + place)}. {option}" for place, option in enumerate(options)]
     return options
 
 
 def _told(question: dict[str, Any]) -> str:
-    options = ", ".join(map(str, question.get("options", ())))
-    return f"{question.get('question')} {options} Answer: {question.get('answer')}"
+    """What questions that come later hear of this one."""
+    options = ", ".join(_options(question["options"]))
+    return TOLD.format(question["time_stamp"], question["question"], options, question["answer"])
 
 
 def _time(text: Any) -> float:

@@ -66,7 +66,11 @@ class Benchmark:
 def _own_streams(source: Source) -> Iterator[Stream]:
     if not source.root.is_file():
         raise InputError(f"there is no file {source.root}; give a .jsonl file of streams (docs/data.md).")
-    for stream in read_streams(source.root):
+
+    def skip(number: int, error: InputError) -> None:
+        source.skipped.append(str(error))
+
+    for stream in read_streams(source.root, skip if source.skip_bad else None):
         named = str(stream.meta.get("video", stream.id))
         yield Stream(
             stream.id,
@@ -81,7 +85,7 @@ def _own_streams(source: Source) -> Iterator[Stream]:
 
 def _length(stream: Stream) -> float | None:
     """Of a stream that says neither how long its video is nor what of it is watched."""
-    if stream.video is None or stream.of("stream"):
+    if stream.video is None or not stream.video.exists() or stream.of("stream"):
         return None
     from videollm_mod.video import open_video
 

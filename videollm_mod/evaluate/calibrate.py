@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from videollm_mod.evaluate.metrics import Said, precision_recall_f1
-from videollm_mod.evaluate.streams import run_jobs, watch_own, watch_truth
+from videollm_mod.evaluate.streams import run_jobs, run_streams, watch_own, watch_truth
 from videollm_mod.evaluate.summary import compare
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
@@ -53,7 +53,7 @@ def calibrate(
         title = f"calibrating: own words, threshold {grid[place]:g}"
         results = [
             compare([Said(event.time, event.text) for event in own.narrations], own.answers, stream)
-            for stream, own in zip(streams, run_jobs(model, watch_own, jobs, workers=workers, title=title))
+            for stream, own in zip(streams, run_streams(model, watch_own, jobs, workers=workers, title=title))
         ]
         sizes = (sum(map(len, part)) for part in zip(*((r.right, r.said, r.true) for r in results)))
         return precision_recall_f1(*sizes)[2]

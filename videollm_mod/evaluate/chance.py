@@ -13,7 +13,8 @@ from dataclasses import replace
 from videollm_mod.data.conversation import converse
 from videollm_mod.data.segments import Segment, Stream
 from videollm_mod.evaluate.metrics import Said
-from videollm_mod.evaluate.playing import POLL_AFTER, Answer, Result, hash_times
+from videollm_mod.evaluate.playing import POLL_AFTER, Answer, Result
+from videollm_mod.evaluate.result import hash_times
 
 ROUNDS = 10  # draws of each stream, so that luck in the drawing averages out
 

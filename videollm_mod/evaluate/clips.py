@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from videollm_mod.model import StreamingVideoLM
 
 
+MAIN = ("precision", "recall", "f1")
+
+
 @dataclass(frozen=True)
 class EvalClipsConfig:
     """Which clips, and which model."""
@@ -62,19 +65,23 @@ def evaluate_clips(config: EvalClipsConfig) -> dict[str, Any]:
     true = {clip: read_labels(config.labels / f"{clip.stem}.jsonl") for clip in config.clips}
     from rich.console import Console
 
+    from videollm_mod.evaluate.bootstrap import bootstrap
     from videollm_mod.evaluate.metrics import false_alarms, match, precision_recall_f1
+    from videollm_mod.evaluate.result import provenance, warnings_for
     from videollm_mod.model import load
 
     console = Console(stderr=True)
     rounding = stored_as(config.dtype, config.kv)
     model = load(config.model, keep=config.keep, threshold=config.threshold, **rounding)
-    rows, sums = {}, [0, 0, 0]
+    rows: dict[str, dict[str, Any]] = {}
+    sums: list[dict[str, int]] = []
+    seen: dict[str, list[float]] = {}
     for clip in config.clips:
-        said, told = narrate(model, clip)
+        said, told, seen[clip.name] = narrate(model, clip)
         pairs = match(said, true[clip], tolerance=config.tolerance)
         found = {j for _, j in pairs}
         counts = len(pairs), len(said), len(true[clip])
-        sums = [a + b for a, b in zip(sums, counts)]
+        sums.append(dict(zip(("right", "said", "true"), counts)))
         precision, recall, f1 = precision_recall_f1(*counts)
         rows[clip.name] = {
             "f1": round(f1, 4),
@@ -89,15 +96,33 @@ def evaluate_clips(config: EvalClipsConfig) -> dict[str, Any]:
         console.print(summary, highlight=False, markup=False, soft_wrap=True)
         for time, text in told:
             console.print(f"  {time:6.1f}  {text}", highlight=False, markup=False, soft_wrap=True)
-    result = {"f1": round(precision_recall_f1(*sums)[2], 4), "events": sums[2], "clips": rows, "model": config.model}
+    metrics = bootstrap(sums, lambda sum: dict(zip(MAIN, precision_recall_f1(sum["right"], sum["said"], sum["true"]))))
+    events = sum(len(labels) for labels in true.values())
+    result = {
+        "f1": round(float(metrics["f1"]["value"] or 0), 4),
+        "events": events,
+        "clips": rows,
+        "benchmark": "clips",
+        "model": config.model,
+        "metrics": metrics,
+        "main": ["f1"],
+        "samples": events,
+        "videos": len(rows),
+        "plan": model.plan.to_dict(),
+        "threshold": model.settings.threshold,
+        "tolerance": config.tolerance,
+        **provenance(seen),
+        "warnings": warnings_for(len(rows), (), ()),
+    }
     if config.json is not None:
         with atomic_write(config.json) as file:
             file.write(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def narrate(model: StreamingVideoLM, clip: Path) -> tuple[list[Said], list[tuple[float, str]]]:
-    """A clip's events as the model tells them, in the words of the labels ("enter bottom"), and its sentences.
+def narrate(model: StreamingVideoLM, clip: Path) -> tuple[list[Said], list[tuple[float, str]], list[float]]:
+    """A clip's events as the model tells them, in the words of the labels ("enter bottom"), its sentences, and the
+    times of the frames that it saw.
 
     A sentence that tells of no such event stands among the events as it is: it counts as wrong.
     """
@@ -109,14 +134,16 @@ def narrate(model: StreamingVideoLM, clip: Path) -> tuple[list[Said], list[tuple
     session = StreamSession(model)
     said: list[Said] = []
     told: list[tuple[float, str]] = []
+    times: list[float] = []
     with open_video(clip, fps=model.settings.fps) as video:
         for frame in video:
+            times.append(frame.time)
             for event in session.push(frame):
                 told.append((event.time, event.text))
                 for sentence in re.split(r"(?<=[.!?])\s+", event.text):
                     found = parse(sentence)
                     said.append(Said(event.time, " ".join(found) if found else sentence))
-    return said, told
+    return said, told, times
 
 
 def read_labels(path: Path) -> list[Said]:

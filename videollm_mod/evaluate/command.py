@@ -10,6 +10,7 @@ Flags and outputs are checked before the model is loaded; heavy modules are impo
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from videollm_mod.evaluate.names import BENCHMARK_NAMES
+from videollm_mod.evaluate.names import BATCH, BENCHMARK_NAMES
 from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
 
 if TYPE_CHECKING:
+    from videollm_mod.data.reading import Source
     from videollm_mod.data.segments import Stream
     from videollm_mod.evaluate.benchmarks import Benchmark
     from videollm_mod.evaluate.playing import How, Result
@@ -52,6 +54,8 @@ class BenchmarkConfig:
     The same command without --shard puts them together."""
     workers: int | None = None
     """Processes, one thread each; one per CPU core if not given. A model on a GPU stays in one."""
+    batch: int = BATCH
+    """Streams of each process that share the model's steps: the same result, sooner. 1: one after another."""
     chance: bool = False
     """Measure the chance baseline on the same data instead of a model."""
     compat: bool = False
@@ -101,7 +105,7 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
         skip_bad=config.skip_bad,
         skip_missing=config.skip_missing,
     )
-    streams = list(reading)
+    streams = [stream for stream in reading if config.chance or _is_there(stream, source)]
     streams = _of_shard(streams[: config.streams], shard)
     if not streams:
         raise InputError(f"{name} has no streams in {config.data}; check the split and the videos.")
@@ -162,6 +166,19 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
     return result
 
 
+def _is_there(stream: Stream, source: Source) -> bool:
+    """Whether a stream's file is; raises InputError if it is not and must be."""
+    from videollm_mod.types import InputError
+
+    file = stream.features or stream.video
+    if file is None or file.exists():
+        return True
+    if not source.skip_missing:
+        raise InputError(f"stream '{stream.id}' needs {file}, which is not there; correct it, or add --skip-missing.")
+    source.missing.add(str(file))
+    return False
+
+
 def _load(config: BenchmarkConfig) -> StreamingVideoLM:
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.model import load
@@ -180,7 +197,7 @@ def _watch(
     from videollm_mod.evaluate.benchmarks import protocol_of
     from videollm_mod.evaluate.journal import Journal, model_subject, read_journal
     from videollm_mod.evaluate.playing import Result, play
-    from videollm_mod.evaluate.streams import run_jobs
+    from videollm_mod.evaluate.streams import run_streams
 
     workers = config.workers or os.cpu_count() or 1
     hows = {protocol: _how(benchmark, config, protocol) for protocol in ("narrate", "answer", "proactive")}
@@ -196,6 +213,7 @@ def _watch(
         kept = Journal(own, about)
         known |= kept.done
     jobs = [(stream, hows[protocol_of(benchmark, stream)]) for stream in streams if stream.id not in known]
+    jobs.sort(key=lambda job: -_seconds(job[0]))  # those that share steps should end together, and the longest begin
     found: dict[str, Result] = {}
 
     def done(one: tuple[str, Result]) -> None:
@@ -204,7 +222,7 @@ def _watch(
             kept.add(one[0], one[1].to_dict())
 
     try:
-        run_jobs(model, play, jobs, workers=workers, title=benchmark.name, done=done)
+        run_streams(model, play, jobs, workers=workers, batch=config.batch, title=benchmark.name, done=done)
     finally:
         if kept is not None:
             kept.__exit__()
@@ -213,6 +231,11 @@ def _watch(
         for stream in streams
     ]
     return [[result] for result in results], sum(result.frames for result in found.values())
+
+
+def _seconds(stream: Stream) -> float:
+    start, end = stream.span
+    return (end or math.inf) - start
 
 
 def _how(benchmark: Benchmark, config: BenchmarkConfig, protocol: str) -> How:
@@ -295,7 +318,8 @@ def _check(config: BenchmarkConfig) -> tuple[int, int] | None:
     from videollm_mod.files import check_writable
     from videollm_mod.types import InputError
 
-    check_least(1, streams=config.streams, workers=config.workers, frames=config.frames, candidates=config.candidates)
+    check_least(1, streams=config.streams, workers=config.workers, batch=config.batch)
+    check_least(1, frames=config.frames, candidates=config.candidates)
     check_probability(threshold=config.threshold)
     check_keep(config.keep)
     parse_layers(config.plan)

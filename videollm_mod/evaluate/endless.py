@@ -112,6 +112,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     _check(config)
     from rich.console import Console
 
+    from videollm_mod.evaluate.result import provenance
     from videollm_mod.evaluate.streams import run_jobs
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
@@ -147,6 +148,9 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
         "streams": [stream.name for stream in streams],
         "edge_minutes": min(config.edge, config.minutes / 2),
         "ago_minutes": list(config.ago),
+        "plan": model.plan.to_dict(),
+        "samples": sum(len(stream.events) for stream in streams),
+        **provenance({stream.name: stream.times for stream in streams}),
     }
     text = table(result)
     for path, content in ((config.json, json.dumps(result, indent=2) + "\n"), (config.markdown, text)):

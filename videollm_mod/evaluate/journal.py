@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from videollm_mod.evaluate.self_conditioned import SelfConditioned
-from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both
+from videollm_mod.evaluate.streams import Watched, run_streams, watch_both
 from videollm_mod.evaluate.teacher_forced import TeacherForced, Turn
 from videollm_mod.files import atomic_write
 from videollm_mod.model import StreamingVideoLM
@@ -32,18 +32,18 @@ AnyStream = WorldStream | CameraStream
 
 
 def watch_streams(
-    model: StreamingVideoLM, streams: Sequence[AnyStream], journal: Path | None, *, workers: int, title: str
+    model: StreamingVideoLM, streams: Sequence[AnyStream], journal: Path | None, *, workers: int, batch: int, title: str
 ) -> tuple[list[Watched], int]:
     """Every stream watched, in order, and how many of them anew: what the journal knows is taken from it."""
     if journal is None or not streams:
-        return run_jobs(model, watch_both, streams, workers=workers, title=title), len(streams)
+        return run_streams(model, watch_both, streams, workers=workers, batch=batch, title=title), len(streams)
     with Journal(journal, subject(model, streams)) as kept:
         new = [stream for stream in streams if stream.name not in kept.done]
 
         def add(watched: Watched) -> None:
             kept.add(watched.stream.name, _plain(watched))
 
-        found = run_jobs(model, watch_both, new, workers=workers, title=title, done=add)
+        found = run_streams(model, watch_both, new, workers=workers, batch=batch, title=title, done=add)
         by_name = {watched.stream.name: watched for watched in found}
         return [by_name.get(stream.name) or _watched(stream, kept.done[stream.name]) for stream in streams], len(new)
 

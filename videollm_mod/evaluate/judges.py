@@ -209,7 +209,7 @@ class Procedure:
             right = counted = 0
             for reply, answer in answered(stream, result):
                 true = [plain(str(label)) for label in reply.meta.get("labels", steps(reply.text))]
-                said = self.space.nearest(steps(first_text(answer))[: len(true)])
+                said = self.space.nearest(steps(first_text(answer), compat=self.compat)[: len(true)])
                 hits = step_hits(said, true, compat=self.compat)
                 right, counted = right + hits[0], counted + hits[1]
             row = {"right": right, "counted": counted} | _own(stream, result)
@@ -239,7 +239,7 @@ class Anticipation:
             if verbs and nouns:
                 answer = next(iter(result.answers), None)
                 texts = answer.texts if answer is not None else ("",)
-                found = [self.space.sequence(text, Z, self.fill) for text in texts]
+                found = [self.space.sequence(text, Z, self.fill, compat=self.compat) for text in texts]
                 row["verb_curve"] = edit_curve([[verb for verb, _ in one] for one in found], list(verbs))
                 row["noun_curve"] = edit_curve([[noun for _, noun in one] for one in found], list(nouns))
                 row["action_curve"] = edit_curve(found, list(zip(verbs, nouns)))

@@ -15,6 +15,7 @@ import numpy as np
 from videollm_mod.types import InputError
 
 _NUMBERED = re.compile(r"^\s*\d+\s*[.):]\s*")
+_NUMBER = re.compile(r"(?:^|(?<=\s))(\d{1,3})\s*[.):]\s+")
 
 
 class LabelSpace:
@@ -52,10 +53,29 @@ def plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".").rstrip()
 
 
-def steps(text: str) -> list[str]:
-    """The steps of an answer, one a line, without their numbers: "1. Cut it.\\n2. Fry it." -> ["cut it", "fry it"]."""
-    lines = [_NUMBERED.sub("", line) for line in text.strip().splitlines()]
-    return [plain(line) for line in lines if plain(line)]
+def steps(text: str, *, compat: bool = False) -> list[str]:
+    """The steps of an answer, one a line, without their numbers: "1. Cut it.\\n2. Fry it." -> ["cut it", "fry it"].
+
+    Several on one line count, too, where their numbers count up: some models have no word for a new line.
+    compat: lines only, as in the public code of VideoLLM-online.
+    """
+    lines = text.strip().splitlines()
+    if not compat:
+        lines = [part for line in lines for part in _counted(line)]
+    found = [plain(_NUMBERED.sub("", line)) for line in lines]
+    return [step for step in found if step]
+
+
+def _counted(line: str) -> list[str]:
+    """ "1. Cut it. 2. Fry 3 eggs." -> ["1. Cut it. ", "2. Fry 3 eggs."]."""
+    parts, begin, count = [], 0, None
+    for mark in _NUMBER.finditer(line):
+        if count is None and mark.start() == 0:
+            count = int(mark[1])
+        elif count is not None and int(mark[1]) == count + 1:
+            parts.append(line[begin : mark.start()])
+            begin, count = mark.start(), count + 1
+    return [*parts, line[begin:]]
 
 
 def step_hits(said: Sequence[str], true: Sequence[str], *, compat: bool = False) -> tuple[int, int]:
@@ -82,7 +102,7 @@ class ActionSpace:
         """(verb, noun) of each text."""
         return [self._pairs[label] for label in self._space.nearest([plain(text) for text in texts])]
 
-    def sequence(self, text: str, length: int, fill: tuple[int, int]) -> list[tuple[int, int]]:
-        """The `length` actions that an answer lists, one a line; the last one fills up what is missing, or `fill`."""
-        found = self.numbers(steps(text)[:length])
+    def sequence(self, text: str, length: int, fill: tuple[int, int], *, compat: bool = False) -> list[tuple[int, int]]:
+        """The `length` actions that an answer lists, see `steps`; the last one fills up what is missing, or `fill`."""
+        found = self.numbers(steps(text, compat=compat)[:length])
         return found + [found[-1] if found else fill] * (length - len(found))

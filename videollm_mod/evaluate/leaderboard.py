@@ -44,7 +44,8 @@ def leaderboard(config: LeaderboardConfig) -> dict[str, Any]:
     from rich.console import Console
 
     from videollm_mod.evaluate.baselines import BASELINES
-    from videollm_mod.evaluate.streams import run_jobs, watch_own
+    from videollm_mod.evaluate.result import provenance
+    from videollm_mod.evaluate.streams import run_streams, watch_own
     from videollm_mod.evaluate.summary import summarise_own
     from videollm_mod.evaluate.world import world_of
     from videollm_mod.files import atomic_write
@@ -64,12 +65,14 @@ def leaderboard(config: LeaderboardConfig) -> dict[str, Any]:
         own = [make_stream(config.split, number, seen) for number in range(config.streams)]
         jobs = [(stream, model.settings.threshold) for stream in own]
         workers = config.workers or os.cpu_count() or 1
-        rows[name] = summarise_own(list(zip(own, run_jobs(model, watch_own, jobs, workers=workers, title=name))))
+        told = run_streams(model, watch_own, jobs, workers=workers, title=name)
+        rows[name] = summarise_own(list(zip(own, told))) | {"plan": model.plan.to_dict()}
     result = {
         "rows": rows,
         "split": config.split,
         "difficulty": config.difficulty,
         "dials": list(config.dials),
+        **provenance({stream.name: stream.times for stream in streams}),
         "description": f"world streams {streams[0].name} to {streams[-1].name}, {world.seconds:g} s",
     }
     if config.json is not None:

@@ -7,13 +7,11 @@ context. Given the true words before each place (teacher_forced.py) it is judged
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +19,12 @@ from videollm_mod.data.conversation import Conversation, converse
 from videollm_mod.data.frames import frame_total, vectors
 from videollm_mod.data.segments import Stream
 from videollm_mod.evaluate.metrics import Said
+from videollm_mod.evaluate.programs import Program, ask, reply, watch
+from videollm_mod.evaluate.result import hash_times
 from videollm_mod.evaluate.teacher_forced import Turn, teacher_forced
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import StreamSession
-from videollm_mod.types import FrameTokens
+from videollm_mod.types import FrameTokens, StreamEvent
 
 AT_ONCE = 256  # frames that are read together; the session still gets them one by one
 TEMPERATURE = 0.7  # of the candidates after the first, which is greedy
@@ -86,8 +86,8 @@ def _turn(values: dict[str, Any]) -> Turn:
     return Turn(**plain)
 
 
-def play(model: StreamingVideoLM, job: tuple[Stream, How]) -> tuple[str, Result]:
-    """Watch a stream; returns its id and what became of it.
+def play(model: StreamingVideoLM, job: tuple[Stream, How]) -> Program[tuple[str, Result]]:
+    """Watch a stream; returns its id and what became of it. A program (programs.py).
 
     narrate: whatever it says is a narration, its answer to an instruction too.
     answer: a question right before its reply is asked aside at its time, so that questions do not disturb each other;
@@ -98,24 +98,17 @@ def play(model: StreamingVideoLM, job: tuple[Stream, How]) -> tuple[str, Result]
     stream, how = job
     fps = model.settings.fps
     laid = lay_out(stream, fps, how.limit)
-    shown: list[Tensor] = []
-    times: list[float] = []
-    for tokens, time in frames_of(model, stream, laid, fps):
-        shown.append(tokens)
-        times.append(time)
-    features = torch.stack(shown)
-    said, answers = _PROTOCOLS[how.protocol](model, stream, laid, features, times, how)
+    grid = model.encoder.grid
+    shown = frames_of(model, stream, laid, fps)
+    film = [FrameTokens(tokens, grid, time, index) for index, (tokens, time) in enumerate(shown)]
+    times = [frame.time for frame in film]
+    said, answers = yield from _PROTOCOLS[how.protocol](model, stream, laid, film, how)
     turns: tuple[Turn, ...] = ()
     if how.forced:
-        conversation = laid.dialogue(model.settings.system)
+        conversation, features = laid.dialogue(model.settings.system), torch.stack([frame.tokens for frame in film])
         turns = tuple(turn for turn in teacher_forced(model, conversation, features).turns if turn.right)
     result = Result(len(times), times[0], times[-1], fps, hash_times(times), tuple(said), tuple(answers), turns)
     return stream.id, result
-
-
-def hash_times(times: list[float]) -> str:
-    """Of frame times in seconds, to a tenth of a millisecond: runs with the same hash have seen the same frames."""
-    return hashlib.sha256(np.round(np.array(times) * 1e4).astype("<i8").tobytes()).hexdigest()[:16]
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -152,85 +145,89 @@ def _session(model: StreamingVideoLM, laid: Conversation, how: How) -> StreamSes
     return session
 
 
-def _narrate(
-    model: StreamingVideoLM, stream: Stream, laid: Conversation, features: Tensor, times: list[float], how: How
-) -> tuple[list[Said], list[Answer | None]]:
+Told = Program[tuple[list[Said], list[Answer | None]]]  # what it said of its own accord, and its answers
+
+
+def _narrate(model: StreamingVideoLM, stream: Stream, laid: Conversation, film: list[FrameTokens], how: How) -> Told:
     session = _session(model, laid, how)
     said: list[Said] = []
     texts = [(place, text) for place, text in laid.said if text.kind != "system"]
-    asked = 0
+    shown = 0
 
-    def ask(shown: int) -> None:
-        """What is said to it behind so many frames."""
-        nonlocal asked
-        while asked < len(texts) and texts[asked][0] <= shown:
-            place, text = texts[asked]
-            asked += 1
-            if text.kind != "user":
-                continue
-            following = texts[asked] if asked < len(texts) else None
-            if following is not None and following[0] == place and following[1].kind == "assistant" and shown:
-                event = session.ask(text.text)
-                said.append(Said(times[shown - 1], event.text))
-            else:
-                session.tell(text.text)
+    def show(until: int) -> Program[None]:
+        """Frames up to this one. At those that are not learned it may not speak."""
+        nonlocal shown
+        while shown < until:
+            end = shown
+            while end < until and laid.learn[end] == laid.learn[shown]:
+                end += 1
+            for event in (yield from _watch(session, film[shown:end], silent=not laid.learn[shown])):
+                said.append(Said(event.time, event.text))
+            shown = end
 
-    ask(0)
-    for index in range(len(times)):
-        for event in _watch(session, features, times, index, silent=not laid.learn[index]):
-            said.append(Said(event.time, event.text))
-        ask(index + 1)
+    for number, (place, text) in enumerate(texts):
+        yield from show(place)
+        if text.kind != "user":
+            continue
+        following = texts[number + 1] if number + 1 < len(texts) else None
+        if following is not None and following[0] == place and following[1].kind == "assistant" and shown:
+            event = yield from ask(session, text.text)
+            said.append(Said(film[shown - 1].time, event.text))
+        else:
+            session.tell(text.text)
+    yield from show(len(film))
     return said, [None for _ in stream.replies]
 
 
-def _answer(
-    model: StreamingVideoLM, stream: Stream, laid: Conversation, features: Tensor, times: list[float], how: How
-) -> tuple[list[Said], list[Answer | None]]:
+def _answer(model: StreamingVideoLM, stream: Stream, laid: Conversation, film: list[FrameTokens], how: How) -> Told:
     session = _session(model, laid, how)
     said: list[Said] = []
     answers: list[Answer | None] = []
     texts = [(place, text) for place, text in laid.said if text.kind != "system"]
-    done, told = 0, False  # told: a question waits for its answer
-    for shown in range(len(times) + 1):
-        if shown:
-            for event in _watch(session, features, times, shown - 1, silent=how.compat and told):
-                if told:
-                    answers.append(Answer((event.text,), event.time, own=True))
-                    told = False
-                else:
-                    said.append(Said(event.time, event.text))
-        while done < len(texts) and texts[done][0] <= shown:
-            place, text = texts[done]
-            done += 1
-            now = times[shown - 1] if shown else 0.0
-            if text.kind == "user":
-                following = texts[done] if done < len(texts) else None
-                if following is not None and following[0] == place and following[1].kind == "assistant":
-                    answers.append(Answer(_aside(session, text.text, how), now))
-                    done += 1
-                else:
-                    session.tell(text.text)
-                    told = True
-            elif told:  # it is time for the answer, and none came
-                answers.append(Answer(_aside(session, None, how), now))
+    shown, told = 0, False  # told: a question waits for its answer
+
+    def show(until: int) -> Program[None]:
+        nonlocal shown, told
+        for event in (yield from _watch(session, film[shown:until], silent=how.compat and told)):
+            if told:
+                answers.append(Answer((event.text,), event.time, own=True))
                 told = False
-        if done == len(texts):
-            break  # nothing more is asked
-    if told:  # a question whose reply is unknown, of a test split
-        answers.append(Answer(_aside(session, None, how), times[-1]))
+            else:
+                said.append(Said(event.time, event.text))
+        shown = until
+
+    done = 0
+    while done < len(texts):
+        place, text = texts[done]
+        done += 1
+        yield from show(place)
+        now = film[place - 1].time if place else 0.0
+        if text.kind == "user":
+            following = texts[done] if done < len(texts) else None
+            if following is not None and following[0] == place and following[1].kind == "assistant":
+                answers.append(Answer((yield from _aside(session, text.text, how)), now))
+                done += 1
+            else:
+                session.tell(text.text)
+                told = True
+        elif told:  # it is time for the answer, and none came
+            answers.append(Answer((yield from _aside(session, None, how)), now))
+            told = False
+    if told:  # a question whose reply is unknown, of a test split: it sees all there is
+        yield from show(len(film))
+    if told:
+        answers.append(Answer((yield from _aside(session, None, how)), film[-1].time))
     return said, answers
 
 
-def _proactive(
-    model: StreamingVideoLM, stream: Stream, laid: Conversation, features: Tensor, times: list[float], how: How
-) -> tuple[list[Said], list[Answer | None]]:
+def _proactive(model: StreamingVideoLM, stream: Stream, laid: Conversation, film: list[FrameTokens], how: How) -> Told:
     """Two answers: of its own accord, and polled. None where it never thought that it was time."""
     question = stream.of("user")[0]
     session = _session(model, laid, how)
     session.tell(question.text)
     own = None
-    for index in range(len(times)):
-        for event in _watch(session, features, times, index):
+    for frame in film:
+        for event in (yield from _watch(session, [frame])):
             own = Answer((event.text,), event.time, own=True)
         if own is not None:
             break
@@ -238,16 +235,16 @@ def _proactive(
     session = _session(model, laid, how)
     begin = question.time or 0.0
     due = begin + 1
-    for index in range(len(times)):
-        _watch(session, features, times, index, silent=True)
-        following = times[index + 1] if index + 1 < len(times) else math.inf
+    for index, frame in enumerate(film):
+        yield from _watch(session, [frame], silent=True)
+        following = film[index + 1].time if index + 1 < len(film) else math.inf
         if following < due:
             continue
-        while due <= following and polled is None and due <= times[-1] + 1:
+        while due <= following and polled is None and due <= film[-1].time + 1:
             with session.aside():
-                now = session.ask(str(question.meta["poll"])).text
+                now = (yield from ask(session, str(question.meta["poll"]))).text
             if "yes" in now.lower():
-                polled = Answer(_aside(session, str(question.meta["ask"]), how), due)
+                polled = Answer((yield from _aside(session, str(question.meta["ask"]), how)), due)
             due += 1
         if polled is not None:
             break
@@ -258,19 +255,19 @@ _PROTOCOLS = {"narrate": _narrate, "answer": _answer, "proactive": _proactive}
 
 
 def _watch(
-    session: StreamSession, features: Tensor, times: list[float], index: int, *, silent: bool = False
-) -> list[Any]:
-    """Push a frame; `silent`: it may not speak."""
+    session: StreamSession, frames: Sequence[FrameTokens], *, silent: bool = False
+) -> Program[list[StreamEvent]]:
+    """See frames; returns what was said. `silent`: it may not speak."""
     threshold = session.threshold
     if silent:
         session.threshold = 0.0
     try:
-        return session.push_tokens(FrameTokens(features[index], session.grid, times[index], index))
+        return [item for item in (yield from watch(session, frames)) if isinstance(item, StreamEvent)]
     finally:
         session.threshold = threshold
 
 
-def _aside(session: StreamSession, question: str | None, how: How) -> tuple[str, ...]:
+def _aside(session: StreamSession, question: str | None, how: How) -> Program[tuple[str, ...]]:
     """Candidates for an answer, which leave no trace; without a question, to what it was told last."""
     found = []
     for number in range(how.candidates):
@@ -280,7 +277,8 @@ def _aside(session: StreamSession, question: str | None, how: How) -> tuple[str,
             session.pick = _sampler(generator)
         try:
             with session.aside():
-                found.append((session.reply() if question is None else session.ask(question)).text)
+                event = yield from (reply(session) if question is None else ask(session, question))
+                found.append(event.text)
         finally:
             session.pick = greedy
     return tuple(found)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from videollm_mod.files import atomic_write
 from videollm_mod.types import InputError
 
@@ -33,10 +35,24 @@ def versions() -> dict[str, Any]:
     return found | {"decoder": {"name": "PyAV", "version": av.__version__, **ffmpeg}}
 
 
+def hash_times(times: Sequence[float] | np.ndarray) -> str:
+    """Of frame times in seconds, to a tenth of a millisecond: runs with the same hash have seen the same frames."""
+    return hashlib.sha256(np.round(np.array(times) * 1e4).astype("<i8").tobytes()).hexdigest()[:16]
+
+
 def hash_frames(hashes: Mapping[str, str]) -> str:
     """Of the frame times of all streams, by their names: equal if and only if the same frames were seen."""
     text = "\n".join(f"{name} {value}" for name, value in sorted(hashes.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def provenance(frames: Mapping[str, Sequence[float] | np.ndarray], *, seed: int = 0) -> dict[str, Any]:
+    """What a result says besides its numbers: the seed of its intervals, which frames were seen, by what.
+
+    frames: of each stream's name the times of its frames, seconds.
+    """
+    seen = {name: hash_times(times) for name, times in frames.items()}
+    return {"seed": seed, "frame_times": hash_frames(seen), "versions": versions()}
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
@@ -86,7 +102,8 @@ def _known(values: Any) -> dict[str, Any] | None:
             "main": ["f1", "timing_f1", "question_accuracy", *forced],
             "samples": values.get("events"),
             "videos": values.get("streams"),
-            "plan": values.get("plan"),
+            **{key: values.get(key) for key in ("plan", "split", "threshold", "warnings")},
+            **{key: values.get(key) for key in ("seed", "frame_times", "versions")},
         }
     return None
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from videollm_mod.evaluate.programs import Program, ask, watch
 from videollm_mod.model import StreamingVideoLM
-from videollm_mod.stream.session import StreamSession
+from videollm_mod.stream.session import Decision, StreamSession
 from videollm_mod.types import FrameTokens, StreamEvent
 from videollm_mod.world import Narrated
 
@@ -29,22 +30,28 @@ def self_conditioned(
     *,
     scores: Tensor | None = None,
     threshold: float | None = None,
-) -> SelfConditioned:
-    """Watch a stream of F frames with `features` (F, 1 + h * w, width).
+) -> Program[SelfConditioned]:
+    """Watch a stream of F frames with `features` (F, 1 + h * w, width); a program (programs.py).
 
     scores: (F, 1 + h * w), for a plan with the scorer `given`.
     threshold: of the probability of silence, the model's own if None. A question at frame q is put after the frame, and
     after what the model says about it.
     """
     session = StreamSession(model, threshold=threshold)
-    questions = list(stream.questions)
+    film = [
+        FrameTokens(tokens, session.grid, time, index, None if scores is None else scores[index])
+        for index, (tokens, time) in enumerate(zip(features, stream.times.tolist()))
+    ]
     narrations: list[StreamEvent] = []
     answers: list[str] = []
-    silence = np.empty(len(stream.times))
-    for index, time in enumerate(stream.times.tolist()):
-        own_scores = None if scores is None else scores[index]
-        narrations += session.push_tokens(FrameTokens(features[index], session.grid, time, index, own_scores))
-        silence[index] = session.silence
-        while len(answers) < len(questions) and questions[len(answers)].frame == index:
-            answers.append(session.ask(questions[len(answers)].question).text)
-    return SelfConditioned(tuple(narrations), tuple(answers), silence)
+    silence: list[float] = []
+    for question in (*stream.questions, None):
+        until = len(film) if question is None else question.frame + 1
+        for item in (yield from watch(session, film[len(silence) : until])):
+            if isinstance(item, Decision):
+                silence.append(item.silence)
+            else:
+                narrations.append(item)
+        if question is not None:
+            answers.append((yield from ask(session, question.question)).text)
+    return SelfConditioned(tuple(narrations), tuple(answers), np.array(silence))

@@ -1,16 +1,19 @@
 """World streams through a model, one or many at a time: the jobs that `eval world` and the calibration hand out.
 
-Workers are processes with one thread each: a small model gains nothing from sharing one stream among threads.
+Workers are processes with one thread each: a small model gains nothing from sharing one stream among threads. In each
+of them several streams share the model's steps (programs.py).
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +23,8 @@ from torch import Tensor
 
 from videollm_mod.data.own import Own
 from videollm_mod.dialogue import Segment
+from videollm_mod.evaluate.names import BATCH
+from videollm_mod.evaluate.programs import Program, run_programs
 from videollm_mod.evaluate.self_conditioned import SelfConditioned, self_conditioned
 from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, teacher_forced
 from videollm_mod.model import StreamingVideoLM
@@ -65,12 +70,12 @@ def scores_of(model: StreamingVideoLM, stream: Narrated) -> Tensor | None:
     return torch.from_numpy(matter(stream, model.encoder.grid))
 
 
-def watch_both(model: StreamingVideoLM, stream: Narrated) -> Watched:
+def watch_both(model: StreamingVideoLM, stream: Narrated) -> Program[Watched]:
     """Both protocols, at the model's own threshold."""
     pack_linears(model)  # as a session does, so that all streams go the same way
     features, scores = features_of(model, stream), scores_of(model, stream)
     truth = teacher_forced(model, conversation_of(model, stream), features, scores=scores)
-    return Watched(stream, truth, self_conditioned(model, stream, features, scores=scores))
+    return Watched(stream, truth, (yield from self_conditioned(model, stream, features, scores=scores)))
 
 
 def watch_truth(model: StreamingVideoLM, stream: Narrated) -> TeacherForced:
@@ -80,11 +85,11 @@ def watch_truth(model: StreamingVideoLM, stream: Narrated) -> TeacherForced:
     return teacher_forced(model, conversation_of(model, stream), features, scores=scores)
 
 
-def watch_own(model: StreamingVideoLM, job: tuple[Narrated, float]) -> SelfConditioned:
+def watch_own(model: StreamingVideoLM, job: tuple[Narrated, float]) -> Program[SelfConditioned]:
     """The self-conditioned protocol alone, for a stream and a threshold."""
     stream, threshold = job
     features, scores = features_of(model, stream), scores_of(model, stream)
-    return self_conditioned(model, stream, features, scores=scores, threshold=threshold)
+    return (yield from self_conditioned(model, stream, features, scores=scores, threshold=threshold))
 
 
 def run_jobs(
@@ -106,38 +111,109 @@ def run_jobs(
     Raises:
         InputError: workers below 1.
     """
+    return _spread(model, partial(_each, work), jobs, workers, 1, title, done)
+
+
+def run_streams(
+    model: StreamingVideoLM,
+    program: Callable[[StreamingVideoLM, Job], Program[Result]],
+    jobs: Sequence[Job],
+    *,
+    workers: int = 1,
+    batch: int = BATCH,
+    title: str = "streams",
+    done: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
+    """As `run_jobs`, for programs (programs.py): in each process up to `batch` of them share the model's steps.
+
+    From another process `done` gets the results of a group of `batch` together.
+
+    Raises:
+        InputError: workers or batch below 1.
+    """
+    if batch < 1:
+        raise InputError(f"batch is {batch}; give 1 or more streams at a time.")
+    return _spread(model, partial(_together, program, batch), jobs, workers, batch, title, done)
+
+
+Run = Callable[[StreamingVideoLM, Sequence[Job], Callable[[int, Result], None]], None]  # all jobs; numbered results
+
+
+def _each(
+    work: Callable[[StreamingVideoLM, Job], Result],
+    model: StreamingVideoLM,
+    jobs: Sequence[Job],
+    done: Callable[[int, Result], None],
+) -> None:
+    for number, job in enumerate(jobs):
+        done(number, work(model, job))
+
+
+def _together(
+    program: Callable[[StreamingVideoLM, Job], Program[Result]],
+    batch: int,
+    model: StreamingVideoLM,
+    jobs: Sequence[Job],
+    done: Callable[[int, Result], None],
+) -> None:
+    run_programs(model, (program(model, job) for job in jobs), most=batch, done=done)
+
+
+def _spread(
+    model: StreamingVideoLM,
+    run: Run[Job, Result],
+    jobs: Sequence[Job],
+    workers: int,
+    batch: int,
+    title: str,
+    done: Callable[[Result], None],
+) -> list[Result]:
+    """Run all jobs here, or in groups of `batch` in other processes."""
     if workers < 1:
         raise InputError(f"workers is {workers}; give 1 or more processes.")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=len(jobs))
-        results: list[Result] = []
+        results: dict[int, Result] = {}
+
+        def take(number: int, result: Result) -> None:
+            results[number] = result
+            done(result)
+            progress.advance(task)
+
         if min(workers, len(jobs)) <= 1 or model.device.type != "cpu" or model.weights is not None:
             training = model.training
             model.eval()
-            for job in jobs:
-                results.append(work(model, job))
-                done(results[-1])
-                progress.advance(task)
+            run(model, jobs, take)
             model.train(training)
-            return results
+            return [results[number] for number in range(len(jobs))]
+        groups = _groups(len(jobs), workers, batch)
         with tempfile.TemporaryDirectory(prefix="videollm-mod-") as folder:
             model.save_pretrained(folder)  # a routed model cannot be pickled: its layers' classes are made at run time
             dtype = next(model.lm.parameters()).dtype
             pool = ProcessPoolExecutor(
-                min(workers, len(jobs)), multiprocessing.get_context("spawn"), _prepare, (folder, dtype, model.kv)
+                min(workers, len(groups)), multiprocessing.get_context("spawn"), _prepare, (folder, dtype, model.kv)
             )
             try:
-                futures: list[Future[Any]] = [pool.submit(_work, work, job) for job in jobs]
+                futures: dict[Future[list[Any]], range] = {
+                    pool.submit(_work, run, [jobs[number] for number in group]): group for group in groups
+                }
                 waiting = set(futures)
                 while waiting:
                     ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in ready:
-                        done(future.result())  # the first failure ends it all
-                    progress.advance(task, len(ready))
-                return [future.result() for future in futures]
+                        for number, result in zip(futures[future], future.result()):  # the first failure ends it all
+                            take(number, result)
+                return [results[number] for number in range(len(jobs))]
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _groups(jobs: int, workers: int, batch: int) -> list[range]:
+    """The numbers of all jobs in groups of at most `batch`: as equal ones as can be, and as many for each worker."""
+    count = min(jobs, workers * math.ceil(jobs / (workers * batch)))
+    ends = [jobs * place // count for place in range(count + 1)]
+    return [range(begin, end) for begin, end in zip(ends, ends[1:])]
 
 
 _model: StreamingVideoLM | None = None  # of a worker process
@@ -150,6 +226,8 @@ def _prepare(folder: str, dtype: torch.dtype, kv: str | None) -> None:
     _model = StreamingVideoLM.from_pretrained(folder, dtype=dtype, kv=kv)
 
 
-def _work(work: Callable[[StreamingVideoLM, Job], Result], job: Job) -> Result:
+def _work(run: Run[Job, Result], jobs: Sequence[Job]) -> list[Result]:
     assert _model is not None
-    return work(_model, job)
+    found: dict[int, Result] = {}
+    run(_model, jobs, found.__setitem__)
+    return [found[number] for number in range(len(jobs))]

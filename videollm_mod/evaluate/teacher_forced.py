@@ -100,7 +100,8 @@ def teacher_forced(
     scores: (F, 1 + h * w), for a plan with the scorer `given`.
     threshold: it speaks when the probability of silence falls below this, as a StreamSession does; the model's own if
     None. It decides only which narrations count as missed, and so are looked for in later frames.
-    One conversation per pass: it fills the cores by itself, and unpadded it needs no mask.
+    One conversation per pass: half a minute is 3,200 tokens, which fill the cores by themselves, and unpadded it needs
+    no mask. Four ragged ones in a batch took 1.18 to 1.65 times as long on 2 cores as one by one, however packed.
     """
     threshold = model.settings.threshold if threshold is None else threshold
     example = model.template.encode(conversation)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from videollm_mod.evaluate.names import BATCH
 from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values, stored_as
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class EvalWorldConfig:
     """Keep each stream's result in this file as soon as it is there; the same command then goes on from it."""
     workers: int | None = None
     """Processes, one thread each; one per CPU core if not given."""
+    batch: int = BATCH
+    """Streams of each process that share the model's steps: the same result, sooner. 1: one after another."""
     threshold: float | None = None
     """Speak when the probability of silence falls below this; the model's own if not given."""
     keep: float | None = None
@@ -80,6 +83,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.evaluate.journal import watch_streams
     from videollm_mod.evaluate.report import write_report
+    from videollm_mod.evaluate.result import provenance
     from videollm_mod.evaluate.summary import summarise
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
@@ -94,7 +98,9 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     besides = [_stream("heldout", number, world) for number in range(more)]
     began = time.monotonic()
     title = f"world, {config.split}"
-    watched, new = watch_streams(model, streams + besides, config.journal, workers=workers, title=title)
+    watched, new = watch_streams(
+        model, streams + besides, config.journal, workers=workers, batch=config.batch, title=title
+    )
     wall = time.monotonic() - began
     ours, others = watched[: len(streams)], watched[len(streams) :]
     main = summarise(ours, threshold)
@@ -116,6 +122,8 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "plan": model.plan.to_dict(),
         "dtype": config.dtype,
         "kv": config.kv,
+        "samples": main["events"],
+        **provenance({stream.name: stream.times for stream in streams + besides}),
         "workers": workers,
         "wall_seconds": round(wall, 2),
         "frames_per_second": round(frames / wall, 2),  # of what was not in the journal
@@ -200,7 +208,7 @@ def _check(config: EvalWorldConfig) -> int:
     from videollm_mod.files import check_writable
     from videollm_mod.types import InputError
 
-    check_least(1, streams=config.streams, workers=config.workers)
+    check_least(1, streams=config.streams, workers=config.workers, batch=config.batch)
     check_least(0, heldout=config.heldout)
     if not 1 <= config.seconds <= 3600:  # what WorldConfig takes; also refuses NaN
         raise InputError(f"--seconds {config.seconds:g} is out of range; give a number from 1 to 3600.")

@@ -25,18 +25,15 @@ import torch
 
 from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.plan import keep_count
-from videollm_mod.depth.step import StepCache, try_together
+from videollm_mod.depth.step import try_together
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.drops import FrameQueue
 from videollm_mod.stream.memory import Policy
 from videollm_mod.stream.session import Decision, SessionState, Step, StreamSession
+from videollm_mod.stream.together import Given, Share, frames_at_once, run_together
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
 
-CHUNK = 8  # frames of one stream in one step: more would be more to roll back
-# Tokens in one step before streams take more than a frame each. A CPU is busy with some hundred: beyond, a step takes
-# just as much longer as it has more tokens, and all others wait for it.
-STEP_TOKENS, STEP_TOKENS_CPU = 2048, 256
 QUEUE = 8  # frames of one stream that wait, unless `open` is told otherwise
 QUESTIONS = 16  # questions of one stream that wait
 
@@ -317,27 +314,20 @@ class Engine:
             if not turns:
                 return []
             try:
-                silence, words, kept = self._run(turns)
+                given = self._run(turns)
             except BaseException:
                 with self._arrived:
                     for turn in turns:
                         turn.stream._queue.put_back(turn.frames)
                 raise
-            outputs, end, place = [], 0, 0
-            for turn in turns:
-                begin, end = end, end + len(turn.step.ids)
-                first, place = place, place + len(turn.step.ends)
-                rows = {layer: row[begin:end] for layer, row in kept.items()}
-                outputs += self._receive(turn, silence[first:place], words[first:place], rows)
-            return outputs
+            return [output for turn, one in zip(turns, given) for output in self._receive(turn, one)]
 
     def _turns(self) -> list[_Turn]:
         """What each stream wants to run; none of those that have nothing to do."""
         with self._arrived:
             streams = [stream for stream in self._streams if stream._waiting]
             watching = sum(stream._queue.frames > 0 for stream in streams)
-        most = STEP_TOKENS_CPU if self.model.device.type == "cpu" else STEP_TOKENS
-        chunk = min(CHUNK, max(1, most // (self._frame_tokens * max(watching, 1))))
+        chunk = frames_at_once(self.model, watching)
         turns = (self._turn(stream, chunk) for stream in streams)
         return [turn for turn in turns if turn is not None]
 
@@ -364,41 +354,27 @@ class Engine:
                 queue.drop("memory", len(frames))
         return _Turn(stream, session.propose(), [])
 
-    def _run(self, turns: list[_Turn]) -> tuple[list[float], list[int], dict[int, np.ndarray]]:
-        """The model's step: of each end the probability of silence and the likeliest token; and what was kept."""
-        device = self.model.device
-        frames = [frame for turn in turns for frame in turn.frames]
-        raw = [frame for frame in frames if frame.tokens is None]
+    def _run(self, turns: list[_Turn]) -> list[Given]:
+        """The model's step."""
+        raw = [frame for turn in turns for frame in turn.frames if frame.tokens is None]
         if raw:  # all that waits anywhere, in one call of the tower
             squares = torch.stack([frame.square for frame in raw if frame.square is not None])
-            for frame, tokens in zip(raw, self.model.encoder(squares.to(device))):
+            for frame, tokens in zip(raw, self.model.encoder(squares.to(self.model.device))):
                 frame.tokens, frame.square = tokens, None
-        features = [frame.tokens.to(device) for frame in frames if frame.tokens is not None]
-        scores = [frame.scores for frame in frames if frame.scores is not None]
-        cache = StepCache(
-            self._decoder, [turn.stream._session._cache for turn in turns], [turn.step.numbers for turn in turns]
-        )
-        ends = [share.begin + end for share, turn in zip(cache.shares, turns) for end in turn.step.ends]
-        kept: dict[int, torch.Tensor] | None = {} if any(turn.stream._session.records for turn in turns) else None
-        out = self.model(
-            torch.tensor([[token for turn in turns for token in turn.step.ids]], device=device),
-            cache.frame_index,
-            torch.stack(features) if features else None,
-            frame_scores=torch.stack(scores) if scores else None,
-            position_ids=cache.position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=torch.tensor(ends, device=device),
-            kept_out=kept,
-        )
-        silence, words = turns[0].stream._session.judge(out.logits[0])
-        return silence, words, {layer: row[0].cpu().numpy() for layer, row in (kept or {}).items()}
+        shares = [
+            Share(
+                turn.stream._session,
+                turn.step,
+                [frame.tokens for frame in turn.frames if frame.tokens is not None],
+                [frame.scores for frame in turn.frames if frame.scores is not None],
+            )
+            for turn in turns
+        ]
+        return run_together(self.model, self._decoder, shares)
 
-    def _receive(
-        self, turn: _Turn, silence: list[float], words: list[int], kept: dict[int, np.ndarray]
-    ) -> list[EngineOutput]:
+    def _receive(self, turn: _Turn, given: Given) -> list[EngineOutput]:
         stream, session = turn.stream, turn.stream._session
-        items = session.receive(turn.step, silence, words, kept if session.records else None)
+        items = session.receive(turn.step, given.silence, given.words, given.kept)
         with self._arrived:
             if turn.frames:
                 stream._queue.put_back(turn.frames[len(items) :])  # those behind the one that made it speak

@@ -179,7 +179,7 @@ class StreamSession:
     def reply(self) -> StreamEvent:
         """Make it speak now, as if it had decided to: an answer to what it was told last."""
         self._finish()
-        self._begin("answer", None, None)
+        self.begin()
         for item in self._speak():
             if isinstance(item, StreamEvent):
                 return item
@@ -246,6 +246,11 @@ class StreamSession:
         self.memory.check_question(self.template.user(text))
         self._begin("answer", text, self._time if time is None else time)
 
+    def begin(self) -> None:
+        """Begin to speak, as if it had decided to, about what it was told last; not while it is speaking."""
+        assert not self.speaking
+        self._begin("answer", None, None)
+
     @torch.inference_mode()
     def propose(self, times: Sequence[float] = ()) -> Step:
         """What to run next: the next token of the reply, or the frames that wait, `times` being theirs in seconds.
@@ -269,14 +274,15 @@ class StreamSession:
             self.memory.make_room(numbers, self._time)
         return Step(ids, numbers, ends or [len(ids) - 1], tuple(times[:taken]))
 
-    def judge(self, logits: torch.Tensor) -> tuple[list[float], list[int]]:
+    def judge(self, logits: torch.Tensor, *, pick: bool = True) -> tuple[list[float], list[int]]:
         """Logits (ends, vocabulary) -> of each the probability of silence, and the likeliest token that can be said.
 
-        The same for all sessions of a model, so an engine asks one of them for all.
+        The same for all sessions of a model, but for those that `pick`; without, one of them is asked for all.
         """
         silence = logits.float().softmax(-1)[:, self.template.interval_id]
         speakable = logits.index_fill(1, self._unspeakable, -torch.inf)
-        words = speakable.argmax(-1).tolist() if self.pick is None else [self.pick(row) for row in speakable]
+        choose = self.pick if pick else None
+        words = speakable.argmax(-1).tolist() if choose is None else [choose(row) for row in speakable]
         return silence.tolist(), words
 
     @torch.inference_mode()
@@ -377,7 +383,7 @@ class StreamSession:
                 f"frame at {frame.time:.3f} s after one at {self._time:.3f} s: frames come in order of time."
             )
         scores = None if frame.scores is None else frame.scores[None]
-        self._run(self.propose([frame.time]), frame.tokens[None], scores)
+        self.run(self.propose([frame.time]), frame.tokens[None], scores)
         if self.speaking:
             yield from self._speak()
 
@@ -386,7 +392,7 @@ class StreamSession:
         reply, said = self._reply, ""
         assert reply is not None
         while reply.event is None:
-            for item in self._run(self.propose()):
+            for item in self.run(self.propose()):
                 if isinstance(item, str):
                     said += item
                     yield item
@@ -397,13 +403,16 @@ class StreamSession:
     def _finish(self) -> None:
         """Complete a reply whose reader went away or was interrupted, so that the context stays well formed."""
         while self.speaking:
-            self._run(self.propose())
+            self.run(self.propose())
 
     @torch.inference_mode()
-    def _run(
+    def run(
         self, step: Step, features: torch.Tensor | None = None, scores: torch.Tensor | None = None
     ) -> list[Decision | str | StreamEvent]:
-        """One step of the model, of one frame at most."""
+        """Run a step that it proposed, of one frame at most, and receive what it gave: as an engine does for many.
+
+        features: (1, 1 + h * w, width) of the frame; scores: (1, 1 + h * w), for a plan with the scorer `given`.
+        """
         kept: dict[int, torch.Tensor] | None = {} if self.records and step.times else None
         out = self.model(
             torch.tensor([step.ids], device=self.model.device),

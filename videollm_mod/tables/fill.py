@@ -18,7 +18,8 @@ import torch
 from videollm_mod.bench.measure import PeakMemory, rounded, time_in_turn
 from videollm_mod.depth import flops
 from videollm_mod.evaluate.calibrate import calibrate
-from videollm_mod.evaluate.streams import run_jobs, watch_both
+from videollm_mod.evaluate.result import provenance
+from videollm_mod.evaluate.streams import run_streams, watch_both
 from videollm_mod.evaluate.summary import summarise, tally
 from videollm_mod.files import atomic_write
 from videollm_mod.model import load
@@ -84,9 +85,10 @@ def fill_cell(
     threshold, _ = calibrate(model, held, workers=workers)
     model.settings = dataclasses.replace(model.settings, threshold=threshold)
     streams = [make_stream("test", number, world) for number in range(test)]
-    watched = run_jobs(model, watch_both, streams, workers=workers, title=cell.name)
+    watched = run_streams(model, watch_both, streams, workers=workers, title=cell.name)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = {
+        **provenance({stream.name: stream.times for stream in streams}),
         "key": key(recipe),
         "cell": cell.name,
         "tables": list(cell.tables),
