@@ -182,6 +182,7 @@ def test_eval_shows_a_short_table_with_intervals_and_warns_of_few_streams(
 ) -> None:
     random_model().save_pretrained(tmp_path)
     flags = ["--streams", "2", "--heldout", "1", "--seconds", "5", "--workers", "1", "--model", str(tmp_path)]
+    flags += ["--report", str(tmp_path / "report")]
     assert main(["eval", "world", *flags]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)  # one object, and nothing else on stdout

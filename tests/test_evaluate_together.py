@@ -118,7 +118,9 @@ def test_streams_of_a_benchmark_played_together_are_each_played_as_alone(
 
 def test_the_numbers_of_eval_world_do_not_depend_on_batch(tmp_path: Path) -> None:
     random_model().save_pretrained(tmp_path / "model")
-    config = EvalWorldConfig(model=str(tmp_path / "model"), streams=3, heldout=1, seconds=6, workers=1, batch=1)
+    config = EvalWorldConfig(
+        model=str(tmp_path / "model"), streams=3, heldout=1, seconds=6, workers=1, batch=1, report=tmp_path
+    )
     by_one = evaluate_world(config)
     by_four = evaluate_world(dataclasses.replace(config, batch=4))
     assert by_one["events"] > 0 and by_one["f1"] == by_four["f1"]

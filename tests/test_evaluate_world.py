@@ -167,6 +167,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports that no test names a folder for do not land in the project."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_the_command_gives_every_promised_number_and_a_page_with_all_its_pictures(
     model_folder: str, tmp_path: Path
 ) -> None:

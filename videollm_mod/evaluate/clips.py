@@ -35,8 +35,8 @@ class EvalClipsConfig:
     """Video files with labels."""
     labels: Path
     """The folder of their labels."""
-    model: str = "tiny"
-    """The bundled model "tiny", or a model's folder."""
+    model: str = "camera"
+    """A bundled model, tiny (coloured shapes) or camera (what fixed cameras see), or a model's folder."""
     tolerance: float = 1.0
     """Seconds that a sentence may be off."""
     threshold: float | None = None

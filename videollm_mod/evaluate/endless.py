@@ -42,7 +42,7 @@ class EvalEndless:
     """Which model, which streams, and who forgets."""
 
     model: str = "tiny"
-    """The bundled model "tiny", or a model's folder."""
+    """A bundled model, tiny (coloured shapes) or camera (what fixed cameras see), or a model's folder."""
     policies: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("own", "window", "carrier", "norm")
     """Of own (the model's own window, whose words go with their frames), window, carrier, carrier-cls, carrier-chosen,
     norm, and full, which has no bounds and slows down."""

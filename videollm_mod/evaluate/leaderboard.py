@@ -21,7 +21,7 @@ class LeaderboardConfig:
     """Which models, and on which streams."""
 
     models: tuple[str, ...] = ("tiny",)
-    """The bundled model "tiny", or models' folders."""
+    """Bundled models, tiny or camera, or models' folders."""
     split: Literal["test", "validation", "heldout"] = "test"
     """The streams: unseen ones like those of training, or with combinations of colour and shape that it never shows."""
     streams: int = 200

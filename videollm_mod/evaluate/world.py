@@ -36,7 +36,7 @@ class EvalWorldConfig:
     """Which model, and on which streams."""
 
     model: str = "tiny"
-    """The bundled model "tiny", or a model's folder."""
+    """A bundled model, tiny (coloured shapes) or camera (what fixed cameras see), or a model's folder."""
     world: Literal["shapes", "cameras"] = "shapes"
     """Coloured shapes, or what fixed cameras see; the latter has neither difficulties nor held-out combinations."""
     split: Literal["test", "validation", "heldout"] = "test"
@@ -52,8 +52,8 @@ class EvalWorldConfig:
     `world/camera/config.py` list them."""
     seconds: float = 30.0
     """Length of each stream, seconds, from 1 to 3600."""
-    report: Path | None = None
-    """Write a report into this folder: index.html with the ten worst streams, and their pictures."""
+    report: Path = Path("out/report")
+    """The folder of the report: index.html with the ten worst streams, and their pictures."""
     json: Path | None = None
     """Write the result here too."""
     journal: Path | None = None
@@ -127,17 +127,27 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "workers": workers,
         "wall_seconds": round(wall, 2),
         "frames_per_second": round(frames / wall, 2),  # of what was not in the journal
-        "warnings": [f"intervals from {' and '.join(few)} say little; give {FEW_STREAMS} or more."] if few else [],
+        "warnings": _warnings(few, world.seconds, model.settings.window),
     }
-    if config.report is not None:
-        result["report"] = str(write_report(config.report, result, ours, threshold))
+    result["report"] = str(write_report(config.report, result, ours, threshold))
     if config.json is not None:
         with atomic_write(config.json) as file:
             json.dump(result, file, ensure_ascii=False, indent=2)
             file.write("\n")
     console = Console(stderr=True)
     console.print(table(result), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"the worst streams, in pictures: {result['report']}", highlight=False, markup=False, soft_wrap=True)
     return result
+
+
+def _warnings(few: Sequence[str], seconds: float, window: float | None) -> list[str]:
+    found = [f"intervals from {' and '.join(few)} say little; give {FEW_STREAMS} or more."] if few else []
+    if window is not None and seconds > 2 * window + 2:
+        found.append(
+            f"the teacher-forced numbers are of one pass over all {seconds:g} s, and a session of this model remembers "
+            f"{2 * window:g}: they say how it does beyond what it has learned, not how it does in use."
+        )
+    return found
 
 
 OWN_FLAGS = ("seconds", "fps", "size")  # dials that have flags of their own, or are the model's
@@ -219,11 +229,10 @@ def _check(config: EvalWorldConfig) -> int:
     for path in (config.json, config.journal):
         if path is not None:
             check_writable(path)
-    if config.report is not None:
-        try:
-            config.report.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = (error.strerror or "cannot be made").lower()
-            raise InputError(f"cannot write --report {config.report}: {reason}; give another folder.") from error
-        check_writable(config.report / "index.html")
+    try:
+        config.report.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or "cannot be made").lower()
+        raise InputError(f"cannot write --report {config.report}: {reason}; give another folder.") from error
+    check_writable(config.report / "index.html")
     return config.workers or os.cpu_count() or 1
