@@ -10,24 +10,21 @@ back for the events it missed.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import math
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from videollm_mod.serve import protocol
 from videollm_mod.serve.limits import Bounds, decode_picture, open_picture
+from videollm_mod.serve.live import Listener, Live, Refusal, Waiting, encode_jpeg
 from videollm_mod.serve.metrics import Metrics
 from videollm_mod.serve.store import Store, Stored
 from videollm_mod.serve.worker import Worker
@@ -38,98 +35,11 @@ log = logging.getLogger("videollm_mod.serve")
 
 IN_ENGINE = {"newest": 1, "all": 8}  # frames of one stream in the engine at a time; it may watch several in a step
 MAILBOX = {"newest": 1, "all": 8}  # pictures that may wait before it
-LISTENER_QUEUE = 256  # messages to a client that does not read
 METER_SECONDS = 1.0
-FPS_SECONDS = 5.0  # over which frames per second are counted
 RETAIN_SECONDS = 600.0
 DISK_TRIES = 3
 RECALLED = 8  # sentences that a reopened stream is told of
 DECODERS = 2  # threads that decode pictures
-JPEG_QUALITY = 85
-
-
-class Refusal(Exception):
-    """Something a client asked for is not had; `code` as in the message `error`."""
-
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.retry_after = code, message, retry_after
-
-    def failure(self, fatal: bool = True) -> protocol.Failure:
-        return protocol.Failure(code=self.code, message=self.message, fatal=fatal, retry_after=self.retry_after)  # type: ignore[arg-type]
-
-
-class Listener:
-    """Somebody who is told what happens in a stream."""
-
-    def __init__(self, *, events_only: bool = False) -> None:
-        self.queue: asyncio.Queue[Any] = asyncio.Queue(LISTENER_QUEUE)
-        self.events_only, self.cut_off = events_only, False
-
-    def tell(self, message: Any) -> None:
-        if self.cut_off or (self.events_only and not isinstance(message, protocol.Event | protocol.Closed)):
-            return
-        try:
-            self.queue.put_nowait(message)
-        except asyncio.QueueFull:
-            self.cut_off = True  # what it missed is in the store
-            while not self.queue.empty():
-                self.queue.get_nowait()
-            self.queue.put_nowait(None)
-
-
-@dataclass
-class Waiting:
-    """A picture that is not watched yet."""
-
-    time: float
-    picture: bytes | np.ndarray
-    arrived: float  # monotonic
-
-
-@dataclass
-class Live:
-    """A stream that is alive."""
-
-    id: str
-    client: str
-    stream: Any  # the engine's
-    policy: str
-    threshold: float
-    window: float | None
-    kept: bool  # whether kept tokens are sent
-    store_frames: bool
-    source: str | None = None
-    number: int = 0  # of the newest event; the scribe's
-    taken: float = -1.0  # time of the newest picture taken
-    watched: float = 0.0  # time of the newest frame watched
-    frames: int = 0
-    pushed: int = 0
-    dropped: int = 0
-    lag: float = 0.0
-    seen: int = 0
-    kv_bytes: int = 0
-    kv_bytes_dense: int = 0
-    questions: int = 0  # waiting
-    mailbox: deque[Waiting] = field(default_factory=deque)
-    in_engine: deque[Waiting] = field(default_factory=deque)
-    feeding: bool = False
-    ended: bool = False
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    done: deque[float] = field(default_factory=lambda: deque(maxlen=512))  # when the newest frames were watched
-    listeners: set[Listener] = field(default_factory=set)
-    owner: Listener | None = None  # the connection that feeds it
-    alone_since: float = field(default_factory=time.monotonic)
-    state: protocol.State | None = None
-    newest: bytes | np.ndarray | None = None  # the newest picture of a server-side source
-
-    def tell(self, message: Any) -> None:
-        for listener in list(self.listeners):
-            listener.tell(message)
-
-    def fps(self) -> float:
-        now = time.monotonic()
-        return sum(now - moment <= FPS_SECONDS for moment in self.done) / FPS_SECONDS
 
 
 class Hub:
@@ -267,7 +177,7 @@ class Hub:
     def _full(self, why: str) -> Refusal:
         self.metrics.refused.labels("full").inc()
         soonest = min(
-            (self.linger - (time.monotonic() - live.alone_since) for live in self.live.values() if _alone(live)),
+            (self.linger - (time.monotonic() - live.alone_since) for live in self.live.values() if live.alone),
             default=30.0,
         )
         return Refusal("full", f"{why}; try again later.", retry_after=round(max(1.0, soonest)))
@@ -503,7 +413,7 @@ class Hub:
             try:
                 await self._measure()
                 for live in list(self.live.values()):
-                    if _alone(live) and time.monotonic() - live.alone_since > self.linger:
+                    if live.alone and time.monotonic() - live.alone_since > self.linger:
                         await self.close(live, f"nobody came back within {self.linger:g} s.")
                 if time.monotonic() - retained > RETAIN_SECONDS and (self.keep_days or self.keep_bytes):
                     retained = time.monotonic()
@@ -539,17 +449,5 @@ class Hub:
         )
 
 
-def _alone(live: Live) -> bool:
-    """Whether nobody feeds a stream that somebody should."""
-    return live.source is None and live.owner is None
-
-
 def _key(stream: Any) -> int:
     return id(stream)
-
-
-def encode_jpeg(image: np.ndarray) -> bytes:
-    """(height, width, 3) uint8 -> JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
