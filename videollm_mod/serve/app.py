@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from fastapi.responses import FileResponse
 from videollm_mod import __version__
 from videollm_mod.serve import connection, protocol
 from videollm_mod.serve.chat import add_chat
-from videollm_mod.serve.guard import Guard
+from videollm_mod.serve.guard import BODY, CHAT, Guard
+from videollm_mod.serve.member import take_part
 from videollm_mod.serve.replies import REFUSALS, Health, Info, add_errors
 from videollm_mod.serve.server import Server, reader
 from videollm_mod.serve.streams import add_stream_routes
@@ -40,7 +42,10 @@ def make_app(server: Server, *, chat_bytes: int | None = None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await hub.start()
-        await go_on(server)
+        if hub.roster is None:
+            await go_on(server)
+        else:  # among several, which share what nobody watches
+            hub.spawn(take_part(server, hub.roster))
         yield
         await hub.stop()
 
@@ -68,7 +73,7 @@ def make_app(server: Server, *, chat_bytes: int | None = None) -> FastAPI:
             CORSMiddleware, allow_origins=list(server.doors.origins), allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
         )  # fmt: skip
-    app.add_middleware(Guard, most=64 * 2**10, larger={"/v1/chat/completions": chat_bytes or hub.bounds.body_bytes})
+    app.add_middleware(Guard, most=BODY, larger={CHAT: chat_bytes or hub.bounds.body_bytes})
     return app
 
 
@@ -105,6 +110,8 @@ def _add_open_routes(app: FastAPI, server: Server) -> None:
     async def info() -> Info:
         """What a client must know before it opens a stream."""
         model = hub.model
+        # of all replicas, if there are several
+        others = await asyncio.to_thread(hub.roster.replicas) if hub.roster else []
         return Info(
             version=__version__,
             protocol=protocol.VERSION,
@@ -112,8 +119,8 @@ def _add_open_routes(app: FastAPI, server: Server) -> None:
             fps=model.settings.fps,
             picture=model.encoder.tower.image_size,
             routed=list(model.plan.routed(model.num_layers)),
-            streams=len(hub.live),
-            max_streams=hub.max_streams,
+            streams=sum(one.streams for one in others) if others else len(hub.live),
+            max_streams=sum(one.most for one in others) if others else hub.max_streams,
             store_frames=hub.may_store_frames,
             sources=bool(server.rules.allowed),
             question_characters=hub.bounds.question_characters,

@@ -75,6 +75,9 @@ class _Connection:
             )
             return
         except Refusal as refusal:
+            if refusal.code == "elsewhere":
+                await self._socket.close(1012)  # it comes back, and is led there
+                return
             await self._leave(refusal.failure(), 1013 if refusal.code == "full" else 1008)
             return
         except InputError as error:

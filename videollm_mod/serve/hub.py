@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from videollm_mod.serve import protocol
 from videollm_mod.serve.limits import Bounds, decode_picture, open_picture
 from videollm_mod.serve.live import Listener, Live, Refusal, Waiting, encode_jpeg
 from videollm_mod.serve.metrics import Metrics
+from videollm_mod.serve.roster import Replica, Roster
 from videollm_mod.serve.store import Store, Stored
 from videollm_mod.serve.worker import Worker
 from videollm_mod.stream.engine import Engine, EngineFull
@@ -58,10 +60,14 @@ class Hub:
         may_store_frames: bool = False,
         keep_days: float | None = None,
         keep_bytes: int | None = None,
+        roster: Roster | None = None,
+        replica: Replica | None = None,
     ) -> None:
+        """roster: of the replicas that share the store; replica: which of them this one is. Both, or none."""
         self.model, self.store, self.name, self.bounds = model, store, name, bounds or Bounds()
         self.max_streams, self.linger, self.may_store_frames = max_streams, linger, may_store_frames
         self.keep_days, self.keep_bytes = keep_days, keep_bytes
+        self.roster, self.replica = roster, replica or Replica("", "", 0)
         self.metrics = Metrics()
         self.worker = Worker(Engine(model, max_bytes=max_bytes), self._handle)
         self.live: dict[str, Live] = {}
@@ -89,6 +95,14 @@ class Hub:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.worker.stop)
         self._decoders.shutdown(wait=False, cancel_futures=True)
+        if self.roster is not None:
+            await asyncio.to_thread(self.roster.beat, self.told())
+            await asyncio.to_thread(self.roster.leave, self.replica.name)
+
+    def told(self) -> Replica:
+        """What the other replicas are to know of this one."""
+        streams, frames, events = len(self.live), self.total_frames, self.total_events
+        return replace(self.replica, streams=streams, most=self.max_streams, frames=frames, events=events)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """A task that lives no longer than the hub."""
@@ -116,6 +130,8 @@ class Hub:
 
     async def _open(self, client: str, wish: protocol.Open, source: str | None, id: str | None) -> Live:
         mine = sum(live.client == client for live in self.live.values())
+        if self.roster is not None:
+            mine = len(await asyncio.to_thread(self.roster.held, None, client))
         if mine >= self.bounds.streams_per_client:
             raise self._full(f"you have {mine} live streams, as many as one client may; end one of them first")
         if len(self.live) >= self.max_streams:
@@ -139,19 +155,27 @@ class Hub:
             settings.window if window is None else window,
             wish.kept, wish.store_frames, source,
         )  # fmt: skip
-        how = json.dumps({"policy": wish.policy, "threshold": live.threshold, "window": live.window})
         try:
-            await asyncio.to_thread(self.store.begin, identity, client, wish.title, source, how)
-            live.number = await asyncio.to_thread(self.store.last_number, identity)
-        except Exception:
-            log.exception("a stream could not be stored")
+            await asyncio.to_thread(self._begin, live, wish)
+        except Exception as error:
             self.worker.call(stream.close)
+            if isinstance(error, Refusal):
+                raise
+            log.exception("a stream could not be stored")
             raise Refusal("storage", "the server cannot store what would be said; tell who runs it.") from None
         self.live[identity] = self._by_stream[_key(stream)] = live
         self.metrics.opened.inc()
         self.metrics.streams.set(len(self.live))
         log.info("stream opened", extra={"stream": identity, "client": client, "source": source})
         return live
+
+    def _begin(self, live: Live, wish: protocol.Open) -> None:
+        """Write into the store that a stream lives, and here. Raises Refusal if another replica has it."""
+        if self.roster is not None and not self.roster.take(live.id, live.client, self.replica.name):
+            raise Refusal("elsewhere", "another replica has that stream; try again.", retry_after=1.0)
+        how = json.dumps({"policy": wish.policy, "threshold": wish.threshold, "window": wish.window})
+        self.store.begin(live.id, live.client, wish.title, live.source, how)
+        live.number = self.store.last_number(live.id)
 
     async def back(self, client: str, wish: protocol.Open) -> tuple[Live, bool]:
         """A stream that a client had before, and whether it had to be opened anew. Raises Refusal."""
@@ -164,7 +188,9 @@ class Hub:
             raise Refusal("unknown_stream", "there is no such stream; open a new one.")
         if row["ended"] is not None:
             raise Refusal("ended", "that stream has ended; what was said in it is stored. Open a new one.")
-        live = await self.open(client, wish, id=wish.stream)
+        if row["source"] is not None and self.roster is not None:  # whoever takes it over opens its source, too
+            raise Refusal("elsewhere", "the source is not watched again yet; try again.", retry_after=1.0)
+        live = await self.open(client, _as_before(wish, row["settings"]), id=wish.stream)
         await self.recall(live)
         return live, True
 
@@ -212,7 +238,9 @@ class Hub:
         self._by_stream.pop(_key(live.stream), None)
         if ended:
             await asyncio.to_thread(self.store.end, live.id)
-        live.tell(protocol.Closed(reason=reason))
+        if self.roster is not None:
+            await asyncio.to_thread(self.roster.release, live.id, self.replica.name)
+        live.tell(protocol.Closed(reason=reason) if ended else None)  # None: whoever listens may come back
         log.info("stream closed", extra={"stream": live.id, "reason": reason, "frames": live.frames})
 
     def welcome(self, live: Live, *, resumed: bool, reopened: bool = False) -> protocol.Welcome:
@@ -447,6 +475,13 @@ class Hub:
             kv_bytes_dense=live.kv_bytes_dense,
             streams=len(self.live),
         )
+
+
+def _as_before(wish: protocol.Open, settings: str) -> protocol.Open:
+    """A wish to go on in a lost stream, what it leaves open being as it was."""
+    how = json.loads(settings)
+    known = {name: how[name] for name in ("policy", "threshold", "window") if name in how}
+    return wish.model_copy(update={name: known[name] for name in known.keys() - wish.model_fields_set})
 
 
 def _key(stream: Any) -> int:

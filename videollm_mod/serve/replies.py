@@ -19,7 +19,7 @@ from videollm_mod.types import InputError
 
 log = logging.getLogger("videollm_mod.serve")
 
-STATUS = {"full": 503, "unknown_stream": 404, "ended": 409, "storage": 503, "model": 500}
+STATUS = {"full": 503, "unknown_stream": 404, "ended": 409, "storage": 503, "model": 500, "elsewhere": 503}
 
 
 class Problem(BaseModel):

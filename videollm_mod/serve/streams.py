@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,11 +34,11 @@ def add_stream_routes(app: FastAPI, server: Server) -> None:
             raise Refusal("unknown_stream", "there is no such stream.")
         return row
 
-    def told(row: dict[str, Any]) -> StreamInfo:
+    def told(row: dict[str, Any], elsewhere: Collection[str] = ()) -> StreamInfo:
         live = hub.live.get(row["id"])
         return StreamInfo(
             **{name: row[name] for name in ("id", "title", "source", "began", "ended", "events")},
-            alive=live is not None,
+            alive=live is not None or row["id"] in elsewhere,
             state=live.state.state if live and live.state else None,
             state_text=live.state.text if live and live.state else "",
             meters=hub.meters(live) if live else None,
@@ -46,7 +46,8 @@ def add_stream_routes(app: FastAPI, server: Server) -> None:
 
     async def streams(client: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[StreamInfo]:
         """Your streams, newest first: those alive and those of which something is stored."""
-        return [told(row) for row in await asyncio.to_thread(hub.store.streams, client, None, limit)]
+        elsewhere = await asyncio.to_thread(hub.roster.held, None, client) if hub.roster else ()
+        return [told(row, elsewhere) for row in await asyncio.to_thread(hub.store.streams, client, None, limit)]
 
     async def open_stream(wish: NewStream, client: Writer) -> StreamInfo:
         """Watch a source from the server, with nobody looking. It is reopened when lost, until you delete it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from typing import Any
 
 from videollm_mod.serve import protocol, webhook
 from videollm_mod.serve.live import Live, Refusal
@@ -19,14 +20,24 @@ log = logging.getLogger("videollm_mod.serve")
 async def go_on(server: Server) -> None:
     """Watch again what was watched when the server was stopped."""
     for row in await asyncio.to_thread(server.hub.store.unfinished_sources):
-        how = json.loads(row["settings"])
-        if "address" not in how:
-            continue
-        wish = NewStream(source=how["address"], **{k: how[k] for k in NewStream.model_fields if k in how})
-        try:
-            await watch(server, row["client"], wish, id=row["id"], sent=row["sent"])
-        except (InputError, Refusal) as error:
-            log.warning("a source is not watched again: %s", error)
+        await watch_again(server, row)
+
+
+async def watch_again(server: Server, row: dict[str, Any]) -> bool:
+    """Watch a source of which the store knows; returns whether it can be."""
+    how = json.loads(row["settings"])
+    if "address" not in how:
+        return False
+    wish = NewStream(source=how["address"], **{k: how[k] for k in NewStream.model_fields if k in how})
+    try:
+        await watch(server, row["client"], wish, id=row["id"], sent=row["sent"])
+    except Refusal as error:
+        log.warning("a source is not watched again: %s", error)
+        return error.code == "elsewhere"
+    except InputError as error:
+        log.warning("a source is not watched again: %s", error)
+        return False
+    return True
 
 
 async def watch(server: Server, client: str, wish: NewStream, id: str | None = None, sent: int = 0) -> Live:

@@ -111,7 +111,7 @@ function onWelcome(message) {
   if (again && S.kind !== "address") {
     const seconds = S.lostAt ? ((performance.now() - S.lostAt) / 1000).toFixed(0) : 0;
     note(message.reopened
-      ? "The server was started anew. It knows what it said last, but no longer what it saw."
+      ? "The server that watched was lost, and this goes on in a new one. It knows what was said last, but not what it saw."
       : `The connection was lost for ${seconds} s, and has come back.`);
   }
   S.lostAt = 0;
