@@ -25,6 +25,7 @@ from serve_cases import (
     get,
     hear,
     opened,
+    post,
     random_model,
     running,
     say,
@@ -35,13 +36,15 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 import videollm_mod as vm
 from videollm_mod.serve import roster as rosters
 from videollm_mod.serve.auth import Doors
+from videollm_mod.serve.command import ServeConfig, check_flags
 from videollm_mod.serve.front import make_front
 from videollm_mod.serve.hub import Hub
 from videollm_mod.serve.limits import Bounds
 from videollm_mod.serve.roster import Replica, Roster
 from videollm_mod.serve.server import Server
+from videollm_mod.serve.sources import Rules
 from videollm_mod.serve.store import Store
-from videollm_mod.types import Frame
+from videollm_mod.types import Frame, InputError
 
 ONE, TWO = Replica("one", "http://127.0.0.1:1", 11, most=4), Replica("two", "http://127.0.0.1:2", 22, most=4)
 
@@ -130,7 +133,8 @@ class Cluster:
         store, listening = Store(self.path), socket.create_server(("127.0.0.1", 0))
         row = Replica(name, f"http://127.0.0.1:{listening.getsockname()[1]}", os.getpid())
         made = Hub(random_model(), store, roster=Roster(store), replica=row, linger=30.0, **hub)  # type: ignore[arg-type]
-        return Running(Server(made, self.doors), listening)
+        rules = Rules(("rtsp://127.0.0.1:*",), private=True)
+        return Running(Server(made, self.doors, rules), listening)
 
     def holding(self, stream: str) -> str:
         """The replica in which a stream lives."""
@@ -246,6 +250,8 @@ def test_a_stream_whose_replica_has_gone_begins_anew_elsewhere_with_what_was_sai
             calm = opened(other, threshold=0.0, policy="all")["stream"]
             home, refuge = cluster.holding(stream.id), cluster.holding(calm)
             assert home != refuge
+            wish = {"source": "rtsp://127.0.0.1:9/nobody-there"}
+            camera = post(f"{cluster.replicas[home].url}/streams", json=wish).json()["id"]
             cluster.replicas[home].hub.roster = None  # it dies without a word
             cluster.replicas[home].stop()
             name = stream.id
@@ -255,6 +261,8 @@ def test_a_stream_whose_replica_has_gone_begins_anew_elsewhere_with_what_was_sai
             assert stream.ask("What happened?").kind == "answer"
             stored = cluster.replicas[refuge].hub.store.events(name)
             assert [one.number for one in stored] == [1, 2, 3]
+            until(lambda: camera in cluster.replicas[refuge].hub.live)  # what nobody asks for is taken over, too
+            assert cluster.roster.holder(camera) == refuge
             other.send(frame(0.0))  # and the other knows of nothing
             assert hear(other, "decision")["time"] == 0.0
     finally:
@@ -263,6 +271,21 @@ def test_a_stream_whose_replica_has_gone_begins_anew_elsewhere_with_what_was_sai
 
 def plain(value: int) -> np.ndarray:
     return np.full((32, 32, 3), value, np.uint8)
+
+
+def test_replicas_are_refused_where_they_cannot_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--replicas"):
+        check_flags(ServeConfig(replicas=0))
+    if find_spec("grpc") is None:
+        with pytest.raises(InputError, match="Ray Serve, which is not installed"):
+            check_flags(ServeConfig(replicas=2))
+        return
+    check_flags(ServeConfig(replicas=2))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(InputError, match="a database's URL"):
+        check_flags(ServeConfig(replicas=2))
+    with pytest.raises(InputError, match="and a token"):
+        check_flags(ServeConfig(replicas=2, store="postgresql://host/name"))
 
 
 # -- on Ray Serve ------------------------------------------------------------------------------------------------------

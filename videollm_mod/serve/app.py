@@ -18,20 +18,20 @@ from videollm_mod import __version__
 from videollm_mod.serve import connection, protocol
 from videollm_mod.serve.chat import add_chat
 from videollm_mod.serve.guard import BODY, CHAT, Guard
-from videollm_mod.serve.member import take_part
+from videollm_mod.serve.member import take_over, tell_and_let_go
 from videollm_mod.serve.replies import REFUSALS, Health, Info, add_errors
 from videollm_mod.serve.server import Server, reader
 from videollm_mod.serve.streams import add_stream_routes
 from videollm_mod.serve.watching import go_on
 
 PAGE = Path(__file__).with_name("page")
+SCRIPTS = ("state", "talk", "sources", "capture", "timeline", "overlay", "search", "app")  # in the order of index.html
 FILES = {  # address -> file, type: nothing else of the disk is served
     "/": ("index.html", "text/html; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
-    "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in (*SCRIPTS, "docs")},
 }
 
 
@@ -45,7 +45,8 @@ def make_app(server: Server, *, chat_bytes: int | None = None) -> FastAPI:
         if hub.roster is None:
             await go_on(server)
         else:  # among several, which share what nobody watches
-            hub.spawn(take_part(server, hub.roster))
+            hub.spawn(tell_and_let_go(server, hub.roster))
+            hub.spawn(take_over(server, hub.roster))
         yield
         await hub.stop()
 

@@ -87,12 +87,15 @@ class _Front:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        from aiohttp import ClientSession, ClientTimeout, TCPConnector
+        from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
         # a connection for each request: one from a pool may have been closed, and who knows then what had arrived
         ways = TCPConnector(limit=0, force_close=True)
         timeout = ClientTimeout(total=None, sock_connect=CONNECTING)
-        async with ClientSession(connector=ways, timeout=timeout, auto_decompress=False) as self._web:
+        async with ClientSession(
+            connector=ways, timeout=timeout, auto_decompress=False, cookie_jar=DummyCookieJar(),
+            skip_auto_headers=("Content-Type", "User-Agent"),
+        ) as self._web:  # fmt: skip
             yield
 
     # -- which replica -------------------------------------------------------------------------------------------------
@@ -159,7 +162,7 @@ class _Front:
         return answer if answer is not None else refuse(503, "no replica is alive; try again later.", "full", NOBODY)
 
     async def _send(self, request: Request, body: bytes, stream: str | None) -> Response | None:
-        from aiohttp import ClientConnectorError, ConnectionTimeoutError, ServerConnectionError
+        from aiohttp import ClientConnectorError, ClientError, ConnectionTimeoutError
         from yarl import URL
 
         query = request.scope["query_string"].decode("latin-1")
@@ -177,7 +180,7 @@ class _Front:
             except (ClientConnectorError, ConnectionTimeoutError) as error:  # nothing has been sent: another may do it
                 await self._failed(one, error)
                 continue
-            except ServerConnectionError:  # it died over it, and nobody knows how far it came
+            except ClientError:  # it died over it, and nobody knows how far it came
                 return refuse(503, "the replica was lost over this request; try again.", None, 1.0)
             finally:
                 if answer is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from videollm_mod.serve.roster import BEAT, Roster
@@ -19,29 +20,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("videollm_mod.serve")
 
 
-async def take_part(server: Server, roster: Roster) -> None:
-    """Until cancelled: a sign of life every second, and at most one camera taken over, so that all get their share."""
-    hub, given_up = server.hub, set[str]()
+PAUSE = 60.0  # s after which a camera that could not be watched is tried again
+
+
+async def tell_and_let_go(server: Server, roster: Roster) -> None:
+    """Until cancelled: a sign of life every second."""
+    hub = server.hub
     while True:
         try:
             if not await asyncio.to_thread(roster.beat, hub.told()):
                 mine = await asyncio.to_thread(roster.held, hub.replica.name)
                 for live in [one for one in hub.live.values() if one.id not in mine]:
                     await hub.close(live, "another replica has taken it.", ended=False)
-            if len(hub.live) < hub.max_streams:
-                await _take_over(server, roster, given_up)
         except Exception:  # a database that restarts
             log.exception("the replica could not tell that it lives")
         await asyncio.sleep(BEAT)
 
 
-async def _take_over(server: Server, roster: Roster, given_up: set[str]) -> None:
-    """Watch one camera that nobody alive watches. `given_up`: those that cannot be watched here."""
-    waiting = await asyncio.to_thread(server.hub.store.unfinished_sources)
-    if not waiting:
-        return
-    held = await asyncio.to_thread(roster.held)
-    for row in waiting:
-        if row["id"] not in held and row["id"] not in given_up and not await watch_again(server, row):
-            given_up.add(row["id"])
-            return
+async def take_over(server: Server, roster: Roster) -> None:
+    """Until cancelled: one camera a second that nobody alive watches, so that all replicas get their share."""
+    hub, later = server.hub, dict[str, float]()  # stream -> when to try again
+    while True:
+        await asyncio.sleep(BEAT)
+        try:
+            waiting = await asyncio.to_thread(hub.store.unfinished_sources)
+            held = await asyncio.to_thread(roster.held) if waiting else set()
+            now = time.monotonic()
+            free = [row for row in waiting if row["id"] not in held and later.get(row["id"], 0.0) <= now]
+            if free and len(hub.live) < hub.max_streams and not await watch_again(server, free[0]):
+                later[free[0]["id"]] = now + PAUSE
+        except Exception:
+            log.exception("a camera could not be taken over")

@@ -126,7 +126,7 @@ def _begin_ray(address: str | None, cores: int) -> None:
     import ray
 
     # the object store is the smallest that Ray takes: nothing goes through it
-    here = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    here: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 100 * 2**20}
     for attempt in range(ATTEMPTS):
         try:
             ray.init(address=address or "local", logging_level=logging.ERROR, **({} if address else here))
@@ -135,7 +135,7 @@ def _begin_ray(address: str | None, cores: int) -> None:
             ray.shutdown()
             if attempt == ATTEMPTS - 1:
                 where = f"the cluster at {address} cannot be joined" if address else "no cluster could be started here"
-                raise InputError(f"--replicas: {where} ({str(error).splitlines()[0][:200]}).") from error
+                raise InputError(f"--replicas: {where} ({str(error)[:200] or type(error).__name__}).") from error
 
 
 class ServedReplica:

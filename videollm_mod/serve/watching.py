@@ -24,17 +24,14 @@ async def go_on(server: Server) -> None:
 
 
 async def watch_again(server: Server, row: dict[str, Any]) -> bool:
-    """Watch a source of which the store knows; returns whether it can be."""
+    """Watch a source of which the store knows; returns whether it is watched."""
     how = json.loads(row["settings"])
     if "address" not in how:
         return False
     wish = NewStream(source=how["address"], **{k: how[k] for k in NewStream.model_fields if k in how})
     try:
         await watch(server, row["client"], wish, id=row["id"], sent=row["sent"])
-    except Refusal as error:
-        log.warning("a source is not watched again: %s", error)
-        return error.code == "elsewhere"
-    except InputError as error:
+    except (InputError, Refusal) as error:
         log.warning("a source is not watched again: %s", error)
         return False
     return True
