@@ -77,7 +77,8 @@ const world = {
   Blob, DataView, ArrayBuffer, URLSearchParams, atob, btoa, devicePixelRatio: 1, addEventListener: () => {},
 };
 world.window = world;
-vm.runInNewContext(`${readFileSync(join(page, "app.js"), "utf8")}\n;globalThis.S = S;`, world);
+const scripts = [...html.matchAll(/<script src="([^"]+)" defer>/g)].map(([, name]) => readFileSync(join(page, name), "utf8"));
+vm.runInNewContext(`${scripts.join("\n")}\n;globalThis.S = S;`, world);
 
 const seen = { states: [] };
 const until = async (check, what, seconds = 600) => {

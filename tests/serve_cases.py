@@ -1,4 +1,4 @@
-"""A server on loopback with a tiny random model, for the tests of serve/."""
+"""A server on loopback, in a thread with a tiny random model or as a process, for the tests of serve/."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import contextlib
 import functools
 import io
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,21 +32,22 @@ from videollm_mod.serve.app import Server, make_app
 from videollm_mod.serve.auth import Doors
 from videollm_mod.serve.command import settings
 from videollm_mod.serve.hub import Hub
+from videollm_mod.serve.limits import Bounds
 from videollm_mod.serve.store import Store
 
 PATIENCE = 120.0  # s; a machine may be busy
+STARTING = 600.0  # s
 get, post = (functools.partial(method, timeout=PATIENCE) for method in (httpx.get, httpx.post))
 
 
-class Running:
-    """A server in a thread of this process."""
+class Listening:
+    """An application in a thread of this process."""
 
-    def __init__(self, server: Server) -> None:
-        self.server, self.hub = server, server.hub
-        self._socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, app: Any, bounds: Bounds, listening: socket.socket | None = None) -> None:
+        self._socket = listening or socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._uvicorn = uvicorn.Server(settings(make_app(server), server.hub))
+        self._uvicorn = uvicorn.Server(settings(app, bounds))
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self._thread.start()
         until = time.monotonic() + PATIENCE
@@ -54,11 +59,22 @@ class Running:
         self._uvicorn.should_exit = True
         self._thread.join(PATIENCE)
         self._socket.close()
-        self.hub.store.close()
 
     def socket(self, **options: Any) -> ClientConnection:
         options = {"compression": None, "max_size": 2**22, "close_timeout": 0.5, "open_timeout": PATIENCE, **options}
         return open_socket(f"ws://127.0.0.1:{self.port}/live", **options)
+
+
+class Running(Listening):
+    """A server."""
+
+    def __init__(self, server: Server, listening: socket.socket | None = None) -> None:
+        self.server, self.hub = server, server.hub
+        super().__init__(make_app(server), server.hub.bounds, listening)
+
+    def stop(self) -> None:
+        super().stop()
+        self.hub.store.close()
 
 
 @contextlib.contextmanager
@@ -66,7 +82,7 @@ def serving(
     folder: Path, *, doors: Doors | None = None, rules: Any = None, model: Any = None, **hub: Any
 ) -> Iterator[Running]:
     """A running server whose events go to a new file in `folder`, or to the one that is there."""
-    model = model or _model()
+    model = model or random_model()
     made = Hub(model, Store(str(folder / "events.db")), **hub)
     running = Running(Server(made, doors or Doors("127.0.0.1", {}), **({} if rules is None else {"rules": rules})))
     try:
@@ -76,7 +92,7 @@ def serving(
 
 
 @functools.cache
-def _model() -> StreamingVideoLM:
+def random_model() -> StreamingVideoLM:
     """One for all servers: it is only read."""
     return tiny_model(DepthPlan("interleaved", keep=0.4))
 
@@ -120,3 +136,53 @@ def until(check: Any, timeout: float = PATIENCE) -> Any:
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.01)
     return value
+
+
+class Process:
+    """`videollm-mod serve` as it is run."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        words = [sys.executable, "-m", "videollm_mod", "serve", "--port", "0", "--store", str(folder / "events.db")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [*words, "--threads", "1", *flags],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # so that a Ctrl-C can be sent to it and its children, as a terminal does
+        )
+        assert self.process.stderr is not None
+        address = None
+        for line in self.process.stderr:
+            if found := re.search(r"http://\S+:(\d+)/", line):
+                address = found
+                break
+        assert address is not None, "the server did not start"
+        self.port = int(address[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        until(self._ready, STARTING)
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return get(f"{self.url}/readyz").status_code == 200
+        return False
+
+    def socket(self, **options: Any) -> ClientConnection:
+        return open_socket(f"ws://127.0.0.1:{self.port}/live", compression=None, open_timeout=PATIENCE, **options)
+
+    def rss(self) -> int:
+        """Bytes of memory in use."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def running(folder: Path, *flags: str) -> Iterator[Process]:
+    process = Process(folder, *flags)
+    try:
+        yield process
+    finally:
+        process.process.kill()
+        process.process.wait()

@@ -21,6 +21,7 @@ from stream_cases import tiny_model
 from websockets.exceptions import InvalidStatus
 
 from videollm_mod.depth import DepthPlan
+from videollm_mod.serve.app import FILES
 from videollm_mod.serve.auth import SUBPROTOCOL, Doors, token_subprotocol
 from videollm_mod.serve.limits import Bounds
 from videollm_mod.serve.sources import Rules
@@ -260,7 +261,7 @@ def test_pages_of_other_sites_and_rebound_names_are_kept_out(server: Running) ->
 
 def test_the_page_asks_no_other_host_and_its_headers_say_so(server: Running) -> None:
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
-        for path in ("/", "/app.js", "/style.css", "/icon.svg", "/docs", "/docs.js"):
+        for path in FILES:
             answer = web.get(path)
             assert answer.status_code == 200 and "default-src 'self'" in answer.headers["content-security-policy"]
             assert answer.headers["x-content-type-options"] == "nosniff"

@@ -14,6 +14,7 @@ from PIL import Image
 from serve_cases import serving, until
 
 import videollm_mod as vm
+from videollm_mod.serve.app import SCRIPTS
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "videollm_mod" / "serve" / "page"
@@ -21,7 +22,9 @@ CLIP = TESTS.parent / "videollm_mod" / "assets" / "demo.mp4"
 
 
 def test_the_script_asks_for_nothing_that_the_page_does_not_hold() -> None:
-    script, page, style = ((PAGE / name).read_text() for name in ("app.js", "index.html", "style.css"))
+    page, style = (PAGE / "index.html").read_text(), (PAGE / "style.css").read_text()
+    assert tuple(re.findall(r'<script src="(\w+)\.js" defer>', page)) == SCRIPTS
+    script = "".join((PAGE / f"{name}.js").read_text() for name in SCRIPTS)
     held = re.findall(r' id="([^"]+)"', page)
     assert len(held) == len(set(held))
     assert set(re.findall(r'\$\("([^"]+)"\)', script)) <= set(held)

@@ -45,10 +45,12 @@ class ServeConfig:
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, ..."""
     max_streams: int = 32
-    """Live streams at a time; more are refused."""
+    """Live streams at a time, of each replica; more are refused."""
     kv_bytes: float | None = None
-    """Bytes for the KV caches of all streams together, such as 2e9; a stream that does not fit is refused. No bound if
-    not given."""
+    """Bytes for the KV caches of all streams together, such as 2e9, of each replica; a stream that does not fit is
+    refused. No bound if not given."""
+    replicas: int | None = None
+    """Servers on Ray Serve behind this address, each with a model of its own; one without Ray if not given."""
     linger: float = 60.0
     """Seconds that a stream waits for a client whose connection was lost."""
     store: str = STORE
@@ -87,8 +89,13 @@ class ServeConfig:
 def serve(config: ServeConfig) -> dict[str, Any]:
     """Run the command until it is interrupted; returns the final JSON. Raises InputError for what the user can mend."""
     doors, rules, plan = check_flags(config)
+    if config.replicas is not None:
+        from videollm_mod.serve.replicas import serve_replicas
+
+        return serve_replicas(config, doors, rules, plan)
     app, hub = build(config, doors, rules, plan)
-    port = run(app, config, hub)
+    port = run(app, config, hub.bounds)
+    hub.store.close()
     return {
         "ok": True,
         "events": hub.total_events,
@@ -111,6 +118,7 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
     check_keep(config.keep)
     check_probability(threshold=config.threshold)
     check_least(1, threads=config.threads, max_streams=config.max_streams, streams_per_client=config.streams_per_client)
+    check_least(1, replicas=config.replicas)
     check_least(
         1, kv_bytes=config.kv_bytes, keep_bytes=config.keep_bytes, question_characters=config.question_characters
     )
@@ -134,6 +142,10 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
             "VIDEOLLM_MOD_TOKEN."
         )
     doors = Doors(config.host, tokens, config.allow_origin)
+    if config.replicas is not None:
+        from videollm_mod.serve.replicas import check_replicas
+
+        check_replicas(config)
     return doors, rules, parse_layers(config.plan)
 
 
@@ -146,11 +158,11 @@ def _check_installed() -> None:
             raise InputError(f"serve needs {name}, which is not installed; run {install_command(extra='serve')}.")
 
 
-def build(config: ServeConfig, doors: Any, rules: Any, plan: Any) -> tuple[Any, Any]:
-    """The application, and its hub: opens the store, loads the model."""
+def build(config: ServeConfig, doors: Any, rules: Any, plan: Any, replica: Any = None) -> tuple[Any, Any]:
+    """The application, and its hub: opens the store, loads the model. replica: its place among several."""
     from videollm_mod.serve.app import Server, make_app
     from videollm_mod.serve.hub import Hub
-    from videollm_mod.serve.limits import Bounds
+    from videollm_mod.serve.roster import Roster
     from videollm_mod.serve.store import Store
 
     store = Store(config.store)
@@ -167,38 +179,53 @@ def build(config: ServeConfig, doors: Any, rules: Any, plan: Any) -> tuple[Any, 
         model = model.to(config.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {config.device} is not to be had here; give cpu or a device that is.") from error
-    names = {field.name for field in dataclasses.fields(Bounds)}
-    bounds = Bounds(**{name: value for name, value in dataclasses.asdict(config).items() if name in names})
     hub = Hub(
         model,
         store,
         name=Path(config.model).name if config.model != "tiny" else "tiny",
-        bounds=bounds,
+        bounds=bounds_of(config),
         max_bytes=None if config.kv_bytes is None else int(config.kv_bytes),
         max_streams=config.max_streams,
         linger=config.linger,
         may_store_frames=config.store_frames,
         keep_days=config.keep_days,
         keep_bytes=None if config.keep_bytes is None else int(config.keep_bytes),
+        roster=None if replica is None else Roster(store),
+        replica=replica,
     )
     return make_app(Server(hub, doors, rules)), hub
 
 
-def run(app: Any, config: ServeConfig, hub: Any) -> int:
-    """Listen and serve until Ctrl-C or SIGTERM; returns the port."""
-    import logging
-    import socket
+def bounds_of(config: ServeConfig) -> Any:
+    """The bounds among the flags."""
+    from videollm_mod.serve.limits import Bounds
 
-    import uvicorn
+    names = {field.name for field in dataclasses.fields(Bounds)}
+    return Bounds(**{name: value for name, value in dataclasses.asdict(config).items() if name in names})
+
+
+def log_to_stderr(requests: bool) -> None:
+    """Our log as JSON lines; requests: all of them, not what goes wrong alone."""
+    import logging
 
     from videollm_mod.serve.guard import JsonLines
-    from videollm_mod.types import InputError
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logger = logging.getLogger("videollm_mod.serve")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO if config.log_requests else logging.WARNING)
+    logger.setLevel(logging.INFO if requests else logging.WARNING)
+
+
+def run(app: Any, config: ServeConfig, bounds: Any) -> int:
+    """Listen and serve until Ctrl-C or SIGTERM; returns the port."""
+    import socket
+
+    import uvicorn
+
+    from videollm_mod.types import InputError
+
+    log_to_stderr(config.log_requests)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -212,18 +239,17 @@ def run(app: Any, config: ServeConfig, hub: Any) -> int:
     port = int(listening.getsockname()[1])
     shown = f"[{config.host}]" if ":" in config.host else config.host
     print(f"open http://{shown}:{port}/ in a browser; Ctrl-C ends it", file=sys.stderr, flush=True)
-    server = uvicorn.Server(settings(app, hub))
+    server = uvicorn.Server(settings(app, bounds))
     try:
         server.run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn raises the signal again when it has shut down
         pass
     finally:
         listening.close()
-        hub.store.close()
     return port
 
 
-def settings(app: Any, hub: Any) -> Any:
+def settings(app: Any, bounds: Any) -> Any:
     """How uvicorn runs the application."""
     import uvicorn
 
@@ -233,7 +259,7 @@ def settings(app: Any, hub: Any) -> Any:
         access_log=False,  # ours is structured
         server_header=False,
         lifespan="on",
-        ws_max_size=hub.bounds.frame_bytes + 1024,
+        ws_max_size=bounds.frame_bytes + 1024,
         ws_max_queue=16,
         ws_ping_interval=20.0,
         ws_ping_timeout=20.0,

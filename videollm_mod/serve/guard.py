@@ -12,6 +12,7 @@ from fastapi import HTTPException
 
 log = logging.getLogger("videollm_mod.serve")
 
+BODY, CHAT = 64 * 2**10, "/v1/chat/completions"  # bytes of a body, and the path that may have more
 HEADERS = [
     # no script, style, picture or connection but our own; blobs are what the page makes itself
     (

@@ -10,25 +10,24 @@ back for the events it missed.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import math
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from videollm_mod.serve import protocol
 from videollm_mod.serve.limits import Bounds, decode_picture, open_picture
+from videollm_mod.serve.live import Listener, Live, Refusal, Waiting, encode_jpeg
 from videollm_mod.serve.metrics import Metrics
+from videollm_mod.serve.roster import Replica, Roster
 from videollm_mod.serve.store import Store, Stored
 from videollm_mod.serve.worker import Worker
 from videollm_mod.stream.engine import Engine, EngineFull
@@ -38,98 +37,11 @@ log = logging.getLogger("videollm_mod.serve")
 
 IN_ENGINE = {"newest": 1, "all": 8}  # frames of one stream in the engine at a time; it may watch several in a step
 MAILBOX = {"newest": 1, "all": 8}  # pictures that may wait before it
-LISTENER_QUEUE = 256  # messages to a client that does not read
 METER_SECONDS = 1.0
-FPS_SECONDS = 5.0  # over which frames per second are counted
 RETAIN_SECONDS = 600.0
 DISK_TRIES = 3
 RECALLED = 8  # sentences that a reopened stream is told of
 DECODERS = 2  # threads that decode pictures
-JPEG_QUALITY = 85
-
-
-class Refusal(Exception):
-    """Something a client asked for is not had; `code` as in the message `error`."""
-
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.retry_after = code, message, retry_after
-
-    def failure(self, fatal: bool = True) -> protocol.Failure:
-        return protocol.Failure(code=self.code, message=self.message, fatal=fatal, retry_after=self.retry_after)  # type: ignore[arg-type]
-
-
-class Listener:
-    """Somebody who is told what happens in a stream."""
-
-    def __init__(self, *, events_only: bool = False) -> None:
-        self.queue: asyncio.Queue[Any] = asyncio.Queue(LISTENER_QUEUE)
-        self.events_only, self.cut_off = events_only, False
-
-    def tell(self, message: Any) -> None:
-        if self.cut_off or (self.events_only and not isinstance(message, protocol.Event | protocol.Closed)):
-            return
-        try:
-            self.queue.put_nowait(message)
-        except asyncio.QueueFull:
-            self.cut_off = True  # what it missed is in the store
-            while not self.queue.empty():
-                self.queue.get_nowait()
-            self.queue.put_nowait(None)
-
-
-@dataclass
-class Waiting:
-    """A picture that is not watched yet."""
-
-    time: float
-    picture: bytes | np.ndarray
-    arrived: float  # monotonic
-
-
-@dataclass
-class Live:
-    """A stream that is alive."""
-
-    id: str
-    client: str
-    stream: Any  # the engine's
-    policy: str
-    threshold: float
-    window: float | None
-    kept: bool  # whether kept tokens are sent
-    store_frames: bool
-    source: str | None = None
-    number: int = 0  # of the newest event; the scribe's
-    taken: float = -1.0  # time of the newest picture taken
-    watched: float = 0.0  # time of the newest frame watched
-    frames: int = 0
-    pushed: int = 0
-    dropped: int = 0
-    lag: float = 0.0
-    seen: int = 0
-    kv_bytes: int = 0
-    kv_bytes_dense: int = 0
-    questions: int = 0  # waiting
-    mailbox: deque[Waiting] = field(default_factory=deque)
-    in_engine: deque[Waiting] = field(default_factory=deque)
-    feeding: bool = False
-    ended: bool = False
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    done: deque[float] = field(default_factory=lambda: deque(maxlen=512))  # when the newest frames were watched
-    listeners: set[Listener] = field(default_factory=set)
-    owner: Listener | None = None  # the connection that feeds it
-    alone_since: float = field(default_factory=time.monotonic)
-    state: protocol.State | None = None
-    newest: bytes | np.ndarray | None = None  # the newest picture of a server-side source
-
-    def tell(self, message: Any) -> None:
-        for listener in list(self.listeners):
-            listener.tell(message)
-
-    def fps(self) -> float:
-        now = time.monotonic()
-        return sum(now - moment <= FPS_SECONDS for moment in self.done) / FPS_SECONDS
 
 
 class Hub:
@@ -148,10 +60,14 @@ class Hub:
         may_store_frames: bool = False,
         keep_days: float | None = None,
         keep_bytes: int | None = None,
+        roster: Roster | None = None,
+        replica: Replica | None = None,
     ) -> None:
+        """roster: of the replicas that share the store; replica: which of them this one is. Both, or none."""
         self.model, self.store, self.name, self.bounds = model, store, name, bounds or Bounds()
         self.max_streams, self.linger, self.may_store_frames = max_streams, linger, may_store_frames
         self.keep_days, self.keep_bytes = keep_days, keep_bytes
+        self.roster, self.replica = roster, replica or Replica("", "", 0)
         self.metrics = Metrics()
         self.worker = Worker(Engine(model, max_bytes=max_bytes), self._handle)
         self.live: dict[str, Live] = {}
@@ -179,6 +95,14 @@ class Hub:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.worker.stop)
         self._decoders.shutdown(wait=False, cancel_futures=True)
+        if self.roster is not None:
+            await asyncio.to_thread(self.roster.beat, self.told())
+            await asyncio.to_thread(self.roster.leave, self.replica.name)
+
+    def told(self) -> Replica:
+        """What the other replicas are to know of this one."""
+        streams, frames, events = len(self.live), self.total_frames, self.total_events
+        return replace(self.replica, streams=streams, most=self.max_streams, frames=frames, events=events)
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """A task that lives no longer than the hub."""
@@ -206,6 +130,8 @@ class Hub:
 
     async def _open(self, client: str, wish: protocol.Open, source: str | None, id: str | None) -> Live:
         mine = sum(live.client == client for live in self.live.values())
+        if self.roster is not None:
+            mine = len(await asyncio.to_thread(self.roster.held, None, client))
         if mine >= self.bounds.streams_per_client:
             raise self._full(f"you have {mine} live streams, as many as one client may; end one of them first")
         if len(self.live) >= self.max_streams:
@@ -229,19 +155,27 @@ class Hub:
             settings.window if window is None else window,
             wish.kept, wish.store_frames, source,
         )  # fmt: skip
-        how = json.dumps({"policy": wish.policy, "threshold": live.threshold, "window": live.window})
         try:
-            await asyncio.to_thread(self.store.begin, identity, client, wish.title, source, how)
-            live.number = await asyncio.to_thread(self.store.last_number, identity)
-        except Exception:
-            log.exception("a stream could not be stored")
+            await asyncio.to_thread(self._begin, live, wish)
+        except Exception as error:
             self.worker.call(stream.close)
+            if isinstance(error, Refusal):
+                raise
+            log.exception("a stream could not be stored")
             raise Refusal("storage", "the server cannot store what would be said; tell who runs it.") from None
         self.live[identity] = self._by_stream[_key(stream)] = live
         self.metrics.opened.inc()
         self.metrics.streams.set(len(self.live))
         log.info("stream opened", extra={"stream": identity, "client": client, "source": source})
         return live
+
+    def _begin(self, live: Live, wish: protocol.Open) -> None:
+        """Write into the store that a stream lives, and here. Raises Refusal if another replica has it."""
+        if self.roster is not None and not self.roster.take(live.id, live.client, self.replica.name):
+            raise Refusal("elsewhere", "another replica has that stream; try again.", retry_after=1.0)
+        how = json.dumps({"policy": wish.policy, "threshold": wish.threshold, "window": wish.window})
+        self.store.begin(live.id, live.client, wish.title, live.source, how)
+        live.number = self.store.last_number(live.id)
 
     async def back(self, client: str, wish: protocol.Open) -> tuple[Live, bool]:
         """A stream that a client had before, and whether it had to be opened anew. Raises Refusal."""
@@ -254,7 +188,9 @@ class Hub:
             raise Refusal("unknown_stream", "there is no such stream; open a new one.")
         if row["ended"] is not None:
             raise Refusal("ended", "that stream has ended; what was said in it is stored. Open a new one.")
-        live = await self.open(client, wish, id=wish.stream)
+        if row["source"] is not None and self.roster is not None:  # whoever takes it over opens its source, too
+            raise Refusal("elsewhere", "the source is not watched again yet; try again.", retry_after=1.0)
+        live = await self.open(client, _as_before(wish, row["settings"]), id=wish.stream)
         await self.recall(live)
         return live, True
 
@@ -267,7 +203,7 @@ class Hub:
     def _full(self, why: str) -> Refusal:
         self.metrics.refused.labels("full").inc()
         soonest = min(
-            (self.linger - (time.monotonic() - live.alone_since) for live in self.live.values() if _alone(live)),
+            (self.linger - (time.monotonic() - live.alone_since) for live in self.live.values() if live.alone),
             default=30.0,
         )
         return Refusal("full", f"{why}; try again later.", retry_after=round(max(1.0, soonest)))
@@ -302,7 +238,9 @@ class Hub:
         self._by_stream.pop(_key(live.stream), None)
         if ended:
             await asyncio.to_thread(self.store.end, live.id)
-        live.tell(protocol.Closed(reason=reason))
+        if self.roster is not None:
+            await asyncio.to_thread(self.roster.release, live.id, self.replica.name)
+        live.tell(protocol.Closed(reason=reason) if ended else None)  # None: whoever listens may come back
         log.info("stream closed", extra={"stream": live.id, "reason": reason, "frames": live.frames})
 
     def welcome(self, live: Live, *, resumed: bool, reopened: bool = False) -> protocol.Welcome:
@@ -503,7 +441,7 @@ class Hub:
             try:
                 await self._measure()
                 for live in list(self.live.values()):
-                    if _alone(live) and time.monotonic() - live.alone_since > self.linger:
+                    if live.alone and time.monotonic() - live.alone_since > self.linger:
                         await self.close(live, f"nobody came back within {self.linger:g} s.")
                 if time.monotonic() - retained > RETAIN_SECONDS and (self.keep_days or self.keep_bytes):
                     retained = time.monotonic()
@@ -539,17 +477,12 @@ class Hub:
         )
 
 
-def _alone(live: Live) -> bool:
-    """Whether nobody feeds a stream that somebody should."""
-    return live.source is None and live.owner is None
+def _as_before(wish: protocol.Open, settings: str) -> protocol.Open:
+    """A wish to go on in a lost stream, what it leaves open being as it was."""
+    how = json.loads(settings)
+    known = {name: how[name] for name in ("policy", "threshold", "window") if name in how}
+    return wish.model_copy(update={name: known[name] for name in known.keys() - wish.model_fields_set})
 
 
 def _key(stream: Any) -> int:
     return id(stream)
-
-
-def encode_jpeg(image: np.ndarray) -> bytes:
-    """(height, width, 3) uint8 -> JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()

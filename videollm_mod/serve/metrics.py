@@ -1,10 +1,12 @@
-"""What /metrics tells, in Prometheus' text format."""
+"""What /metrics tells, in Prometheus' text format; of one server, or of several replicas together."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 STEPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LAGS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -33,3 +35,26 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _Joined:
+    """A collector of samples that others have collected."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for replica, text in self._texts.items():
+            for family in text_string_to_metric_families(text):
+                whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    whole.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
+        yield from families.values()
+
+
+def joined(texts: Mapping[str, str]) -> bytes:
+    """The texts of several replicas as one, each sample with the label `replica`."""
+    registry = CollectorRegistry()
+    registry.register(_Joined(texts))  # type: ignore[arg-type]
+    return generate_latest(registry)

@@ -22,8 +22,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from videollm_mod.serve import protocol
-from videollm_mod.serve.hub import Hub, Listener, Live, Refusal
+from videollm_mod.serve.hub import Hub
 from videollm_mod.serve.limits import Bounds, decode_picture
+from videollm_mod.serve.live import Listener, Live, Refusal
 from videollm_mod.types import InputError
 
 

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from videollm_mod.serve import protocol
+from videollm_mod.serve.live import Live, Refusal
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:
-    from videollm_mod.serve.hub import Hub, Live
+    from videollm_mod.serve.hub import Hub
     from videollm_mod.video import VideoSource
 
 log = logging.getLogger("videollm_mod.serve")
@@ -174,8 +175,6 @@ class Watcher:
         self._thread.start()
 
     def _run(self) -> None:
-        from videollm_mod.serve.hub import Refusal
-
         pause = FIRST_PAUSE
         while not self._leaving.is_set():
             self._tell("connecting")

@@ -124,10 +124,10 @@ class Store:
         try:
             if self.sqlite and "://" not in url:
                 Path(url).expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
-            self._engine: Engine = create_engine(address, pool_pre_ping=not self.sqlite)
+            self.engine: Engine = create_engine(address, pool_pre_ping=not self.sqlite)
             if self.sqlite:
-                event.listen(self._engine, "connect", _prepare_sqlite)
-            with self._engine.begin() as connection:
+                event.listen(self.engine, "connect", _prepare_sqlite)
+            with self.engine.begin() as connection:
                 tables.create_all(connection)
                 for statement in FULL_TEXT if self.sqlite else (POSTGRES_INDEX,):
                     connection.execute(text(statement))
@@ -141,25 +141,25 @@ class Store:
             raise InputError(f"--store: {shown} cannot be opened; check the path, the server, the rights.") from error
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     def check(self) -> None:
         """Raises if the database does not answer."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             connection.execute(select(1))
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
     def begin(self, stream: str, client: str, title: str = "", source: str | None = None, settings: str = "{}") -> None:
         """A new stream; of one that is there already, it lives again."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             again = connection.execute(update(streams).where(streams.c.id == stream).values(ended=None))
             if again.rowcount == 0:
                 row = dict(id=stream, client=client, title=title, source=source, began=time.time(), settings=settings)
                 connection.execute(insert(streams).values(row))
 
     def end(self, stream: str) -> None:
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(update(streams).where(streams.c.id == stream).values(ended=time.time()))
 
     def stream(self, stream: str, client: str) -> dict[str, Any] | None:
@@ -177,29 +177,29 @@ class Store:
             query = query.where(streams.c.client == client)
         if stream is not None:
             query = query.where(streams.c.id == stream)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             rows = connection.execute(query.order_by(streams.c.began.desc()).limit(limit)).mappings().all()
         return [{**row, "events": row["events"] or 0} for row in rows]
 
     def unfinished_sources(self) -> list[dict[str, Any]]:
         """Server-side sources that no one has ended: the server was stopped while it watched them."""
         query = select(streams).where(streams.c.source.is_not(None), streams.c.ended.is_(None))
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def remember(self, stream: str, settings: str) -> None:
         """How a stream was opened, as JSON: to open it again. It may hold secrets, and is shown to nobody."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(update(streams).where(streams.c.id == stream).values(settings=settings))
 
     def mark_sent(self, stream: str, number: int) -> None:
         """The webhook has taken the events up to this one."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(update(streams).where(streams.c.id == stream).values(sent=number))
 
     def erase(self, stream: str) -> None:
         """Forget a stream with all that was said in it."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             for table in (frames, events):
                 connection.execute(delete(table).where(table.c.stream == stream))
             connection.execute(delete(streams).where(streams.c.id == stream))
@@ -217,18 +217,18 @@ class Store:
             }
             for one in said
         ]  # fmt: skip
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(insert(events), rows)
 
     def events(self, stream: str, after: int = 0, limit: int = 10_000) -> list[Stored]:
         """What was said in a stream after event number `after`, oldest first."""
         query = select(events).where(events.c.stream == stream, events.c.number > after)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             rows = connection.execute(query.order_by(events.c.number).limit(limit)).mappings().all()
         return [_stored(row) for row in rows]
 
     def last_number(self, stream: str) -> int:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             number = connection.execute(select(func.max(events.c.number)).where(events.c.stream == stream)).scalar()
         return number or 0
 
@@ -246,7 +246,7 @@ class Store:
             query = query.where(streams.c.client == client)
             if stream is not None:
                 query = query.where(events.c.stream == stream)
-            with self._engine.connect() as connection:
+            with self.engine.connect() as connection:
                 rows = connection.execute(query.limit(limit)).mappings().all()
             if rows:
                 return [_stored(row) for row in rows]
@@ -267,24 +267,24 @@ class Store:
 
     def add_frame(self, stream: str, when: float, picture: bytes) -> None:
         row = dict(stream=stream, wall=time.time(), time=when, picture=picture, bytes=len(picture) + ROW_BYTES)
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(insert(frames).values(row))
 
     def frame_times(self, stream: str) -> list[tuple[int, float]]:
         """(id, time) of the stored pictures, oldest first."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             query = select(frames.c.id, frames.c.time).where(frames.c.stream == stream).order_by(frames.c.time)
             return [(row.id, row.time) for row in connection.execute(query)]
 
     def picture(self, number: int) -> bytes:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return bytes(connection.execute(select(frames.c.picture).where(frames.c.id == number)).scalar_one())
 
     # -- retention -----------------------------------------------------------------------------------------------------
 
     def size(self) -> int:
         """Bytes of all that is stored, about."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return sum(connection.execute(select(func.sum(table.c.bytes))).scalar() or 0 for table in (events, frames))
 
     def retain(self, days: float | None, most_bytes: int | None, alive: Iterable[str] = ()) -> int:
@@ -293,7 +293,7 @@ class Store:
         Streams in which nothing is left go, too, unless they are alive. Returns how many rows went.
         """
         gone = 0
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             if days is not None:
                 oldest = time.time() - days * 86400
                 for table in (frames, events):
@@ -332,8 +332,8 @@ def _stored(row: Any) -> Stored:
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY * 1000)}")  # first: the others may have to wait, too
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns, even if the power goes
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute(f"PRAGMA busy_timeout={int(BUSY * 1000)}")
     cursor.close()

@@ -18,11 +18,12 @@ import ssl
 from typing import TYPE_CHECKING
 
 from videollm_mod.serve import protocol
+from videollm_mod.serve.live import Listener, Live
 from videollm_mod.serve.sources import HOOKS, LONGEST_PAUSE, Rules, Target
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:
-    from videollm_mod.serve.hub import Hub, Live
+    from videollm_mod.serve.hub import Hub
 
 log = logging.getLogger("videollm_mod.serve")
 
@@ -52,8 +53,6 @@ def deliver(target: Target, body: bytes, secret: str) -> bool:
 
 async def follow(hub: Hub, live: Live, address: str, secret: str, rules: Rules, sent: int = 0) -> None:
     """Deliver a stream's events as they are stored, from number `sent` + 1 on, until it has ended and all are taken."""
-    from videollm_mod.serve.hub import Listener
-
     listener, pause, last_looks = Listener(events_only=True), 1.0, 0
     hub.attach(live, listener, feeds=False)
     try:

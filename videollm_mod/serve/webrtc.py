@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from videollm_mod.serve import protocol
 from videollm_mod.serve.limits import Rate
+from videollm_mod.serve.live import Listener, Live
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:
-    from videollm_mod.serve.hub import Hub, Live
+    from videollm_mod.serve.hub import Hub
 
 log = logging.getLogger("videollm_mod.serve")
 
@@ -85,8 +86,6 @@ class _Call:
     """One peer connection, from its answer to its end."""
 
     def __init__(self, hub: Hub, live: Live, peer: Any, after: int) -> None:
-        from videollm_mod.serve.hub import Listener
-
         self._hub, self._live, self._peer, self._after = hub, live, peer, after
         self._listener, self._rate = Listener(), Rate(hub.bounds.messages_per_second)
         self._gone = False
