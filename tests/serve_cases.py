@@ -145,7 +145,7 @@ class Process:
         words = [sys.executable, "-m", "videollm_mod", "serve", "--port", "0", "--store", str(folder / "events.db")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [*words, "--threads", "1", *flags],
+            [*words, "--model", "tiny", "--threads", "1", *flags],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -33,8 +33,8 @@ class ServeConfig:
     """Address to listen on. Beyond this machine a token is required."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
-    model: str = "tiny"
-    """The bundled model "tiny", a model's folder, or a hub id."""
+    model: str = "camera"
+    """A bundled model, camera (what fixed cameras see) or tiny (coloured shapes), a model's folder, or a hub id."""
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
@@ -182,7 +182,7 @@ def build(config: ServeConfig, doors: Any, rules: Any, plan: Any, replica: Any =
     hub = Hub(
         model,
         store,
-        name=Path(config.model).name if config.model != "tiny" else "tiny",
+        name=Path(config.model).name,
         bounds=bounds_of(config),
         max_bytes=None if config.kv_bytes is None else int(config.kv_bytes),
         max_streams=config.max_streams,
