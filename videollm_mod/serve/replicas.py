@@ -33,7 +33,10 @@ NAP = 0.05  # s between two looks whether it listens
 
 
 def serve_replicas(config: Any, doors: Any, rules: Any, plan: Any) -> dict[str, Any]:
-    """The command with --replicas, until it is interrupted; returns the final JSON."""
+    """The command with --replicas, until it is interrupted; returns the final JSON.
+
+    Its counts are what the replicas told with their signs of life: of a killed one the last second is missing.
+    """
     from videollm_mod.serve.command import bounds_of, run
     from videollm_mod.serve.front import make_front
     from videollm_mod.serve.roster import Roster
