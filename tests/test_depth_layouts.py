@@ -23,20 +23,21 @@ from depth_cases import (
     far,
     given_scores,
     left_padded,
+    padded_steps,
     plans,
     right_padded,
     routed,
     run,
     same_kept,
     stream,
+    stream_batch,
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import reference
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from videollm_mod.depth import DepthPlan, RaggedCache, keep_count
+from videollm_mod.depth import DepthPlan, keep_count
 
 Models = Callable[..., PreTrainedModel]
 backbones = pytest.mark.parametrize("backbone", BACKBONES)
@@ -137,35 +138,6 @@ def test_law_4_a_padded_batch_equals_its_rows_alone(
             for layer, kept in both.kept.items():
                 assert torch.equal(kept[row, own], alone.kept[layer][0]) and not kept[row, ~own].any()
                 assert both.cache.stored[layer][row] == alone.cache.stored[layer][0]
-
-
-def padded_steps(talks: list[Conversation], borders: list[list[int]], ids: list[Tensor]) -> list[dict[str, Tensor]]:
-    """Rows that stream side by side, step by step: in each step the shorter ones are padded on the right."""
-    count = max(len(own) for own in borders) + 1
-    steps = [talked.steps(own) for talked, own in zip(talks, borders)]
-    steps = [own + [slice(len(talked), len(talked))] * (count - len(own)) for own, talked in zip(steps, talks)]
-    return [
-        dict(
-            ids=right_padded([row[:, own[i]] for row, own in zip(ids, steps)]),
-            frame_index=right_padded([talked.index[:, own[i]] for talked, own in zip(talks, steps)], -1),
-            real=right_padded([torch.ones_like(row[:, own[i]]) for row, own in zip(ids, steps)]),
-            position_ids=right_padded([torch.arange(row.shape[1])[None, own[i]] for row, own in zip(ids, steps)]),
-        )
-        for i in range(count)
-    ]
-
-
-def stream_batch(model: PreTrainedModel, steps: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, RaggedCache]:
-    """Hidden states (batch, all steps' tokens, d), the mask of real tokens (batch, all steps' tokens), the cache."""
-    real, hidden, cache = steps[0]["real"][:, :0], [], None
-    for step in steps:
-        real = torch.cat([real, step["real"]], dim=1)
-        rest = {key: value for key, value in step.items() if key != "real"}
-        part = run(model, **rest, attention_mask=real, past_key_values=cache)
-        hidden.append(part.hidden)
-        cache = part.cache
-    assert cache is not None
-    return torch.cat(hidden, dim=1), real.bool(), cache
 
 
 @backbones
