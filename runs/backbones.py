@@ -146,11 +146,12 @@ states first, and whose tokens meet in causal attention over a KV cache and nowh
 small random models with all that is peculiar to them.
 
 Laws: **1** keep ratio 1 is the untouched model to the bit, and `remove_depth` gives it back. **2** A stream equals one
-pass, and a brute-force reference. **3** Nothing later changes anything earlier. **4** A batch equals its rows. **5**
-The expert learns, is saved and comes back; gradient checkpointing changes nothing. **6** KV bytes equal the formula,
-and rolling back leaves nothing. The other tests: generation, greedy and in beams; masks made beforehand; eager
-attention; what the expert reads; a streaming video model around it; and that no skipped token reaches an expert of a
-mixture.
+pass, and a brute-force reference. **3** Nothing later changes anything earlier. **4** A batch equals its rows, also
+where they are padded between their steps (a sliding window then counts a row's own tokens; Transformers' untouched
+model counts the padding, too). **5** The expert learns, is saved and comes back; gradient checkpointing changes
+nothing. **6** KV bytes equal the formula, and rolling back leaves nothing. The other tests: generation, greedy and in
+beams; masks made beforehand; eager attention; what the expert reads; a streaming video model around it; and that no
+skipped token reaches an expert of a mixture.
 """
 ABOUT_NUMBERS = """Numbers: {layers} layers of width {width}, float32, {threads} threads of {cpu}; frames of {tokens}
 tokens and one more, after {frames} frames; windows of {window} tokens. Routed is interleaved with keep 0.2; dense is

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from videollm_mod.depth import GATES, SCORERS, DepthPlan, RaggedCache, apply_depth, remove_depth
+from videollm_mod.depth import GATES, SCORERS, DepthPlan, RaggedCache, apply_depth, get_plan, remove_depth
 
 BACKBONES = ("llama", "qwen3", "mistral")  # these go through every plan, scorer and gate; all of FAMILIES through some
 LAYERS = 5
@@ -36,9 +36,15 @@ PLANS = {
 }
 
 
+NEAR = 1e-3  # scores less far apart may change places by rounding in single precision, where they are off by 1e-5
+
+
 def variants(plan: DepthPlan) -> list[DepthPlan]:
-    """The plan with every scorer and every gate."""
-    return [replace(plan, scorer=scorer, gate=gate) for scorer in SCORERS for gate in GATES]
+    """The plan with every scorer and every gate; where no vision token is ever scored, with each of them once."""
+    pairs = [(scorer, gate) for scorer in SCORERS for gate in GATES]
+    if plan.layers in ("full", "early-exit", "layer-skip"):
+        pairs = [(SCORERS[number % len(SCORERS)], gate) for number, gate in enumerate(GATES)]
+    return [replace(plan, scorer=scorer, gate=gate) for scorer, gate in pairs]
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -379,6 +385,29 @@ def stream(
     )
 
 
+def clear(model: PreTrainedModel, ids: Tensor, talked: Conversation) -> bool:
+    """Whether no choice of the routed model in this conversation hangs on the rounding of single precision.
+
+    There a sum of other shape, in a step or in a batch, is off by 1e-5, and of two tokens with nearly the same score
+    the other may be kept: a different token, not a small difference, and no fault. Only a learned score can be near
+    another. The very same token twice in a frame is no near-tie: both have one score, and the first is kept.
+    """
+    plan, scores = get_plan(model), {}
+    if model.dtype == torch.float64 or plan is None or plan.scorer != "learned":
+        return True
+    for layer, kept in run(model, ids, talked.index, scores_out=scores).kept.items():
+        for number in talked.frames:
+            frame = talked.index[0] == number
+            stays = kept[0, frame]
+            if plan.keep_last:  # whatever its score
+                frame[frame.nonzero()[-1]], stays = False, stays[:-1]
+            if stays.any() and not stays.all():
+                own = scores[layer][0, frame]
+                if 0 < own[stays].min() - own[~stays].max() < NEAR:
+                    return False
+    return True
+
+
 def far(a: Tensor, b: Tensor) -> float:
     """The greatest difference; infinite if there is a NaN."""
     difference = (a - b).abs().max().item() if a.numel() else 0.0
@@ -398,6 +427,35 @@ def left_padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(
         [row[0] for row in rows], batch_first=True, padding_value=value, padding_side="left"
     )
+
+
+def padded_steps(talks: list[Conversation], borders: list[list[int]], ids: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Rows that stream side by side, step by step: in each step the shorter ones are padded on the right."""
+    count = max(len(own) for own in borders) + 1
+    steps = [talked.steps(own) for talked, own in zip(talks, borders)]
+    steps = [own + [slice(len(talked), len(talked))] * (count - len(own)) for own, talked in zip(steps, talks)]
+    return [
+        dict(
+            ids=right_padded([row[:, own[i]] for row, own in zip(ids, steps)]),
+            frame_index=right_padded([talked.index[:, own[i]] for talked, own in zip(talks, steps)], -1),
+            real=right_padded([torch.ones_like(row[:, own[i]]) for row, own in zip(ids, steps)]),
+            position_ids=right_padded([torch.arange(row.shape[1])[None, own[i]] for row, own in zip(ids, steps)]),
+        )
+        for i in range(count)
+    ]
+
+
+def stream_batch(model: PreTrainedModel, steps: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, RaggedCache]:
+    """Hidden states (batch, all steps' tokens, d), the mask of real tokens (batch, all steps' tokens), the cache."""
+    real, hidden, cache = steps[0]["real"][:, :0], [], None
+    for step in steps:
+        real = torch.cat([real, step["real"]], dim=1)
+        rest = {key: value for key, value in step.items() if key != "real"}
+        part = run(model, **rest, attention_mask=real, past_key_values=cache)
+        hidden.append(part.hidden)
+        cache = part.cache
+    assert cache is not None
+    return torch.cat(hidden, dim=1), real.bool(), cache
 
 
 def assert_checkpointing_changes_no_gradient(model: PreTrainedModel, loss: Callable[[], Tensor]) -> None:

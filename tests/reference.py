@@ -25,7 +25,7 @@ from videollm_mod.depth.expert import random_scores
 class Reference:
     """What comes out."""
 
-    hidden: Tensor  # (tokens, d) before the final norm; a padded token keeps its embedding
+    hidden: Tensor  # (tokens, d) before the final norm
     kept: dict[int, set[int]]  # routed layer -> places of all tokens that went through it, text included
     entries: list[int]  # KV entries that each layer holds in the end
 
@@ -35,34 +35,29 @@ def reference(
     embeds: Tensor,
     frame_index: Sequence[int],
     plan: DepthPlan,
-    real: Sequence[bool] | None = None,
-    positions: Sequence[int] | None = None,
     given: Sequence[float] | None = None,
 ) -> Reference:
-    """embeds (tokens, d); frame_index, `real` (False = padding), rotary positions, given scores: a value per token."""
+    """embeds (tokens, d); frame_index, given scores: a value per token."""
     decoder = model.get_decoder()
     tokens = len(frame_index)
-    real = [True] * tokens if real is None else real
-    positions = range(tokens) if positions is None else positions
     ratios = layer_ratios(plan, len(decoder.layers))
     hidden = [embeds[i] * getattr(decoder.config, "embedding_multiplier", 1.0) for i in range(tokens)]
     kept: dict[int, set[int]] = {}
     entries = []
     for number, (layer, ratio) in enumerate(zip(decoder.layers, ratios)):
         if ratio is None:
-            through = {i for i in range(tokens) if real[i]}
-            entries.append(tokens)  # a dense layer stores padding too
+            through = set(range(tokens))
         else:
-            through = {i for i in range(tokens) if real[i] and frame_index[i] < 0}
+            through = {i for i in range(tokens) if frame_index[i] < 0}
             for frame in sorted({f for f in frame_index if f >= 0}):
                 places = [i for i in range(tokens) if frame_index[i] == frame]
                 inputs = [hidden[i] for i in places]
                 told = [given[i] for i in places] if given is not None else None
                 through |= {places[j] for j in chosen(layer, inputs, ratio, plan, frame, number, told)}
             kept[number] = through
-            entries.append(len(through))
+        entries.append(len(through))
         before = list(hidden)
-        for i, out in decoder_layer(layer, decoder.config, number, before, sorted(through), positions).items():
+        for i, out in decoder_layer(layer, decoder.config, number, before, sorted(through)).items():
             routed_vision = ratio is not None and frame_index[i] >= 0
             hidden[i] = gated(layer, plan, before[i], out) if routed_vision else out
     return Reference(torch.stack(hidden), kept, entries)
@@ -146,9 +141,7 @@ def gated(layer: Any, plan: DepthPlan, x: Tensor, y: Tensor) -> Tensor:
     return x + (1 + 0.2 * math.tanh(s)) * f
 
 
-def decoder_layer(
-    layer: Any, config: Any, number: int, hidden: list[Tensor], through: list[int], positions: Sequence[int]
-) -> dict[int, Tensor]:
+def decoder_layer(layer: Any, config: Any, number: int, hidden: list[Tensor], through: list[int]) -> dict[int, Tensor]:
     """Decoder layer `number` on the tokens in `through`, as if there were no others. What a family does in its own way
     is told by the parts that its layers have, and by its config."""
     attention = layer.self_attn
@@ -163,8 +156,8 @@ def decoder_layer(
     queries, keys, values = {}, {}, {}
     for i in through:
         q, k, values[i] = projected(attention, config, norm_attention(hidden[i]))
-        queries[i] = [rotated(head, positions[i], config, number) for head in q]
-        keys[i] = [rotated(head, positions[i], config, number) for head in k]
+        queries[i] = [rotated(head, i, config, number) for head in q]
+        keys[i] = [rotated(head, i, config, number) for head in k]
     window = window_of(config, number)
     out = {}
     for i in through:

@@ -34,6 +34,7 @@ from depth_cases import (
     far,
     given_scores,
     left_padded,
+    padded_steps,
     plans,
     right_padded,
     routed,
@@ -41,6 +42,7 @@ from depth_cases import (
     same_kept,
     shake_experts,
     stream,
+    stream_batch,
     talk,
     tiny_model,
 )
@@ -201,6 +203,18 @@ def test_law_4_rows_that_stream_side_by_side_equal_each_alone(models: Models, fa
         streamed = torch.cat([part.hidden for part in parts], dim=1)
         for i, row in enumerate(rows):
             assert far(streamed[i], run(model, ids[i : i + 1], row.index).hidden[0]) < 1e-10
+
+
+@families
+def test_law_4_rows_padded_between_their_steps_equal_each_alone(models: Models, family: str) -> None:
+    """Transformers' sliding windows count such padding; ours do not. Layers of the other types are as ever."""
+    model, talks = models(family, torch.float64), [TALK, SHORT]
+    ids = [talked.ids(seed) for seed, talked in enumerate(talks)]
+    with routed(model, PLANS[1]):
+        hidden, real, _ = stream_batch(model, padded_steps(talks, [talked.turns for talked in talks], ids))
+        assert bool((real[1].diff().int() > 0).any()), "padding stands between the tokens of the second row"
+        for row, (tokens, talked) in enumerate(zip(ids, talks)):
+            assert far(hidden[row, real[row]], run(model, tokens, talked.index).hidden[0]) < 1e-10
 
 
 # --- 5: the expert learns --------------------------------------------------------------------------------------------

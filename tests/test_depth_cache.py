@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from depth_cases import BACKBONES, LAYERS, PLANS, far, right_padded, routed, run, stream, talk
+from depth_cases import BACKBONES, DTYPES, LAYERS, PLANS, TOLERANCE, clear, far, right_padded, routed, run, stream, talk
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -22,12 +22,16 @@ NEXT_INDEX = torch.tensor([[-1, 90, 90, 90, 90, 90, -1]])
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp64"])
 @pytest.mark.parametrize("name", PLANS)
 def test_law_6_cropped_to_any_token_no_layer_holds_a_later_entry_and_it_was_never_seen(
-    models: Models, backbone: str, name: str
+    models: Models, backbone: str, dtype: torch.dtype, name: str
 ) -> None:
-    model, ids = models(backbone, torch.float64), TALK.ids()
+    model, ids = models(backbone, dtype), TALK.ids()
+    # what comes after is computed anew at each border; in single precision at two of them, for the time it takes
+    borders = (0, *TALK.borders, len(TALK)) if dtype == torch.float64 else (TALK.turns[2], TALK.borders[-1])
     with routed(model, PLANS[name]), torch.no_grad():
+        assert clear(model, ids, TALK), "rounding could choose another token: take another seed"
         full = stream(model, ids, TALK, TALK.turns).cache
         for position in range(len(TALK) + 1):
             cache = copy.deepcopy(full)
@@ -35,12 +39,12 @@ def test_law_6_cropped_to_any_token_no_layer_holds_a_later_entry_and_it_was_neve
             for layer, (stored,) in zip(cache.layers, cache.stored):
                 assert bool((layer.slots < position).all()) and int((layer.slots >= 0).sum()) == stored
             assert cache.seen == position
-            if position not in (0, *TALK.borders, len(TALK)):
+            if position not in borders:
                 continue  # half a frame is no state a stream was ever in
             logits = model(NEXT, frame_index=NEXT_INDEX, past_key_values=cache).logits
             whole = torch.cat([ids[:, :position], NEXT], dim=1)
             index = torch.cat([TALK.index[:, :position], NEXT_INDEX], dim=1)
-            assert far(logits, model(whole, frame_index=index).logits[:, position:]) < 1e-10
+            assert far(logits, model(whole, frame_index=index).logits[:, position:]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -33,7 +33,7 @@ from videollm_mod.depth.flops import (
     stream_steps,
     train_flops,
 )
-from videollm_mod.depth.layout import FrameGroup, FrameLayout
+from videollm_mod.depth.layout import ROW_BLOCK, FrameGroup, FrameLayout
 from videollm_mod.types import InputError
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 40}
@@ -133,6 +133,34 @@ def test_a_stream_costs_what_pytorch_counts_and_stores_what_the_formula_says(
     assert stream_flops(model.config, plan, steps) == pytest.approx(counted(run), rel=ROTARY)
     assert tuple(row for (row,) in cache.stored) == kv_entries(model.config, plan, 5 + len(SIZES), SIZES)
     assert cache.kv_bytes == kv_bytes(model.config, plan, 5 + len(SIZES), SIZES, bytes_per_value=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kept", "computed"),
+    [("interleaved", 1, 3, 4), ("all, random", 2, 5, 8), ("interleaved", 20, 22, 22)],
+    ids=["a frame and its interval token", "with a gate", "not few"],
+)
+def test_as_it_runs_on_a_cpu_it_costs_the_formula_and_the_rows_that_pad_few_to_a_multiple_of_four(
+    name: str, text: int, kept: int, computed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame of 10 tokens with `text` behind it, after two tokens that the cache holds already."""
+    monkeypatch.setattr("videollm_mod.depth.layout.ROW_BLOCK", ROW_BLOCK)
+    plan = PLANS[name]
+    model, cache = apply_depth(MODELS["llama"](), plan), RaggedCache(4)
+
+    @torch.no_grad()
+    def run(index: Tensor) -> None:
+        model(input_ids=index.clamp(min=0), frame_index=index, past_key_values=cache, logits_to_keep=1)
+
+    run(torch.tensor([[-1, -1]]))
+    measured = counted(lambda: run(torch.tensor([[0] * 10 + [-1] * text])))
+    weights = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48  # q and o; k and v; the MLP
+    attention = 2 * 32 * (2 + kept)  # of one more query: the keys are those of kept tokens alone
+    row = 2 * (weights + attention) + (2 * 32 if plan.gate == "update" else 0)
+    formula = step_flops(model.config, plan, Step(text, (10,), 1), kv_entries(model.config, plan, 2))
+    padding = len(plan.routed(4)) * (computed - kept) * row
+    assert measured == pytest.approx(formula + padding, rel=ROTARY)
+    assert {layer.lengths[0] for layer in cache.layers} == {2 + kept, *([] if name == "all, random" else [12 + text])}
 
 
 def test_a_step_with_a_past_is_the_step_of_the_stream() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from videollm_mod.show.clock import clock
 from videollm_mod.show.command import SPARE, SheetSink
-from videollm_mod.show.draw import ACCENT, cell_map, draw_kept, draw_outlines
+from videollm_mod.show.draw import ACCENT, SHADE, cell_map, draw_kept, draw_shaded
 from videollm_mod.show.overlay import GAP, LABEL, VideoSink, draw_overlay, fit, kept_sheet, plan_layout
 from videollm_mod.show.text import fit_lines, text_size, wrap
 from videollm_mod.types import Frame, InputError, StreamEvent
@@ -40,7 +40,7 @@ def test_every_drawing_has_the_size_of_its_picture_and_leaves_it_alone(size: tup
     kept = np.arange(50) % 5 == 0
     for drawn in (
         draw_kept(image, kept, GRID, whole(image)),
-        draw_outlines(image, kept, GRID, whole(image)),
+        draw_shaded(image, kept, GRID, whole(image)),
     ):
         assert drawn.shape == image.shape and drawn.dtype == np.uint8
         assert (drawn != image).any()
@@ -96,26 +96,28 @@ def test_cells_are_drawn_where_the_models_letterboxed_view_has_them(height: int,
 
 
 @given(st.integers(60, 200), st.integers(60, 200), st.data())
-def test_outlines_leave_the_inside_of_every_cell_as_it_was_and_touch_kept_cells_only(
+def test_the_large_picture_is_as_it_was_inside_kept_cells_and_darker_everywhere_else(
     height: int, width: int, data: st.DataObject
 ) -> None:
     kept = np.array(data.draw(st.lists(st.booleans(), min_size=50, max_size=50)))
     image = picture(height, width)
-    changed = (draw_outlines(image, kept, GRID, whole(image)) != image).any(-1)
+    drawn = draw_shaded(image, kept, GRID, whole(image))
+    changed = (drawn != image).any(-1)
     cells = cell_map(height, width, GRID, whole(image))
-    assert not changed[~kept[1:][cells]].any(), "dropped cells are not dimmed, and carry no line"
+    dropped = ~kept[1:][cells]
+    assert (drawn[dropped] == (SHADE * image[dropped]).astype(np.uint8)).all(), "in their colours, and without a line"
     for cell in np.flatnonzero(kept[1:]):
         rows, columns = np.nonzero(cells == cell)
         inside = changed[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.max()]
         assert not inside.any(), "a line is one pixel thin"
-    assert changed.any() == kept[1:].any()
+    assert (drawn == ACCENT).all(-1).any() == kept[1:].any()
 
 
 def test_a_kept_set_that_does_not_fit_the_grid_is_refused_with_both_sizes() -> None:
     with pytest.raises(InputError, match=r"\(49,\).*\(50,\)"):
         draw_kept(picture(40, 40), np.zeros(49, dtype=bool), GRID, (0, 0, 40, 40))
     with pytest.raises(InputError, match="empty"):
-        draw_outlines(picture(40, 40), np.zeros(50), GRID, (0, 0, 0, 40))
+        draw_shaded(picture(40, 40), np.zeros(50), GRID, (0, 0, 0, 40))
 
 
 words = st.text(alphabet="abcdefghij ABC.,!?é中", max_size=80)
@@ -179,15 +181,34 @@ def test_the_overlay_shows_the_same_canvas_whatever_is_kept_and_said(
 
 
 @pytest.mark.parametrize("size", [(96, 96), (180, 320), (320, 180)])
-def test_the_main_picture_of_the_overlay_keeps_its_colours_where_every_layer_drops(size: tuple[int, int]) -> None:
+def test_the_large_picture_of_the_overlay_is_bright_where_any_layer_keeps_and_dark_where_all_drop(
+    size: tuple[int, int],
+) -> None:
     nothing = {layer: np.zeros(50, dtype=bool) for layer in (1, 3, 5)}
-    some = {**nothing, 3: np.arange(50) % 5 == 0}
+    one, all_ = np.arange(50) == 25, np.ones(50, dtype=bool)  # number 25 is the cell in the middle
     layout = plan_layout(*size, 3)
-    view, _ = fit(picture(*size), *layout.view)
-    shown = [draw_overlay(picture(*size), kept, GRID, [], 0.0, layout) for kept in (nothing, some)]
-    bare, lined = (drawn[GAP + LABEL :, GAP:][: view.shape[0], : view.shape[1]] for drawn in shown)
-    assert (bare == view).all()
-    assert 0 < (lined != view).any(-1).mean() < 0.05, "of kept cells only the lines are drawn"
+    view, box = fit(picture(*size), *layout.view)
+    kept = nothing, {**nothing, 3: one}, {**nothing, 1: one, 5: all_}
+    shown = [draw_overlay(picture(*size), each, GRID, [], 0.0, layout) for each in kept]
+    none, middle, full = (drawn[GAP + LABEL :, GAP:][: view.shape[0], : view.shape[1]] for drawn in shown)
+    assert (none == (SHADE * view).astype(np.uint8)).all()
+    assert 0 < (full != view).any(-1).mean() < 0.08, "of kept cells only the lines are drawn over"
+    cell = cell_map(*view.shape[:2], GRID, box) == 24
+    assert (middle[~cell] == none[~cell]).all() and (middle[cell] == view[cell]).all(-1).mean() > 0.9
+
+
+def test_a_tile_tells_how_many_kept_tokens_lie_outside_the_picture() -> None:
+    """Rows 0 and 6 of the model's square are bars, of a picture that is twice as wide as it is high."""
+    image, layout = picture(180, 360), plan_layout(180, 360, 1)
+    inside, outside = np.arange(50) == 25, np.arange(50) == 1
+    tiles = [
+        draw_overlay(image, {1: kept}, GRID, [], 0.0, layout)[GAP : GAP + LABEL // 2, layout.view[0] + 2 * GAP :]
+        for kept in (inside, outside)
+    ]
+    ends = [int(np.flatnonzero((tile > 128).any((0, 2))).max()) for tile in tiles]
+    assert ends[1] > ends[0], "one kept token each, and more words where it cannot be seen"
+    assert len(plan_layout(180, 360, 1).legend) > 0 and "outside the picture" in " ".join(layout.legend)
+    assert "outside" not in " ".join(plan_layout(96, 96, 1).legend)
 
 
 def test_a_tile_tells_in_words_whether_the_summary_token_was_kept() -> None:

@@ -58,6 +58,14 @@ def has_window(layer: Any, config: Any) -> bool:
     return bool(getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None)))
 
 
+def window_of(layer: Any, config: Any) -> int | None:
+    """How many tokens back the mask of a layer's attention reaches, the token itself included; None: all of them."""
+    types = getattr(config, "layer_types", None)
+    if types is not None and types[layer.self_attn.layer_idx] != "sliding_attention":
+        return None
+    return getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None)) or None
+
+
 def is_own(forward: Any, module: nn.Module) -> bool:
     """Whether it is the forward of the module's class, bound to the module: what hooks leave behind when they go."""
     return getattr(forward, "__func__", None) is type(module).forward

@@ -18,7 +18,15 @@ from transformers import PreTrainedModel
 from videollm_mod.attention import STREAM_SDPA
 from videollm_mod.depth.cache import RaggedCache, RaggedLayer
 from videollm_mod.depth.expert import LayerExpert, kept_tokens
-from videollm_mod.depth.families import INSTEAD, first_norm, has_window, is_own, refuse_layers, refuse_recurrent
+from videollm_mod.depth.families import (
+    INSTEAD,
+    first_norm,
+    has_window,
+    is_own,
+    refuse_layers,
+    refuse_recurrent,
+    window_of,
+)
 from videollm_mod.depth.layout import FrameLayout
 from videollm_mod.depth.plan import DepthPlan
 from videollm_mod.depth.step import IMPLEMENTATION, StepCache, StepMask, attention_for
@@ -61,6 +69,8 @@ class DepthLayer(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, depth: FrameLayout | None = None, **kwargs: Any) -> Tensor:
         """hidden_states (batch, tokens, d) -> the same shape. `depth` comes from `DepthDecoder.forward`."""
         kept_out, scores_out = kwargs.pop("kept_out", None), kwargs.pop("scores_out", None)
+        if depth is not None and depth.ordinal is not None:
+            self._count_own_tokens(depth, kwargs)
         if depth is None or (self.depth_ratio is None and not self._thin(depth, kwargs.get("past_key_values"))):
             return super().forward(hidden_states, *args, **kwargs)
         if args:
@@ -77,6 +87,15 @@ class DepthLayer(nn.Module):
         if depth.thinned or cache is None:
             return depth.thinned
         return not cache.layers[self.depth_index].complete
+
+    def _count_own_tokens(self, depth: FrameLayout, kwargs: dict[str, Any]) -> None:
+        """Exchange the mask of a sliding window that counts padding between a row's tokens, if the layer has one.
+
+        Only Transformers' own 4-D mask of this step; what flash attention gets tells of padding by itself.
+        """
+        mask, window = kwargs.get("attention_mask"), window_of(self, self.self_attn.config)
+        if window and isinstance(mask, Tensor) and mask.dim() == 4:
+            kwargs["attention_mask"] = depth.window_mask(window, mask)
 
     def _score(self, hidden: Tensor) -> Tensor:
         """(..., d) -> the expert's scores (...)."""

@@ -61,11 +61,13 @@ class FrameLayout:
     vision: Tensor  # (batch * tokens,) bool
     spans: tuple[tuple[FrameSpan, ...], ...]  # per row: where its frames stand
     given: Tensor | None = None  # (batch * tokens,) scores from outside, for the scorer `given`
+    ordinal: Tensor | None = None  # where padding stands between a row's tokens: see `window_mask`
     thinned: bool = False  # whether some vision tokens go through no layer (any more): see `thin`
     # what a reduction between layers reads: layer -> place in the row of each token that went through, (batch, kept),
     # and slot of each key, (batch, stored); only of layers that did not take all
     ran: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _shapes: dict[float, KeptShape] = field(default_factory=dict)
+    _windows: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -80,9 +82,13 @@ class FrameLayout:
         device, index = device or frame_index.device, frame_index.cpu().long()
         batch, tokens = index.shape
         vision = (index >= 0).flatten()
-        text = ~vision
+        text, ordinal = ~vision, None
         if attention_mask is not None and attention_mask.dim() == 2:
-            real = (attention_mask[:, -tokens:] != 0).cpu().flatten()
+            whole = (attention_mask != 0).cpu()  # (batch, seen + tokens)
+            real = whole[:, -tokens:].flatten()
+            count = whole.cumsum(1)
+            if bool((~whole & (count > 0) & (count < count[:, -1:])).any()):
+                ordinal = torch.where(whole, count, -count).to(device)
             text &= real
             if bool((vision & ~real).any()):
                 raise InputError("a vision token is masked out by attention_mask; padding must have frame_index -1.")
@@ -113,7 +119,26 @@ class FrameLayout:
             groups=groups,
             vision=vision.to(device),
             spans=tuple(map(tuple, spans)),
+            ordinal=ordinal,
         )
+
+    def window_mask(self, window: int, like: Tensor) -> Tensor:
+        """The mask of a sliding window that counts a row's own tokens: (batch, 1, tokens, seen + tokens), bool, or
+        additive, whichever `like` is.
+
+        Rows that stream side by side are padded between their steps. Transformers counts such padding as tokens, and a
+        row would see less of its past than it does alone. `ordinal` (batch, seen + tokens) int64: the how-manieth token
+        of its row each is, from 1; of padding, minus the tokens before it.
+        """
+        if (window, like.dtype) not in self._windows:
+            assert self.ordinal is not None
+            key, place = self.ordinal[:, None, :], torch.arange(self.ordinal.shape[1], device=self.device)
+            query = self.ordinal[:, -self.tokens :, None].abs()  # what pads a row looks at something, too
+            sees = (key > 0) & (place <= place[-self.tokens :, None]) & (query - key < window)
+            if like.dtype != torch.bool:
+                sees = torch.zeros_like(sees, dtype=like.dtype).masked_fill_(~sees, torch.finfo(like.dtype).min)
+            self._windows[window, like.dtype] = sees[:, None]
+        return self._windows[window, like.dtype]
 
     def alive(self) -> Tensor:
         """(batch * tokens,) bool: the vision tokens that go through layers."""

@@ -1,4 +1,4 @@
-"""One picture: which cells of a frame a routed layer kept, dimming the others or drawing lines only.
+"""One picture: which cells of a frame were kept. Kept is bright inside an amber line, everywhere; the rest is dark.
 
 The model sees a square; `box` says where that square lies on the picture, so that cells are drawn where they are even
 when the square is larger than the picture (letterboxed) or smaller (cropped).
@@ -16,6 +16,7 @@ from videollm_mod.types import InputError
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture; may reach beyond it
 ACCENT = (255, 196, 46)  # outlines of kept cells
+SHADE = 0.45  # brightness of what no layer keeps, where its colours still matter
 
 
 @lru_cache(maxsize=16)
@@ -97,8 +98,9 @@ def cls_badge(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: int, kep
         badge(draw, corner, "CLS", size, ink=MUTED)
 
 
-def draw_outlines(image: np.ndarray, kept: np.ndarray, grid: tuple[int, int], box: Box) -> np.ndarray:
-    """The picture as it is, in full colour, with a thin line around the cells that are `kept` and fainter ones between.
+def draw_shaded(image: np.ndarray, kept: np.ndarray, grid: tuple[int, int], box: Box) -> np.ndarray:
+    """The picture in its colours, bright inside an amber line where cells are `kept`, with fainter lines between them,
+    and darker elsewhere: for the large picture, which people also look at for what happens.
 
     image: (H, W, 3) uint8 RGB. kept: (1 + h*w,) bool, CLS first, then the grid in raster order; CLS is not drawn.
     Returns a new picture of the same size. InputError if shapes do not fit.
@@ -110,8 +112,8 @@ def draw_outlines(image: np.ndarray, kept: np.ndarray, grid: tuple[int, int], bo
     inner = np.zeros_like(mask)  # where the next cell begins, to the right or below
     inner[:, :-1] |= cells[:, :-1] != cells[:, 1:]
     inner[:-1] |= cells[:-1] != cells[1:]
-    result = image.copy()
-    # part of the way to white: seen on dark and on coloured ground, and what lies below shines through
-    for edges, white in ((inner & mask, 0.2), (_outline(mask, 1), 0.65)):
-        result[edges] = ((1 - white) * image[edges] + white * 255).astype(np.uint8)
+    inner &= mask
+    result = np.where(mask[..., None], image, (SHADE * image).astype(np.uint8))
+    result[inner] = (0.8 * image[inner] + 0.2 * 255).astype(np.uint8)  # part of the way to white
+    result[_outline(mask, max(1, round(min(image.shape[:2]) / 300)))] = ACCENT
     return result

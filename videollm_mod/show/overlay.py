@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from videollm_mod.show.clock import clock
-from videollm_mod.show.draw import ACCENT, Box, cell_map, cls_badge, dimmed, draw_kept, draw_outlines
+from videollm_mod.show.draw import ACCENT, Box, cell_map, cls_badge, draw_kept, draw_shaded
 from videollm_mod.show.text import INK, MUTED, WHITE, fit_lines, font, text_size, wrap
 from videollm_mod.types import Frame, StreamEvent
 from videollm_mod.video import VideoWriter
@@ -27,8 +27,12 @@ LABEL = 38  # height of the two lines above a tile
 LINES = 3  # of narration below the picture
 CELL = 176  # width of one picture on the sheet
 SMALL = 13  # font size of legends
-OUTLINED = "outlined: kept by at least one layer"
-LEGEND = "Right: bright cells go through that layer, dimmed ones skip it. The summary token stands for the whole frame."
+BRIGHT = "bright: kept by at least one of the layers on the right"
+LEGEND = (
+    "Each square of the picture is a token. Bright inside amber: the layer computes it. Dark: it skips that layer. "
+    "Layers not shown compute all. The summary token stands for the whole frame."
+)
+OUTSIDE = "Tokens outside the picture lie on the bars that make it square for the model."
 GREY = (96, 102, 112)  # words of less weight on white
 
 
@@ -84,7 +88,8 @@ def plan_layout(height: int, width: int, tiles: int) -> Layout:
     text = int(np.clip(round(view[0] / 30), 14, 28))
     beside = columns * (tile[0] + GAP)
     canvas_width = GAP + view[0] + (2 * GAP + beside if tiles else GAP)
-    legend = tuple(wrap(LEGEND, SMALL, canvas_width - 2 * GAP)) if tiles else ()
+    told = LEGEND if height == width else f"{LEGEND} {OUTSIDE}"
+    legend = tuple(wrap(told, SMALL, canvas_width - 2 * GAP)) if tiles else ()
     canvas_height = GAP + LABEL + view[1] + GAP + LINES * text_size("", text)[1] + GAP
     canvas_height += len(legend) * text_size("", SMALL)[1] + GAP * bool(legend)
     even = (canvas_width + canvas_width % 2, canvas_height + canvas_height % 2)
@@ -99,7 +104,7 @@ def draw_overlay(
     time: float,
     layout: Layout,
 ) -> np.ndarray:
-    """One frame of the annotated video: the picture in full colour, dimmed only in the layers' tiles beside it.
+    """One frame of the annotated video: the picture, darker where every layer skips, and a tile per layer beside it.
 
     image: (H, W, 3) uint8. kept: routed layer -> (1 + h*w,) bool. lines: narration, newest last; older ones are dimmer.
     Returns (canvas height, canvas width, 3) uint8.
@@ -108,7 +113,7 @@ def draw_overlay(
     canvas = Image.new("RGB", layout.canvas, INK)
     draw = ImageDraw.Draw(canvas)
     if kept:
-        view = draw_outlines(view, np.any(list(kept.values()), axis=0), grid, box)
+        view = draw_shaded(view, np.any(list(kept.values()), axis=0), grid, box)
         _tiles(canvas, image, kept, grid, layout)
     canvas.paste(Image.fromarray(view), (GAP, GAP + LABEL))
     _headline(draw, time, bool(kept), layout)
@@ -116,13 +121,13 @@ def draw_overlay(
     return np.asarray(canvas)
 
 
-def _headline(draw: ImageDraw.ImageDraw, time: float, outlined: bool, layout: Layout) -> None:
-    """Above the view: the time, and what the lines on it mean where there is room."""
+def _headline(draw: ImageDraw.ImageDraw, time: float, shaded: bool, layout: Layout) -> None:
+    """Above the view: the time, and what is bright on it where there is room."""
     size, middle = 22, GAP + LABEL / 2
     draw.text((GAP, middle), clock(time), font=font(size), fill=WHITE, anchor="lm")
     room = layout.view[0] - text_size("00:00:00.0", size)[0] - GAP
-    if outlined and text_size(OUTLINED, SMALL)[0] <= room:
-        draw.text((GAP + layout.view[0], middle), OUTLINED, font=font(SMALL), fill=MUTED, anchor="rm")
+    if shaded and text_size(BRIGHT, SMALL)[0] <= room:
+        draw.text((GAP + layout.view[0], middle), BRIGHT, font=font(SMALL), fill=MUTED, anchor="rm")
 
 
 def _tiles(
@@ -150,7 +155,7 @@ def _label(
     count, unseen = int(np.sum(mask)), int(np.sum(mask[1:] & ~visible))  # the letterbox's bars have cells too
     words = [f"layer {layer} kept {count} of {len(mask)}", f"layer {layer}: {count}/{len(mask)}", f"layer {layer}"]
     if unseen:
-        words.insert(0, f"{words[0]}, {unseen} in bars")
+        words[:1] = [f"{words[0]}, {unseen} outside the picture", f"{words[1]}, {unseen} outside", words[0]]
     first = next((line for line in words if text_size(line, size)[0] <= width), str(layer))
     draw.text((corner[0], corner[1] + LABEL // 4), first, font=font(size), fill=WHITE, anchor="lm")
     kept, radius, small = bool(mask[0]), 4, max(9, size - 2)
@@ -205,7 +210,7 @@ def kept_sheet(
     margin = max(text_size(f"layer {max(layers, default=0)}", size)[0], text_size("100 % kept", small)[0]) + 4 * GAP
     step = tall + GAP
     wide, bottom = margin + len(frames) * (cell + GAP) + GAP, 2 * size + step * (1 + len(layers)) + GAP
-    legend = _place_legend(wide) if layers else []
+    legend = _place_legend(_legend(kept, grid), wide) if layers else []
     canvas = Image.new("RGB", (wide, bottom + (legend[-1][1] + LEGEND_STEP if legend else 0)), WHITE)
     draw = ImageDraw.Draw(canvas, "RGBA")
     draw.text((margin - 2 * GAP, 2 * size + tall / 2), "frame", font=font(size), fill=INK, anchor="rm")
@@ -228,25 +233,52 @@ def kept_sheet(
         for row, layer in enumerate(layers, start=1):
             drawn = draw_kept(picture, masks[layer], grid, box)
             canvas.paste(Image.fromarray(drawn), (x, 2 * size + row * step))
-    for x, y, kind, words in legend:
-        _legend_entry(canvas, draw, (x, bottom + y), kind, words)
+    if legend:
+        swatches = _swatches(*fit(frames[-1], cell, tall), grid)
+        for x, y, kind, words in legend:
+            _legend_entry(canvas, draw, (x, bottom + y), kind, words, swatches)
     return np.asarray(canvas)
 
 
-SHEET_LEGEND = (
-    ("bright", "bright: kept, goes through the layer"),
-    ("dim", "dimmed: dropped, skips the layer"),
-    ("cls kept", "the summary token, one for the whole frame, was kept"),
-    ("cls dropped", "the summary token was dropped"),
-)
 LEGEND_STEP, SWATCH = 30, 40  # height of a line, width of what stands before the words
 
 
-def _place_legend(width: int) -> list[tuple[int, int, str, str]]:
+def _legend(kept: Sequence[Mapping[int, np.ndarray]], grid: tuple[int, int]) -> list[tuple[str, str]]:
+    """What the sheet needs explained, (kind, words): only what is on it."""
+    masks = np.concatenate([np.stack(list(each.values())) for each in kept])  # (frames * layers, 1 + h*w)
+    entries = [
+        ("bright", "in colour, inside a line: kept, the layer computes it"),
+        ("dim", "dark grey: it skips the layer"),
+        ("cls kept", "the frame's summary token: kept"),
+        ("cls dropped", "the frame's summary token: it skips the layer"),
+        ("", f"Each frame is {grid[0]} x {grid[1]} squares, a token each. Layers not shown compute all of them."),
+    ]
+    cells, cls = masks[:, 1:], masks[:, 0]
+    there = [cells.any(), not cells.all(), cls.any(), not cls.all(), True]
+    return [entry for entry, shown in zip(entries, there) if shown]
+
+
+def _swatches(picture: np.ndarray, box: Box, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """A telling cell of a picture as it looks kept and as it looks dropped, cut out of drawings of both: the one in
+    which colourfulness differs most, as at the edge of a thing."""
+    count = grid[0] * grid[1]
+    numbers = cell_map(*picture.shape[:2], grid, box)
+    colour = picture.max(-1).astype(float) - picture.min(-1)  # (H, W)
+    best = max(set(numbers[numbers >= 0].tolist()), key=lambda number: colour[numbers == number].std())
+    rows, columns = (slice(places.min(), places.max() + 1) for places in np.nonzero(numbers == best))
+    drawn = {}
+    for kind, one in (("bright", True), ("dim", False)):
+        kept = np.zeros(1 + count, dtype=bool)
+        kept[1 + best] = one
+        drawn[kind] = draw_kept(picture, kept, grid, box, cls=False)[rows, columns]
+    return drawn
+
+
+def _place_legend(entries: Sequence[tuple[str, str]], width: int) -> list[tuple[int, int, str, str]]:
     """Where each entry of the sheet's legend goes, (x, y, kind, words), y from the legend's top; broken into lines."""
     places: list[tuple[int, int, str, str]] = []
     x, y = 2 * GAP, 0
-    for kind, words in SHEET_LEGEND:
+    for kind, words in entries:
         for number, line in enumerate(wrap(words, SMALL, width - SWATCH - 4 * GAP)):
             needed = SWATCH + text_size(line, SMALL)[0] + 3 * GAP
             if number or (x > 2 * GAP and x + needed > width):
@@ -257,17 +289,20 @@ def _place_legend(width: int) -> list[tuple[int, int, str, str]]:
 
 
 def _legend_entry(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], kind: str, words: str
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    kind: str,
+    words: str,
+    swatches: Mapping[str, np.ndarray],
 ) -> None:
     """A swatch, as the cells and chips of the sheet look, and what it means."""
     x, y = corner
-    middle, side = y + LEGEND_STEP // 2, 20
-    if kind in ("bright", "dim"):
-        cell = np.full((side, side, 3), (86, 156, 214), dtype=np.uint8)  # any colour: in it one sees what dimming does
-        place = (x + SWATCH - GAP - side, middle - side // 2)
-        canvas.paste(Image.fromarray(cell if kind == "bright" else dimmed(cell)), place)
-        if kind == "bright":
-            draw.rectangle((*place, place[0] + side - 1, place[1] + side - 1), outline=ACCENT)
+    middle, most = y + LEGEND_STEP // 2, (SWATCH - GAP, LEGEND_STEP - 4)
+    if kind in swatches:
+        cell = Image.fromarray(swatches[kind])
+        cell.thumbnail(most)
+        canvas.paste(cell, (x + SWATCH - GAP - cell.width, middle - cell.height // 2))
     elif kind:
         cls_badge(draw, (x, middle - 8), 11, kind == "cls kept")
     draw.text((x + SWATCH, middle), words, font=font(SMALL), fill=GREY, anchor="lm")
