@@ -26,7 +26,7 @@ from videollm_mod.dialogue import word_tokenizer
 from videollm_mod.doctor import Check, install_command
 from videollm_mod.flags import PLANS
 from videollm_mod.model import StreamingVideoLM, StreamSettings, load
-from videollm_mod.pace import catch_interrupts
+from videollm_mod.pace import catch_interrupts, safe_point
 from videollm_mod.show.overlay import CELL, GAP
 from videollm_mod.show.terminal import Terminal
 from videollm_mod.stream.session import StreamSession
@@ -353,6 +353,38 @@ def test_doctor_fails_nothing_that_is_optional_and_names_the_mend_that_applies_h
     assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -e '.[dev]'"
     assert install_command(extra="dev", root=tmp_path) == "pip install 'videollm-mod[dev]'"
     assert install_command("--force-reinstall", root=tmp_path) == "pip install --force-reinstall 'videollm-mod'"
+
+
+def test_an_interrupt_in_the_middle_of_an_import_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.05)", "whole = True"]
+    (tmp_path / "slow_to_import.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), catch_interrupts():
+        import slow_to_import
+
+        safe_point()
+        pytest.fail("the signal was lost")
+    assert slow_to_import.whole and signal.getsignal(signal.SIGINT) is before
+    with catch_interrupts():
+        safe_point()
+        time.sleep(0.02)  # told once: nothing comes again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "seconds"), [("watch", 0.02), ("watch", 1.0), ("watch", 1.8), ("doctor", 1.0)])
+def test_ctrl_c_while_everything_is_imported_and_loaded_is_one_word(command: str, seconds: float) -> None:
+    script = f"""if True:
+        import _thread, os, signal, sys, time
+        from videollm_mod.__main__ import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _thread.start_new_thread(lambda: (time.sleep({seconds}), os.kill(os.getpid(), signal.SIGINT)), ())
+        sys.exit(main())"""
+    clip = [str(ROOT / "videollm_mod" / "assets" / "demo.mp4")] if command == "watch" else []
+    run = subprocess.run([sys.executable, "-c", script, command, *clip], capture_output=True, text=True, cwd=ROOT)
+    assert (run.returncode, run.stderr, run.stdout) == (130, "interrupted\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -181,25 +181,24 @@ def run(
         video = open_video(flags.source, fps=flags.fps, start=flags.start, end=flags.end)
         stack.callback(close_source, video)
         check_times(questions, flags, video.duration)
-        terminal.begin(flags.start, _earliest(video.duration, flags.end))
-        for message in video.warnings:
-            warnings.warn(message, stacklevel=1)
-        # seconds to import, and a source that cannot be opened is told before
-        from videollm_mod.model import load
-        from videollm_mod.stream.pipeline import Pipeline
-        from videollm_mod.stream.session import StreamSession
+        # seconds to import and to load, which Ctrl-C may not cut short; a source that cannot be opened is told before
+        with interrupts.shielded():
+            from videollm_mod.model import load
+            from videollm_mod.stream.pipeline import Pipeline
+            from videollm_mod.stream.session import StreamSession
 
-        model = load(flags.model, plan=plan, keep=flags.keep, **stored_as(flags.dtype, flags.kv))
-        for message in unlike_training(model, video.fps):
+            model = load(flags.model, plan=plan, keep=flags.keep, **stored_as(flags.dtype, flags.kv))
+            session = StreamSession(
+                model,
+                threshold=flags.threshold,
+                window=flags.window,
+                policy=flags.policy,
+                budget=parse_size("--budget", flags.budget),
+                record_kept=record_kept,
+            )
+        terminal.begin(flags.start, _earliest(video.duration, flags.end))
+        for message in (*video.warnings, *unlike_training(model, video.fps)):
             warnings.warn(message, stacklevel=1)
-        session = StreamSession(
-            model,
-            threshold=flags.threshold,
-            window=flags.window,
-            policy=flags.policy,
-            budget=parse_size("--budget", flags.budget),
-            record_kept=record_kept,
-        )
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
         realtime = flags.speed == "realtime" or video.live
         drop = flags.drop if flags.drop != "auto" else "newest" if video.live else "all"
