@@ -33,7 +33,7 @@ from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, StreamEvent
 from videollm_mod.video import VideoWriter
 from videollm_mod.vision import Connector, ConvTower, ConvTowerConfig, FrameEncoder
-from videollm_mod.watch import Tally
+from videollm_mod.watch import Tally, _watched
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,8 +150,36 @@ def test_a_frame_rate_above_the_sources_is_a_warning(model: str, clip: str, caps
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert result["frames"] == 8
-    (rate,) = [warning for warning in result["warnings"] if "fewer than the 50 asked for" in warning]
+    (rate,) = result["warnings"]  # one cause, one warning
+    assert "fewer than the 50 asked for" in rate and "the model was trained at 2 frames per second; at 8" in rate
     assert f"warning: {rate}" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("last", "period", "end", "seconds"),
+    [
+        (2.5, 0.5, 3.0, 3.0),
+        (0.0, 10.0, 1.0, 1.0),  # --fps 0.1 --end 1
+        (0.0, 0.5, 0.1, 0.1),  # a clip of a tenth of a second
+        (2.5, 0.5, 2.0, 2.5),  # an end that was only estimated
+        (2.5, 0.5, None, 3.0),
+    ],
+)
+def test_no_more_seconds_are_told_than_there_were(
+    last: float, period: float, end: float | None, seconds: float
+) -> None:
+    assert _watched(Tally(frames=6, last=last), period, end) == pytest.approx(seconds)
+    assert _watched(Tally(), period, end) == 0
+
+
+def test_show_without_a_named_output_draws_both_and_says_where(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", clip, "--model", model, "--threshold", "0", "--frames", "2"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files == {"video": "out/show/clip.mp4", "picture": "out/show/clip.png"}
+    assert all(Path(path).is_file() for path in files.values())
 
 
 @pytest.mark.parametrize(
@@ -217,7 +245,9 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_printed_of_the_
     picture = ["--picture", str(tmp_path / "kept.png")] if command == "show" else []
     assert main([command, clip, "--model", "nope", *picture]) == 2
     told = capsys.readouterr().err
-    assert "--model nope is neither 'tiny' nor a folder" in told and told.count("\n") == 1 and clip not in told
+    assert (
+        "--model nope is neither 'tiny', 'camera' nor a folder" in told and told.count("\n") == 1 and clip not in told
+    )
 
 
 def test_a_question_beyond_the_end_is_refused_by_its_text(
@@ -285,8 +315,31 @@ def test_a_model_that_cannot_be_loaded_leaves_no_output_file(
         str(tmp_path / "a.mp4"),
     ]
     assert main(["watch", clip, "--model", str(tmp_path / "empty"), *outputs]) == 2
-    assert "config.json" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "config.json" in told and told.count("\n") == 1, "no headline of a source that nobody will watch"
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("end", ["3", "0.4"])  # a cue that fails among frames, and one that fails when all is over
+def test_an_output_that_fails_is_named_and_leaves_all_final_names_as_they_were(
+    end: str, model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endings = {"jsonl": "jsonl", "video": "mp4", "strip": "png"}
+    outputs = {name: tmp_path / f"half.{ending}" for name, ending in endings.items()}
+    outputs["jsonl"].write_text("precious")
+    flags = [word for name, path in outputs.items() for word in (f"--{name}", str(path))]
+    watch = ["watch", clip, "--model", model, "--threshold", "1", "--end", end]
+    assert main([*watch, "--srt", "/dev/full", *flags]) == 2
+    told = capsys.readouterr().err.splitlines()
+    part = tmp_path / "half.jsonl.part"
+    assert told[-1].startswith("videollm-mod watch: cannot write /dev/full: no space left on device; free some space")
+    assert told[-2] == f"what was said before the error is in {part}" and json.loads(part.read_text().splitlines()[0])
+    assert {path.name for path in tmp_path.iterdir()} == {"half.jsonl", part.name}
+    assert outputs["jsonl"].read_text() == "precious"
+    assert main([*watch, *flags]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in outputs.values()}
+    assert outputs["jsonl"].read_text().startswith("{")
 
 
 @pytest.mark.slow
@@ -299,7 +352,8 @@ def test_ctrl_c_ends_with_the_json_valid_files_and_exit_code_130(model: str, cli
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         waited = time.monotonic()
-        while not (files["jsonl"].exists() and files["jsonl"].read_text().count("\n") >= 2):
+        growing = tmp_path / "out.jsonl.part"
+        while not (growing.exists() and growing.read_text().count("\n") >= 2):
             assert process.poll() is None and time.monotonic() - waited < 120
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -350,7 +404,7 @@ def test_doctor_fails_nothing_that_is_optional_and_names_the_mend_that_applies_h
     assert missing.ok and not Check("packages", False, "torch missing").ok
     (tmp_path / "clone").mkdir()
     (tmp_path / "clone" / "pyproject.toml").write_text("")
-    assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -e '.[dev]'"
+    assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -c constraints.txt -e '.[dev]'"
     assert install_command(extra="dev", root=tmp_path) == "pip install 'videollm-mod[dev]'"
     assert install_command("--force-reinstall", root=tmp_path) == "pip install --force-reinstall 'videollm-mod'"
 
@@ -415,9 +469,13 @@ def test_on_a_terminal_the_status_line_tells_time_speed_lag_and_kv_bytes(model: 
         terminal.event(StreamEvent(12.5, "narration", "It [leaves].", 0))
     written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert re.search(
-        r"0:12\.5 / 1:00\.0 ━+  13\.0 fps  lag 0\.25 s  KV \d+.* of .* dense \(0\.\d\dx\)  dropped 3", written
+        r"0:12\.5 / 1:00\.0 ━+·+  13\.0 fps  lag 0\.25 s  KV \d+.* of .* dense \(0\.\d\dx\)  dropped 3", written
     )
     assert "0:12.5  It [leaves]." in written, "brackets are words, not markup"
+    with Terminal("clip.mp4", Console(file=io.StringIO(), width=160)) as terminal:
+        terminal.begin(0.0, 60.0)
+        plain = terminal.status(Tally(frames=26, last=12.5, wall_seconds=2.0), session).plain
+    assert plain.startswith("0:12.5 / 1:00.0  13.0 fps"), "a log has no bar"
 
 
 @pytest.mark.parametrize("on_terminal", [True, False])

@@ -1,4 +1,4 @@
-"""The script `videollm-mod`, and `python -m videollm_mod`: the command line, quiet about Ctrl-C from its first import on.
+"""The script `videollm-mod`, and `python -m videollm_mod`: the command line, quiet about Ctrl-C from the start.
 
 Nothing is imported here that takes time: what Ctrl-C cuts short before `main` begins is told by a traceback.
 """

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -82,7 +82,7 @@ def _try_again(number: int) -> None:
     """Later, for imports may follow one another so closely that `safe_point` is a long way off."""
     time.sleep(AGAIN)
     if number in _put_off:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _imports(stack: FrameType | None) -> int:
