@@ -130,6 +130,16 @@ def test_realtime_takes_as_long_as_the_video_and_max_does_not_wait(
     assert seconds["max"] < seconds["realtime"]
 
 
+def test_a_machine_that_is_too_slow_is_told_once_with_what_to_do(
+    model: str, clip: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("videollm_mod.watch.LATE", -1.0)  # every frame is late
+    for speed, count in (("realtime", 1), ("max", 0)):
+        assert main(["watch", clip, "--model", model, "--threshold", "0", "--end", "1", "--speed", speed]) == 0
+        told = json.loads(capsys.readouterr().out)["warnings"]
+        assert len(told) == count and all("--drop newest" in warning for warning in told)
+
+
 def test_what_is_dropped_has_a_policy_and_is_reported(
     model: str, clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,7 +99,7 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path, formats=DECODERS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise InputError(f"{path} has {size} pixels, scale it to at most {MAX_PIXELS} pixels first")
+                raise InputError(f"{path} has {size} pixels; scale it to at most {MAX_PIXELS} pixels first.")
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
@@ -111,7 +111,7 @@ def read_image(path: Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on broken data
-        raise InputError(f"{path} cannot be read as an image ({reason_of(error)}), remove or replace it") from error
+        raise InputError(f"{path} cannot be read as an image ({reason_of(error)}); remove or replace it.") from error
 
 
 def _counted(things: Sequence[object], one: str, many: str) -> str:

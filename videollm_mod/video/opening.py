@@ -80,7 +80,7 @@ def _refusal(address: Address, error: Exception) -> str:
     if address.format is not None:
         return f"{why}; check that it is plugged in and that nobody else uses it."
     if not address.seekable:
-        return f"{why}, perhaps since it cannot be read as it comes: send MPEG-TS, Matroska or fast-start MP4"
+        return f"{why}, perhaps since it cannot be read as it comes; send MPEG-TS, Matroska or fast-start MP4."
     if address.protocols != "file":
         return f"{why}; check the address and the network."
     if isinstance(error, av.InvalidDataError | av.ArgumentError):  # the latter: a format that is not in FORMATS

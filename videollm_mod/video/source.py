@@ -198,7 +198,7 @@ def _open_reader(source: str | Path, fps: float | None) -> Reader:
     if stat.S_ISFIFO(kind.st_mode):
         return Decoder(Address(Pipe(path.open("rb", buffering=0)), text, seekable=False))
     if not (path.is_dir() or path.is_file()):
-        raise InputError(f"{text} is a device, not a video: for a camera give camera:0, camera:1, ...")
+        raise InputError(f"{text} is a device, not a video; for a camera give camera:0 or camera:1.")
     if path.is_file() and kind.st_size == 0:
         raise InputError(f"{text} is empty (0 bytes); copy or record it again.")
     if not os.access(path, os.R_OK):
@@ -258,5 +258,5 @@ def _windows_camera(source: str, number: int) -> str:
 def _pipe() -> Address:
     stdin = None if sys.stdin is None else sys.stdin.buffer
     if stdin is None or stdin.isatty():
-        raise InputError('"-" reads a video from standard input, but nothing is piped in: try  cat clip.mkv | ... -')
+        raise InputError('"-" reads a video from standard input, but nothing is piped in; try `cat clip.mkv | ... -`.')
     return Address(Pipe(stdin, close=False), "standard input", seekable=False)
