@@ -17,7 +17,7 @@ from videollm_mod.video import decode, images, open_video, source
 
 
 def refusal(what: str | Path, **options: float) -> str:
-    """The message of the InputError that opening (or else reading) it raises; it is one line that names the thing and the mend."""
+    """The InputError that opening (or else reading) it raises: one line with the thing and the mend."""
     with pytest.raises(InputError) as caught, open_video(what, **options) as video:
         list(video)
     message = str(caught.value)
