@@ -27,6 +27,8 @@ demo: $(VENV)/.installed
 	$(BIN)/videollm-mod watch $(CLIP) --speed realtime --ask "What happened last?@52" \
 		--jsonl $(OUT)/events.jsonl --srt $(OUT)/events.srt --video $(OUT)/narrated.mp4
 	$(BIN)/videollm-mod show $(CLIP) --start 25 --end 37 --picture $(OUT)/kept.png
+	@echo "Done: see $(OUT)/narrated.mp4 (what was said, and the tokens kept), $(OUT)/events.srt (the words, as" \
+		"subtitles) and $(OUT)/kept.png (what each routed layer keeps)." >&2
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"

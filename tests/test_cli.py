@@ -48,11 +48,27 @@ def test_every_flag_says_what_it_is_for_and_none_has_the_default_none(
         main([*name.split(), "--help"])
     assert left.value.code == 0
     printed = capsys.readouterr().out
-    assert "(default: None)" not in printed
+    assert "(default: None)" not in printed and "(default: )" not in printed
     for line in printed.splitlines():
         if line.startswith("│ --"):
             text = re.sub(r"│ --\S+ (\S+|\[\S+ .*?\]\])?", "", line)
             assert re.search(r"[A-Z].*[.:,a-z]", text.split("(default")[0]), f"no help in {line!r}"
+
+
+def test_help_texts_are_filled_and_do_not_break_where_their_source_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for name, whole in (("train", "a line each, {"), ("watch", "where there is a window, and words with them.")):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert whole in capsys.readouterr().out
+
+
+def test_a_file_of_streams_that_is_not_there_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", "nope.jsonl"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("videollm-mod data check: there is no file nope.jsonl; give") and "Errno" not in told
 
 
 def test_train_calls_its_argument_recipe_and_says_so_behind_a_recipe_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,6 +305,13 @@ def test_a_full_disk_is_told_by_the_name_of_the_output(tmp_path: Path) -> None:
         (["--strip", "strip.mp4"], "--strip strip.mp4 is not a picture's name"),
         (["--window", "0"], "--window 0 is no time"),
         (["--window", "nan"], "--window nan is no time"),
+        (["--fps", "0"], "--fps 0 makes no sense; give a number above 0, such as 2."),
+        (["--start", "-1"], "--start -1 makes no sense; give 0 or more seconds."),
+        (["--start", "3", "--end", "2"], "--end 2 does not lie after --start 3; give a later end."),
+        (
+            ["--model", "nope"],
+            "nor a folder; give a folder that save_pretrained wrote, or a hub id such as owner/name.",
+        ),
     ],
 )
 def test_a_bad_flag_is_one_sentence_and_exit_code_2_before_the_source_is_looked_at(
@@ -305,7 +328,6 @@ def test_a_bad_flag_is_one_sentence_and_exit_code_2_before_the_source_is_looked_
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ([], "nothing to draw"),
         (["--picture", "out.mp4"], "--picture out.mp4"),
         (["--video", "out.mp4", "--frames", "0"], "--frames 0"),
         (["--video", "a.png", "--picture", "b.png"], ".mp4"),

@@ -74,7 +74,10 @@ def test_without_accelerate_training_says_how_to_get_it(
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "accelerate" else found(name))
     assert main(["train", "tiny"]) == 2
-    assert "needs accelerate, which is not installed; run pip install -e '.[train]'." in capsys.readouterr().err
+    assert (
+        "needs accelerate, which is not installed; run pip install -c constraints.txt -e '.[train]'."
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

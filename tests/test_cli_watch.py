@@ -26,14 +26,14 @@ from videollm_mod.dialogue import word_tokenizer
 from videollm_mod.doctor import Check, install_command
 from videollm_mod.flags import PLANS
 from videollm_mod.model import StreamingVideoLM, StreamSettings, load
-from videollm_mod.pace import catch_interrupts
+from videollm_mod.pace import catch_interrupts, safe_point
 from videollm_mod.show.overlay import CELL, GAP
 from videollm_mod.show.terminal import Terminal
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, StreamEvent
 from videollm_mod.video import VideoWriter
 from videollm_mod.vision import Connector, ConvTower, ConvTowerConfig, FrameEncoder
-from videollm_mod.watch import Tally
+from videollm_mod.watch import Tally, _watched
 
 ROOT = Path(__file__).parents[1]
 
@@ -130,6 +130,16 @@ def test_realtime_takes_as_long_as_the_video_and_max_does_not_wait(
     assert seconds["max"] < seconds["realtime"]
 
 
+def test_a_machine_that_is_too_slow_is_told_once_with_what_to_do(
+    model: str, clip: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("videollm_mod.watch.LATE", -1.0)  # every frame is late
+    for speed, count in (("realtime", 1), ("max", 0)):
+        assert main(["watch", clip, "--model", model, "--threshold", "0", "--end", "1", "--speed", speed]) == 0
+        told = json.loads(capsys.readouterr().out)["warnings"]
+        assert len(told) == count and all("--drop newest" in warning for warning in told)
+
+
 def test_what_is_dropped_has_a_policy_and_is_reported(
     model: str, clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,8 +160,36 @@ def test_a_frame_rate_above_the_sources_is_a_warning(model: str, clip: str, caps
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert result["frames"] == 8
-    (rate,) = [warning for warning in result["warnings"] if "fewer than the 50 asked for" in warning]
+    (rate,) = result["warnings"]  # one cause, one warning
+    assert "fewer than the 50 asked for" in rate and "the model was trained at 2 frames per second; at 8" in rate
     assert f"warning: {rate}" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("last", "period", "end", "seconds"),
+    [
+        (2.5, 0.5, 3.0, 3.0),
+        (0.0, 10.0, 1.0, 1.0),  # --fps 0.1 --end 1
+        (0.0, 0.5, 0.1, 0.1),  # a clip of a tenth of a second
+        (2.5, 0.5, 2.0, 2.5),  # an end that was only estimated
+        (2.5, 0.5, None, 3.0),
+    ],
+)
+def test_no_more_seconds_are_told_than_there_were(
+    last: float, period: float, end: float | None, seconds: float
+) -> None:
+    assert _watched(Tally(frames=6, last=last), period, end) == pytest.approx(seconds)
+    assert _watched(Tally(), period, end) == 0
+
+
+def test_show_without_a_named_output_draws_both_and_says_where(
+    model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", clip, "--model", model, "--threshold", "0", "--frames", "2"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files == {"video": "out/show/clip.mp4", "picture": "out/show/clip.png"}
+    assert all(Path(path).is_file() for path in files.values())
 
 
 @pytest.mark.parametrize(
@@ -217,7 +255,9 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_printed_of_the_
     picture = ["--picture", str(tmp_path / "kept.png")] if command == "show" else []
     assert main([command, clip, "--model", "nope", *picture]) == 2
     told = capsys.readouterr().err
-    assert "--model nope is neither 'tiny' nor a folder" in told and told.count("\n") == 1 and clip not in told
+    assert (
+        "--model nope is neither 'tiny', 'camera' nor a folder" in told and told.count("\n") == 1 and clip not in told
+    )
 
 
 def test_a_question_beyond_the_end_is_refused_by_its_text(
@@ -285,8 +325,31 @@ def test_a_model_that_cannot_be_loaded_leaves_no_output_file(
         str(tmp_path / "a.mp4"),
     ]
     assert main(["watch", clip, "--model", str(tmp_path / "empty"), *outputs]) == 2
-    assert "config.json" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "config.json" in told and told.count("\n") == 1, "no headline of a source that nobody will watch"
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("end", ["3", "0.4"])  # a cue that fails among frames, and one that fails when all is over
+def test_an_output_that_fails_is_named_and_leaves_all_final_names_as_they_were(
+    end: str, model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endings = {"jsonl": "jsonl", "video": "mp4", "strip": "png"}
+    outputs = {name: tmp_path / f"half.{ending}" for name, ending in endings.items()}
+    outputs["jsonl"].write_text("precious")
+    flags = [word for name, path in outputs.items() for word in (f"--{name}", str(path))]
+    watch = ["watch", clip, "--model", model, "--threshold", "1", "--end", end]
+    assert main([*watch, "--srt", "/dev/full", *flags]) == 2
+    told = capsys.readouterr().err.splitlines()
+    part = tmp_path / "half.jsonl.part"
+    assert told[-1].startswith("videollm-mod watch: cannot write /dev/full: no space left on device; free some space")
+    assert told[-2] == f"what was said before the error is in {part}" and json.loads(part.read_text().splitlines()[0])
+    assert {path.name for path in tmp_path.iterdir()} == {"half.jsonl", part.name}
+    assert outputs["jsonl"].read_text() == "precious"
+    assert main([*watch, *flags]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in outputs.values()}
+    assert outputs["jsonl"].read_text().startswith("{")
 
 
 @pytest.mark.slow
@@ -299,7 +362,8 @@ def test_ctrl_c_ends_with_the_json_valid_files_and_exit_code_130(model: str, cli
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         waited = time.monotonic()
-        while not (files["jsonl"].exists() and files["jsonl"].read_text().count("\n") >= 2):
+        growing = tmp_path / "out.jsonl.part"
+        while not (growing.exists() and growing.read_text().count("\n") >= 2):
             assert process.poll() is None and time.monotonic() - waited < 120
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -350,9 +414,41 @@ def test_doctor_fails_nothing_that_is_optional_and_names_the_mend_that_applies_h
     assert missing.ok and not Check("packages", False, "torch missing").ok
     (tmp_path / "clone").mkdir()
     (tmp_path / "clone" / "pyproject.toml").write_text("")
-    assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -e '.[dev]'"
+    assert install_command(extra="dev", root=tmp_path / "clone") == "pip install -c constraints.txt -e '.[dev]'"
     assert install_command(extra="dev", root=tmp_path) == "pip install 'videollm-mod[dev]'"
     assert install_command("--force-reinstall", root=tmp_path) == "pip install --force-reinstall 'videollm-mod'"
+
+
+def test_an_interrupt_in_the_middle_of_an_import_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)", "time.sleep(0.05)", "whole = True"]
+    (tmp_path / "slow_to_import.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), catch_interrupts():
+        import slow_to_import
+
+        safe_point()
+        pytest.fail("the signal was lost")
+    assert slow_to_import.whole and signal.getsignal(signal.SIGINT) is before
+    with catch_interrupts():
+        safe_point()
+        time.sleep(0.02)  # told once: nothing comes again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "seconds"), [("watch", 0.02), ("watch", 1.0), ("watch", 1.8), ("doctor", 1.0)])
+def test_ctrl_c_while_everything_is_imported_and_loaded_is_one_word(command: str, seconds: float) -> None:
+    script = f"""if True:
+        import _thread, os, signal, sys, time
+        from videollm_mod.__main__ import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _thread.start_new_thread(lambda: (time.sleep({seconds}), os.kill(os.getpid(), signal.SIGINT)), ())
+        sys.exit(main())"""
+    clip = [str(ROOT / "videollm_mod" / "assets" / "demo.mp4")] if command == "watch" else []
+    run = subprocess.run([sys.executable, "-c", script, command, *clip], capture_output=True, text=True, cwd=ROOT)
+    assert (run.returncode, run.stderr, run.stdout) == (130, "interrupted\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -383,9 +479,13 @@ def test_on_a_terminal_the_status_line_tells_time_speed_lag_and_kv_bytes(model: 
         terminal.event(StreamEvent(12.5, "narration", "It [leaves].", 0))
     written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert re.search(
-        r"0:12\.5 / 1:00\.0 ━+  13\.0 fps  lag 0\.25 s  KV \d+.* of .* dense \(0\.\d\dx\)  dropped 3", written
+        r"0:12\.5 / 1:00\.0 ━+·+  13\.0 fps  lag 0\.25 s  KV \d+.* of .* dense \(0\.\d\dx\)  dropped 3", written
     )
     assert "0:12.5  It [leaves]." in written, "brackets are words, not markup"
+    with Terminal("clip.mp4", Console(file=io.StringIO(), width=160)) as terminal:
+        terminal.begin(0.0, 60.0)
+        plain = terminal.status(Tally(frames=26, last=12.5, wall_seconds=2.0), session).plain
+    assert plain.startswith("0:12.5 / 1:00.0  13.0 fps"), "a log has no bar"
 
 
 @pytest.mark.parametrize("on_terminal", [True, False])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videollm_mod.files import part_name
 from videollm_mod.stream.sinks import JsonlSink, SrtSink, srt_time
 from videollm_mod.types import Frame, StreamEvent
 
@@ -88,7 +89,7 @@ def test_every_event_is_one_json_line_that_reads_back(tmp_path: Path, said: list
         sink.frame(FRAME)
         for number, event in enumerate(said, start=1):
             sink.event(event)
-            lines = path.read_bytes().decode("utf-8").split("\n")
+            lines = part_name(path).read_bytes().decode("utf-8").split("\n")
             assert len(lines) == number + 1 and lines[-1] == "", "flushed as said, whole lines only"
     for line, event in zip(path.read_bytes().decode("utf-8").split("\n"), said):
         row = json.loads(line)

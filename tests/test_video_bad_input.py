@@ -17,11 +17,11 @@ from videollm_mod.video import decode, images, open_video, source
 
 
 def refusal(what: str | Path, **options: float) -> str:
-    """The message of the InputError that opening (or else reading) it raises; it is one line naming the thing."""
+    """The InputError that opening (or else reading) it raises: one line with the thing and the mend."""
     with pytest.raises(InputError) as caught, open_video(what, **options) as video:
         list(video)
     message = str(caught.value)
-    assert "\n" not in message and ":" in message
+    assert "\n" not in message and "; " in message and message.endswith(".")
     return message
 
 

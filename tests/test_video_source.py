@@ -332,7 +332,7 @@ def test_an_rtsp_camera_is_left_at_the_end_that_was_asked_for() -> None:
 
 def test_a_camera_that_hangs_up_before_its_first_picture_is_one_sentence() -> None:
     with RtspCamera(seconds=0) as camera:
-        with pytest.raises(InputError, match=r"no picture came from rtsp.*: check the camera and its address"):
+        with pytest.raises(InputError, match=r"no picture came from rtsp.*; check the camera and its address"):
             open_video(camera.address)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any, get_type_hints
 
 KINDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "a word", "PATH": "a path"}  # tyro's types, in words
@@ -38,7 +38,7 @@ def parse_flags(command: Callable[[Any], Any], words: Sequence[str], prog: str, 
         if sentence is not None:
             raise FlagError(sentence)
 
-    with _on_parse_error(refuse):
+    with _on_parse_error(refuse), _lines_that_go_on():
         return tyro.cli(_without_none(kind), args=list(words), prog=prog, description=about, config=style)
 
 
@@ -50,12 +50,35 @@ def _on_parse_error(hook: Callable[[Any], None]) -> AbstractContextManager[Any]:
     return on_parse_error(hook)
 
 
+@contextmanager
+def _lines_that_go_on() -> Iterator[None]:
+    """Help texts are filled: tyro takes the indented second line of a text in our source for one that stands alone."""
+    import inspect
+
+    try:
+        from tyro import _strings
+
+        fill = _strings.remove_single_line_breaks
+    except (ImportError, AttributeError):  # another version of tyro
+        yield
+        return
+
+    def filled(helptext: str) -> str:
+        return fill(inspect.cleandoc(helptext))
+
+    _strings.remove_single_line_breaks = filled
+    try:
+        yield
+    finally:
+        _strings.remove_single_line_breaks = fill
+
+
 def _without_none(kind: Any) -> Any:
-    """The same flags without "(default: None)" in their help: their texts say what happens if they are not given."""
+    """The same flags without "(default: None)" or "(default: )": their texts say what happens if they are not given."""
     import tyro
 
     hints, silent = get_type_hints(kind, include_extras=True), tyro.conf.arg(help_behavior_hint="")
-    unset = [field.name for field in dataclasses.fields(kind) if field.default is None]
+    unset = [field.name for field in dataclasses.fields(kind) if field.default is None or field.default == ()]
     annotations = {name: Annotated[hints[name], silent] for name in unset}
     return type(
         kind.__name__, (kind,), {"__annotations__": annotations, "__module__": kind.__module__, "__doc__": kind.__doc__}

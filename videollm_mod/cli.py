@@ -21,6 +21,7 @@ from typing import Any
 
 from videollm_mod.arguments import FlagError, parse_flags
 from videollm_mod.evaluate.names import BENCHMARK_NAMES
+from videollm_mod.pace import safe_point
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("videollm_mod.watch:watch", "Narrate a video file, folder, address or camera as it plays."),
@@ -95,8 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for logger in CHATTY:
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
+        safe_point()
         command: Callable[[Any], dict[str, Any]] = getattr(importlib.import_module(module), function)
+        safe_point()
         config = parse_flags(command, words[len(name.split()) :], f"videollm-mod {name}", COMMANDS[name][1])
+        safe_point()
         result = command(config)
         return _finish(name, result)
     except KeyboardInterrupt:

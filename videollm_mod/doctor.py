@@ -91,7 +91,8 @@ def guarded(name: str, essential: bool, run: Callable[[], list[Check]]) -> list[
 def install_command(option: str = "", extra: str = "", root: Path = Path(__file__).parents[1]) -> str:
     """How to install this package here, with an extra: from the clone at `root` if it is one, else by its name."""
     group = f"[{extra}]" if extra else ""
-    what = f"-e '.{group}'" if (root / "pyproject.toml").is_file() else f"'videollm-mod{group}'"
+    clone = (root / "pyproject.toml").is_file()
+    what = f"-c constraints.txt -e '.{group}'" if clone else f"'videollm-mod{group}'"
     return " ".join(filter(None, ["pip install", option, what]))
 
 

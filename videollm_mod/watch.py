@@ -45,8 +45,15 @@ if TYPE_CHECKING:
 
 
 PICTURES = ("picture", "strip")  # outputs that are a png or the like
-POLICY_HELP = f"""What is forgotten of a long stream: {POLICY_NAMES}. If not given, older frames go where there is a
-    window, and words with them."""
+POLICY_HELP = (
+    f"What is forgotten of a long stream: {POLICY_NAMES}. If not given, older frames go where there is a window, and "
+    "words with them."
+)
+LATE = 3.0  # seconds behind a file that is played in real time, from which on it is worth a word
+TOO_SLOW = (
+    "{:.0f} s behind the video: this machine is too slow for it, or busy; try --threads 1, leave frames out with "
+    "--drop newest, or play it as fast as can be with --speed max"
+)
 PLAN_HELP = f"Which layers route: {PLANS}; the model's own if not given."
 
 
@@ -67,7 +74,8 @@ class StreamFlags:
     speed: Literal["realtime", "max"] = "max"
     """How fast a file is played; a live source is always realtime."""
     model: str = "tiny"
-    """A bundled model, tiny (coloured shapes) or camera (what fixed cameras see), or a model's folder."""
+    """A bundled model, tiny (coloured shapes) or camera (what fixed cameras see), a model's folder, or a hub id such as
+    owner/name."""
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
@@ -181,39 +189,42 @@ def run(
         video = open_video(flags.source, fps=flags.fps, start=flags.start, end=flags.end)
         stack.callback(close_source, video)
         check_times(questions, flags, video.duration)
-        terminal.begin(flags.start, _earliest(video.duration, flags.end))
-        for message in video.warnings:
-            warnings.warn(message, stacklevel=1)
-        # seconds to import, and a source that cannot be opened is told before
-        from videollm_mod.model import load
-        from videollm_mod.stream.pipeline import Pipeline
-        from videollm_mod.stream.session import StreamSession
+        # seconds to import and to load, which Ctrl-C may not cut short; a source that cannot be opened is told before
+        with interrupts.shielded():
+            from videollm_mod.model import load
+            from videollm_mod.stream.pipeline import Pipeline
+            from videollm_mod.stream.session import StreamSession
 
-        model = load(flags.model, plan=plan, keep=flags.keep, **stored_as(flags.dtype, flags.kv))
-        for message in unlike_training(model, video.fps):
+            model = load(flags.model, plan=plan, keep=flags.keep, **stored_as(flags.dtype, flags.kv))
+            session = StreamSession(
+                model,
+                threshold=flags.threshold,
+                window=flags.window,
+                policy=flags.policy,
+                budget=parse_size("--budget", flags.budget),
+                record_kept=record_kept,
+            )
+        terminal.begin(flags.start, _earliest(video.duration, flags.end))
+        known = len(video.warnings)
+        for message in _joined(video, flags.fps, unlike_training(model, video.fps)):
             warnings.warn(message, stacklevel=1)
-        session = StreamSession(
-            model,
-            threshold=flags.threshold,
-            window=flags.window,
-            policy=flags.policy,
-            budget=parse_size("--budget", flags.budget),
-            record_kept=record_kept,
-        )
+        stack.push(lambda kind, *error: _tell_parts(kind, outputs, terminal))
         sinks = [stack.enter_context(sink) for sink in make_sinks(video, session)]
         realtime = flags.speed == "realtime" or video.live
         drop = flags.drop if flags.drop != "auto" else "newest" if video.live else "all"
         encode = session.encode if model.device.type != "cpu" else None
         with Pipeline(video, drop=drop, live=video.live, realtime=realtime, encode=encode) as frames:
             follow(frames, 1 / video.fps, session, sinks, questions, realtime, terminal, tally, interrupts)
-        for message in video.warnings:  # those about damage come at the end
+        for sink in sinks:
+            sink.finish()
+        for message in video.warnings[known:]:  # those about damage come at the end
             warnings.warn(message, stacklevel=1)
         state = session.state()
         used = model.plan
     return {
         "frames": tally.frames,
         "events": tally.events,
-        "seconds": round(tally.last - tally.first + 1 / video.fps, 3) if tally.frames else 0.0,
+        "seconds": round(_watched(tally, 1 / video.fps, _earliest(video.duration, flags.end)), 3),
         "wall_seconds": round(tally.wall_seconds, 3),
         "fps": round(tally.frames / tally.wall_seconds, 2) if tally.wall_seconds else 0.0,
         "lag_max": round(tally.lag_max, 3),
@@ -235,6 +246,25 @@ def run(
     }
 
 
+def _watched(tally: Tally, period: float, end: float | None) -> float:
+    """Seconds from the first frame to the end of what the newest one shows: `period` later, or where all ends."""
+    if not tally.frames:
+        return 0.0
+    shown = tally.last + period
+    return max(tally.last, shown if end is None else min(shown, end)) - tally.first  # an estimated end may come early
+
+
+def _tell_parts(kind: type[BaseException] | None, outputs: dict[str, Path | None], terminal: Terminal) -> None:
+    """After an error: where what was said until then is. The outputs' own names are as they were before."""
+    from videollm_mod.files import part_name
+
+    if kind is None or issubclass(kind, KeyboardInterrupt):
+        return
+    kept = [str(part) for path in outputs.values() if path is not None and (part := part_name(path)).exists()]
+    if kept:
+        terminal.note(f"what was said before the error is in {' and '.join(kept)}")
+
+
 # -- what can be checked before anything is opened ---------------------------------------------------------------------
 
 
@@ -244,6 +274,12 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     from videollm_mod.hub import is_hub_id
     from videollm_mod.types import InputError
 
+    if not (math.isfinite(flags.fps) and flags.fps > 0):
+        raise InputError(f"--fps {flags.fps:g} makes no sense; give a number above 0, such as 2.")
+    if not (math.isfinite(flags.start) and flags.start >= 0):
+        raise InputError(f"--start {flags.start:g} makes no sense; give 0 or more seconds.")
+    if flags.end is not None and not flags.end > flags.start:  # also refuses NaN
+        raise InputError(f"--end {flags.end:g} does not lie after --start {flags.start:g}; give a later end.")
     check_keep(flags.keep)
     check_probability(threshold=flags.threshold)
     check_least(1, threads=flags.threads)
@@ -252,7 +288,8 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     check_policy(flags.policy, flags.window, parse_size("--budget", flags.budget))
     if flags.model not in BUNDLED and not Path(flags.model).is_dir() and not is_hub_id(flags.model):
         raise InputError(
-            f"--model {flags.model} is neither 'tiny', 'camera' nor a folder; give one that save_pretrained wrote."
+            f"--model {flags.model} is neither 'tiny', 'camera' nor a folder; give a folder that save_pretrained "
+            "wrote, or a hub id such as owner/name."
         )
     return sorted(map(parse_question, flags.ask), key=lambda question: question.time), parse_layers(flags.plan)
 
@@ -335,6 +372,13 @@ def unlike_training(model: StreamingVideoLM, fps: float) -> list[str]:
     return messages
 
 
+def _joined(video: VideoSource, asked: float, unlike: list[str]) -> list[str]:
+    """The source's warnings and the model's. Where fewer frames come than were asked for, both have one cause."""
+    if asked > video.fps * 1.005 and unlike and "trained at" in unlike[0]:  # the source's word on that is its newest
+        return [*video.warnings[:-1], f"{video.warnings[-1]}; {unlike[0]}", *unlike[1:]]
+    return [*video.warnings, *unlike]
+
+
 def _plan_words(plan: DepthPlan) -> str:
     """A plan as its flags say it: `interleaved, keep 0.2`."""
     layers = plan.layers if isinstance(plan.layers, str) else ",".join(map(str, plan.layers))
@@ -359,7 +403,7 @@ def follow(
 
     period: how long a frame is shown, seconds.
     """
-    waiting = list(questions)
+    waiting, slow = list(questions), False
 
     def say(words: Iterator[str | StreamEvent], now: float, question: Question | None = None) -> None:
         for item in words:
@@ -401,6 +445,9 @@ def follow(
                 tally.lag_max = max(tally.lag_max, tally.lag)
                 tally.wall_seconds = now - began
                 terminal.progress(tally, session)
+                if tally.lag > LATE and realtime and not (slow or frames.live):
+                    slow = True
+                    warnings.warn(TOO_SLOW.format(tally.lag), stacklevel=1)
         end = tally.last + period  # of what the last frame shows
         for question in waiting:
             if question.time > end + 0.005:

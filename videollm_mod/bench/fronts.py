@@ -68,7 +68,7 @@ class BenchStream(DecoderSizes):
     steps: int = 10
     """Timed frames of each, for each filling."""
     fillings: int = 5
-    """How often the caches are filled anew for each point: where they lie in memory moves a ratio a little."""
+    """How often the caches are filled anew for each point; where they lie in memory moves a ratio a little."""
     device: str = "cpu"
     """Where to run: cpu or cuda."""
     dtype: str = "float32"

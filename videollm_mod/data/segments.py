@@ -304,5 +304,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no file {path}; give a file of streams, as `videollm-mod data make` writes."
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSONL ({error}); give a file with a video a line.") from error

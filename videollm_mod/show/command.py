@@ -7,7 +7,10 @@ Like cli.py it stands at the right end of the line: it runs the loop of `watch` 
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +26,13 @@ if TYPE_CHECKING:
     from videollm_mod.types import Frame, StreamEvent
     from videollm_mod.video import VideoSource
 
+HOME = Path("out/show")  # of what is drawn if no output is named
 SPARE = 8  # frames held for each one drawn, so that those drawn are evenly spread
 
 
 @dataclass(frozen=True)
 class ShowConfig(StreamFlags):
-    """Draw the kept tokens; give --video, --picture or both."""
+    """Draw the kept tokens; without --video and --picture both, in out/show."""
 
     video: Path | None = None
     """Write the overlay video (mp4) here."""
@@ -42,10 +46,10 @@ def show(config: ShowConfig) -> dict[str, Any]:
     """Run the command; returns the final JSON. Raises InputError for what the user can mend."""
     from videollm_mod.types import InputError
 
-    if config.video is None and config.picture is None:
-        raise InputError("nothing to draw: give --video OUT.mp4, --picture OUT.png or both.")
     if config.frames < 1:
         raise InputError(f"--frames {config.frames} is too few; give 1 or more.")
+    if config.video is None and config.picture is None:
+        config = _named(config)
 
     def sinks(video: VideoSource, session: StreamSession) -> list[Sink]:
         from videollm_mod.show.overlay import VideoSink
@@ -64,6 +68,13 @@ def show(config: ShowConfig) -> dict[str, Any]:
     return run(config, {"video": config.video, "picture": config.picture}, sinks, record_kept=True)
 
 
+def _named(config: ShowConfig) -> ShowConfig:
+    """Both outputs, in out/show, called as the source is: clip.mp4 and clip.png."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w-]+", "_", Path(config.source.rstrip("/")).stem).strip("_") or "stream"
+    return dataclasses.replace(config, video=HOME / f"{name}.mp4", picture=HOME / f"{name}.png")
+
+
 class SheetSink:
     """Collects frames and their kept sets, and draws the sheet at the end, also after Ctrl-C.
 
@@ -76,6 +87,8 @@ class SheetSink:
         self.held: list[Held] = []
         self._newest: Held | None = None
         self._stride, self._seen = 1, 0
+        self._finished = False
+        self._stack = ExitStack()  # holds the file: gives it its name, or not
 
     def __enter__(self) -> SheetSink:
         return self
@@ -83,8 +96,9 @@ class SheetSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._newest is not None and (kind is None or issubclass(kind, KeyboardInterrupt)):
-            self._draw()
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.finish()
+        self._stack.__exit__(kind, error, trace)
 
     def event(self, event: StreamEvent) -> None:
         """The picture shows no words."""
@@ -114,10 +128,14 @@ class SheetSink:
         ideal = [last.number * place / max(count - 1, 1) for place in range(count)]
         return [min(held, key=lambda one: abs(one.number - number)) for number in ideal]
 
-    def _draw(self) -> None:
+    def finish(self) -> None:
+        """Draw the sheet."""
+        if self._newest is None or self._finished:
+            return
+        self._finished = True
         from PIL import Image
 
-        from videollm_mod.files import atomic_write
+        from videollm_mod.files import atomic_write, naming
         from videollm_mod.show.overlay import kept_sheet
 
         chosen = self.chosen()
@@ -126,8 +144,10 @@ class SheetSink:
             warnings.warn(f"--frames {self.columns} is more than there are: the picture shows {every}", stacklevel=1)
         images, kept, times = zip(*((one.image, one.kept, one.time) for one in chosen))
         sheet = Image.fromarray(kept_sheet(images, kept, self.grid, times))
-        with atomic_write(self.path, binary=True) as file:
+        file = self._stack.enter_context(atomic_write(self.path, binary=True, keep_on_interrupt=True))
+        with naming(self.path):
             sheet.save(file, format=Image.registered_extensions()[self.path.suffix.lower()])
+            file.flush()
 
 
 @dataclass(frozen=True)

@@ -325,6 +325,9 @@ class OverlayVideo:
     ) -> None:
         self._writer.__exit__(kind, error, trace)
 
+    def finish(self) -> None:
+        self._writer.finish()
+
     def push(self, image: np.ndarray, kept: Mapping[int, np.ndarray], lines: Sequence[str], time: float) -> None:
         """Append one frame; arguments as for `draw_overlay`. The same layers must be routed in every frame."""
         if self._layout is None:
@@ -352,10 +355,16 @@ class VideoSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._last is not None and self._unseen is not None:
+        if kind is None:
+            self.finish()
+        self._video.__exit__(kind, error, trace)
+
+    def finish(self) -> None:
+        """The picture with what was said last, and the end of the file."""
+        if self._last is not None and self._unseen is not None:
             image, kept, time = self._last
             self._push(image, kept, max(self._unseen, time + self._period))
-        self._video.__exit__(kind, error, trace)
+        self._video.finish()
 
     def event(self, event: StreamEvent) -> None:
         words = event.text if event.question is None else f"Q: {event.question}  A: {event.text}"

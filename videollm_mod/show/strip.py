@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from videollm_mod.files import atomic_write
+from videollm_mod.files import atomic_write, naming
 from videollm_mod.show.clock import clock
 from videollm_mod.show.overlay import CELL, GAP, GREY, fit
 from videollm_mod.show.text import INK, WHITE, font, text_size, wrap
@@ -73,6 +74,8 @@ class StripSink:
         self._said: list[str] = []  # of the frame that comes next
         self._newest: tuple[np.ndarray, float] | None = None  # of the frames
         self._left_out = 0
+        self._finished = False
+        self._stack = ExitStack()  # holds the file: gives it its name, or not
 
     def __enter__(self) -> StripSink:
         return self
@@ -80,15 +83,24 @@ class StripSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._newest is None or not (kind is None or issubclass(kind, KeyboardInterrupt)):
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.finish()
+        self._stack.__exit__(kind, error, trace)
+
+    def finish(self) -> None:
+        """Draw the picture."""
+        if self._newest is None or self._finished:
             return
+        self._finished = True
         if self._left_out:
             message = f"the picture {self.path} shows the last {MOST} shots; {self._left_out} earlier ones are left out"
             warnings.warn(message, stacklevel=1)
         shots = list(self._shots) or [Shot(*self._newest, ("Nothing was said.",))]
-        with atomic_write(self.path, binary=True) as file:
-            picture = Image.fromarray(draw_strip(shots))
+        file = self._stack.enter_context(atomic_write(self.path, binary=True, keep_on_interrupt=True))
+        picture = Image.fromarray(draw_strip(shots))
+        with naming(self.path):
             picture.save(file, format=Image.registered_extensions()[self.path.suffix.lower()])
+            file.flush()
 
     def event(self, event: StreamEvent) -> None:
         if event.question is None:

@@ -6,6 +6,7 @@ the status now and then as a plain line.
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 REDRAW = 0.1  # seconds between redraws of the status line
 REPEAT = 10.0  # seconds between plain status lines
+DONE, AHEAD = "━", "·"  # of the bar: told apart without colour, too
 TOLD = ("frames", "shrunk", "narrations", "answers")  # of what a session has forgotten
 
 
@@ -41,6 +43,9 @@ class Terminal:
 
     def __init__(self, source: str, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
+        # FORCE_COLOR makes a terminal of every log in rich's eyes
+        self._redraws = self.console.is_terminal and (console is not None or sys.stderr.isatty())
+        self._redraws = self._redraws and not self.console.is_dumb_terminal
         self.source = source
         self._live: Live | None = None
         self._span: tuple[float, float | None] = (0.0, None)
@@ -49,7 +54,7 @@ class Terminal:
         self._saying = ""
 
     def __enter__(self) -> Terminal:
-        if self.console.is_terminal:
+        if self._redraws:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
             self._live.update(Text(f"opening {self.source}", style="dim"), refresh=True)
@@ -80,6 +85,9 @@ class Terminal:
             self._live.update(self._status, refresh=True)
         self._print(_line(event.time, event.question, event.text))
 
+    def note(self, message: str) -> None:
+        self._print(Text(message))
+
     def warn(self, message: str) -> None:
         self._print(Text(f"warning: {message}", style="yellow"))
 
@@ -103,8 +111,9 @@ class Terminal:
         line.append(clock(tally.last), style="bold")
         if end is not None:
             done = round(20 * min(1.0, max(0.0, (tally.last - start) / max(end - start, 1e-9))))
-            line.append(f" / {clock(end)} ")
-            line.append("━" * done, style="green").append("━" * (20 - done), style="dim")
+            line.append(f" / {clock(end)}")
+            if self._live is not None:
+                line.append(" " + DONE * done, style="green").append(AHEAD * (20 - done), style="dim")
         line.append(f"  {tally.frames / max(tally.wall_seconds, 1e-9):.1f} fps  lag {tally.lag:.2f} s")
         ratio = state.kv_bytes / max(state.kv_bytes_dense, 1)
         line.append(f"  KV {size_text(state.kv_bytes)} of {size_text(state.kv_bytes_dense)} dense ({ratio:.2f}x)")

@@ -56,7 +56,7 @@ class Pipeline:
         FrameQueue(drop, 1)  # refuses an unknown policy
         self.drop = drop if live or realtime else "all"
         waiting = {"newest": 1, "all": AHEAD, "adaptive": ADAPTIVE}[self.drop]
-        self._live, self._encode = live, encode
+        self.live, self._encode = live, encode
         self._channels = [_Channel(self.drop, waiting)]
         stages: list[tuple[str, Callable[[], None]]] = [("source", lambda: self._read(video))]
         if encode is not None:
@@ -98,7 +98,7 @@ class Pipeline:
             for frame in video:
                 now = time.monotonic()
                 zero = now - frame.time if zero is None else zero
-                due = now if self._live else zero + frame.time
+                due = now if self.live else zero + frame.time
                 if self.drop != "all":  # late is what is behind its time, not what a file could show at once
                     channel.sleep(due - now)
                 if not channel.put(Ready(frame, due)):

@@ -1,18 +1,21 @@
 """Where a stream's events go: JSON lines and SubRip subtitles (the annotated video is `show.overlay.VideoSink`).
 
-A sink is a context manager with `.frame(frame, session)` and `.event(event)`. Both files here are written in place, one
-whole line or cue at a time, flushed as said: they can be followed with `tail -f` and are valid whenever the program
-stops. Nothing is created before the first frame or event, so a source that cannot be opened leaves no file behind and
-an older file of that name untouched.
+A sink is a context manager with `.frame(frame, session)`, `.event(event)` and, when all is said, `.finish()`. Both
+files here grow as NAME.part, one whole line or cue at a time, flushed as said: there they can be followed with
+`tail -f`, and are whatever stops the program. They get their names when the block ends well or by Ctrl-C; after an
+error an older file of that name is as it was. Nothing is created before the first frame or event, so a source that
+cannot be opened leaves no file behind.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import IO, Any, Protocol
 
+from videollm_mod.files import atomic_write, naming
 from videollm_mod.types import Frame, StreamEvent
 
 
@@ -28,6 +31,10 @@ class Sink(Protocol):
     def frame(self, frame: Frame, session: Any) -> None: ...
 
     def event(self, event: StreamEvent) -> None: ...
+
+    def finish(self) -> None:
+        """Write what is left, so that of all outputs what can fail has not failed when the first gets its name."""
+        ...
 
 
 def event_to_json(event: StreamEvent) -> str:
@@ -54,7 +61,8 @@ class _TextSink:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file: TextIO | None = None
+        self._file: IO[str] | None = None
+        self._stack = ExitStack()  # holds the file: gives it its name, or not
 
     def __enter__(self) -> Any:
         return self
@@ -62,23 +70,23 @@ class _TextSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.finish()
+        self._stack.__exit__(kind, error, trace)
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def finish(self) -> None:
+        """Nothing is left to write."""
 
     def frame(self, frame: Frame, session: Any = None) -> None:
         self._write("")
 
     def _write(self, text: str) -> None:
         if self._file is None:
-            # newline="\n": the same bytes on every system
-            self._file = self.path.open("w", encoding="utf-8", newline="\n")
+            self._file = self._stack.enter_context(atomic_write(self.path, keep_on_interrupt=True, follow=True))
         if text:
-            self._file.write(text)
-            self._file.flush()
+            with naming(self.path):
+                self._file.write(text)
+                self._file.flush()
 
 
 class JsonlSink(_TextSink):
@@ -127,7 +135,7 @@ class SrtSink(_TextSink):
         self._write(f"{self._number}\n{srt_time(self._start)} --> {srt_time(end)}\n{text}\n\n")
         self._lines = []
 
-    def close(self) -> None:
+    def finish(self) -> None:
+        """The last cue."""
         if self._lines:
             self._finish_cue(self._start + self.longest)
-        super().close()

@@ -251,7 +251,9 @@ def _show(found: dict[str, Any]) -> None:
     console.print(
         f"  a sample     {tokens['frames']} frames, {tokens['vision']} vision and {tokens['text']} text tokens"
     )
-    console.print(f"  a step       {found['streams_per_step']} streams; steps per epoch {found['steps_per_epoch']}")
+    each = found["steps_per_epoch"]
+    known = f"; {each} steps an epoch" if each is not None else ""
+    console.print(f"  a step       {found['streams_per_step']} streams{known}")
     for name in ("dense", "routed"):
         parts = "  ".join(f"{part} {size / 2**30:.2f}" for part, size in memory[name].items())
         console.print(f"  {name:<7}      {cost[name] / 1e12:.4g} TFLOP a step; GiB per device: {parts}")

@@ -133,16 +133,16 @@ class Decoder:
         stream = self._container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:  # a cover picture is no video
             held = "only sound" if self._container.streams.audio else "not a single picture"
-            raise InputError(f"{self.name} holds {held}: give a file with pictures")
+            raise InputError(f"{self.name} holds {held}; give a file with pictures.")
         if stream.codec_context is None:
             raise InputError(
-                f"{self.name} holds video of a kind that cannot be decoded here: convert it to H.264 first"
+                f"{self.name} holds video of a kind that cannot be decoded here; convert it to H.264 first."
             )
         pixels = stream.codec_context.width * stream.codec_context.height
         if pixels > MAX_PIXELS:
             size = f"{stream.codec_context.width} x {stream.codec_context.height}"
             raise InputError(
-                f"{self.name} has pictures of {size} pixels: scale it to at most {MAX_PIXELS} pixels first"
+                f"{self.name} has pictures of {size} pixels; scale it to at most {MAX_PIXELS} pixels first."
             )
         return stream
 
@@ -200,10 +200,10 @@ class Decoder:
         if self._broken:
             return f"no picture came from {self.name}: {self._broken}"
         if self._damaged:
-            return f"not one picture of {self.name} can be decoded ({self._undecodable}): copy it again or convert it"
+            return f"not one picture of {self.name} can be decoded ({self._undecodable}); copy it again or convert it."
         if self._address.live:
-            return f"no picture came from {self.name}: check the camera and its address"
-        return f"{self.name} holds not a single picture: record or convert it again"
+            return f"no picture came from {self.name}; check the camera and its address."
+        return f"{self.name} holds not a single picture; record or convert it again."
 
     # --- decoding --------------------------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class Decoder:
         except (av.FFmpegError, ValueError) as error:
             kind = frame.format.name
             raise InputError(
-                f"{self.name} has pixels of a kind that cannot be shown ({kind}): convert it to H.264 first"
+                f"{self.name} has pixels of a kind that cannot be shown ({kind}); convert it to H.264 first."
             ) from error
 
     def _origin(self, first: float | None) -> float | None:

@@ -33,13 +33,13 @@ class ImageFolder:
             visible = [file for file in files if not file.name.startswith(".")]
             self._files = [file for file in visible if is_image(file)]
         except OSError as error:
-            raise InputError(f"{name} cannot be read ({error.strerror}): change its permissions") from error
+            raise InputError(f"{name} cannot be read ({error.strerror}); change its permissions.") from error
         images = set(self._files)
         misnamed = [file for file in visible if file.suffix.lower() in SUFFIXES and file not in images]
         misnamed = [file for file in misnamed if file.is_file()]
         if not self._files:
             but = f" ({misnamed[0].name} is only named like one)" if misnamed else ""
-            raise InputError(f"the folder {name} holds no image{but}: put PNG, JPEG, WebP or BMP files into it")
+            raise InputError(f"the folder {name} holds no image{but}; put PNG, JPEG, WebP or BMP files into it.")
         if misnamed:
             which = _counted(misnamed, "file that is only named like an image", "files that are only named like images")
             self.warnings.append(f"{name}: {which}: {misnamed[0].name}")
@@ -99,7 +99,7 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path, formats=DECODERS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise InputError(f"{path} has {size} pixels, scale it to at most {MAX_PIXELS} pixels first")
+                raise InputError(f"{path} has {size} pixels; scale it to at most {MAX_PIXELS} pixels first.")
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
@@ -111,7 +111,7 @@ def read_image(path: Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on broken data
-        raise InputError(f"{path} cannot be read as an image ({reason_of(error)}), remove or replace it") from error
+        raise InputError(f"{path} cannot be read as an image ({reason_of(error)}); remove or replace it.") from error
 
 
 def _counted(things: Sequence[object], one: str, many: str) -> str:

@@ -78,16 +78,16 @@ def open_container(address: Address) -> Any:
 def _refusal(address: Address, error: Exception) -> str:
     why = f"{address.name} cannot be opened ({reason(error)})"
     if address.format is not None:
-        return f"{why}: check that it is plugged in and that nobody else uses it"
+        return f"{why}; check that it is plugged in and that nobody else uses it."
     if not address.seekable:
-        return f"{why}, perhaps since it cannot be read as it comes: send MPEG-TS, Matroska or fast-start MP4"
+        return f"{why}, perhaps since it cannot be read as it comes; send MPEG-TS, Matroska or fast-start MP4."
     if address.protocols != "file":
-        return f"{why}: check the address and the network"
+        return f"{why}; check the address and the network."
     if isinstance(error, av.InvalidDataError | av.ArgumentError):  # the latter: a format that is not in FORMATS
-        return f"{address.name} is not a video, or its beginning or index is missing: give a whole video file"
+        return f"{address.name} is not a video, or its beginning or index is missing; give a whole video file."
     if isinstance(error, av.EOFError):
-        return f"{address.name} holds not a single picture, it ends before the first: record or copy it again"
-    return f"{why}: check the file and its permissions"
+        return f"{address.name} holds not a single picture, it ends before the first; record or copy it again."
+    return f"{why}; check the file and its permissions."
 
 
 def reason(error: BaseException) -> str:

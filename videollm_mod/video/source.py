@@ -129,7 +129,7 @@ class VideoSource:
             raise InputError(
                 f"{self.name} shows nothing from {self._start:g} s"
                 + ("" if self._end is None else f" to {self._end:g} s")
-                + ": give an earlier start or a later end"
+                + "; give an earlier start or a later end."
             )
 
     def _chosen(self) -> Iterator[tuple[float, Picture]]:
@@ -163,18 +163,18 @@ def open_video(
     if reader.duration is not None and reader.duration_sure and start >= reader.duration:
         reader.close()
         raise InputError(
-            f"start {start:g} s lies beyond the end of {reader.name} ({reader.duration:.1f} s): start earlier"
+            f"start {start:g} s lies beyond the end of {reader.name} ({reader.duration:.1f} s); start earlier."
         )
     return VideoSource(reader, fps, start, end)
 
 
 def _check_times(fps: float | None, start: float, end: float | None) -> None:
     if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise InputError(f"fps {fps:g} makes no sense: give a number above 0, such as {DEFAULT_FPS:g}")
+        raise InputError(f"fps {fps:g} makes no sense; give a number above 0, such as {DEFAULT_FPS:g}.")
     if not (math.isfinite(start) and start >= 0):
-        raise InputError(f"start {start:g} s makes no sense: give 0 or more seconds from the beginning")
+        raise InputError(f"start {start:g} s makes no sense; give 0 or more seconds from the beginning.")
     if end is not None and not end > start:  # also for NaN
-        raise InputError(f"end {end:g} s does not lie after start {start:g} s: give a later end")
+        raise InputError(f"end {end:g} s does not lie after start {start:g} s; give a later end.")
 
 
 def _open_reader(source: str | Path, fps: float | None) -> Reader:
@@ -188,21 +188,21 @@ def _open_reader(source: str | Path, fps: float | None) -> Reader:
         if scheme:
             return Decoder(_network(source, scheme[1].lower()))
     if not text or "\0" in text:
-        raise InputError(f"{text!r} names no video: give a file, a folder of images, an address, camera:0 or -")
+        raise InputError(f"{text!r} names no video; give a file, a folder of images, an address, camera:0 or -.")
     path = Path(os.path.expanduser(text))
     try:
         kind = path.stat()
     except OSError as error:
         mend = "check the path" if isinstance(error, FileNotFoundError) else "check the path and its permissions"
-        raise InputError(f"there is no video at {text} ({error.strerror}): {mend}") from error
+        raise InputError(f"there is no video at {text} ({error.strerror}); {mend}.") from error
     if stat.S_ISFIFO(kind.st_mode):
         return Decoder(Address(Pipe(path.open("rb", buffering=0)), text, seekable=False))
     if not (path.is_dir() or path.is_file()):
-        raise InputError(f"{text} is a device, not a video: for a camera give camera:0, camera:1, ...")
+        raise InputError(f"{text} is a device, not a video; for a camera give camera:0 or camera:1.")
     if path.is_file() and kind.st_size == 0:
-        raise InputError(f"{text} is empty (0 bytes): copy or record it again")
+        raise InputError(f"{text} is empty (0 bytes); copy or record it again.")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{text} cannot be read (permission denied): change its permissions")
+        raise InputError(f"{text} cannot be read (permission denied); change its permissions.")
     if path.is_dir() or is_image(path):
         return ImageFolder(path, text, fps or DEFAULT_FPS)
     return Decoder(Address("file:" + os.path.abspath(path), text))
@@ -211,15 +211,15 @@ def _open_reader(source: str | Path, fps: float | None) -> Reader:
 def _network(source: str, scheme: str) -> Address:
     if scheme not in PROTOCOLS:
         raise InputError(
-            f"addresses of the kind {scheme}:// are not opened: give http://, https://, rtsp:// or the path of a file"
+            f"addresses of the kind {scheme}:// are not opened; give http://, https://, rtsp:// or the path of a file."
         )
     try:
         parts = urlsplit(source)
         host, login = parts.hostname, parts.netloc.rpartition("@")[0]
     except ValueError as error:
-        raise InputError(f"{source} is no valid address ({error}): check it") from error
+        raise InputError(f"{source} is no valid address ({error}); check it.") from error
     if not host:
-        raise InputError(f"{source} names no host: give an address such as {scheme}://host/video.mp4")
+        raise InputError(f"{source} names no host; give an address such as {scheme}://host/video.mp4.")
     name = source.replace(login + "@", login.partition(":")[0] + ":***@", 1) if ":" in login else source
     if scheme == "rtsp":
         options, formats = {"rtsp_flags": "prefer_tcp"}, "rtsp,sdp,rtp,mpegts"
@@ -233,13 +233,13 @@ def _network(source: str, scheme: str) -> Address:
 def _camera(source: str) -> Address:
     number = source.removeprefix("camera:")
     if not number.isdecimal() and sys.platform != "win32":
-        raise InputError(f"{source} names no camera: give camera:0 for the first, camera:1 for the second")
+        raise InputError(f"{source} names no camera; give camera:0 for the first, camera:1 for the second.")
     format = CAMERA_FORMATS.get(sys.platform)
     if format is None:
-        raise InputError(f"cameras cannot be opened on {sys.platform}: give a file or an rtsp:// address")
+        raise InputError(f"cameras cannot be opened on {sys.platform}; give a file or an rtsp:// address.")
     device = {"v4l2": f"/dev/video{number}", "avfoundation": f"{number}:none", "dshow": f"video={number}"}[format]
     if format == "v4l2" and not os.path.exists(device):
-        raise InputError(f"{source} is not there (no {device}): plug a camera in, or give another number")
+        raise InputError(f"{source} is not there (no {device}); plug a camera in, or give another number.")
     if format == "dshow" and number.isdecimal():
         device = f"video={_windows_camera(source, int(number))}"
     return Address(device, source, format=format, live=True, seekable=False)
@@ -251,12 +251,12 @@ def _windows_camera(source: str, number: int) -> str:
 
     cameras = [device.name for device in enumerate_input_devices("dshow") if "video" in device.media_types]
     if number >= len(cameras):
-        raise InputError(f"{source} is not there ({len(cameras)} cameras found): plug one in, or give another number")
+        raise InputError(f"{source} is not there ({len(cameras)} cameras found); plug one in, or give another number.")
     return cameras[number]
 
 
 def _pipe() -> Address:
     stdin = None if sys.stdin is None else sys.stdin.buffer
     if stdin is None or stdin.isatty():
-        raise InputError('"-" reads a video from standard input, but nothing is piped in: try  cat clip.mkv | ... -')
+        raise InputError('"-" reads a video from standard input, but nothing is piped in; try `cat clip.mkv | ... -`.')
     return Address(Pipe(stdin, close=False), "standard input", seekable=False)

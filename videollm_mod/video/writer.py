@@ -31,19 +31,19 @@ class VideoWriter:
         Raises InputError if the file cannot be written there or is not to be an .mp4.
         """
         if not (math.isfinite(fps) and fps > 0):
-            raise InputError(f"fps {fps:g} makes no sense for a video: give a number above 0")
+            raise InputError(f"fps {fps:g} makes no sense for a video; give a number above 0.")
         if Path(path).suffix.lower() != ".mp4":
-            raise InputError(f"cannot write {path}: videos are written as MP4, give a name that ends in .mp4")
+            raise InputError(f"cannot write {path}: videos are written as MP4; give a name that ends in .mp4.")
         self.path, self.fps, self._crf = check_writable(path), fps, crf
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"cannot write {path}: it is a device or a pipe, give the name of a file")
+            raise InputError(f"cannot write {path}: it is a device or a pipe; give the name of a file.")
         self._temporary = temporary_name(self.path)
         self._container: Any = None
         self._stream: Any = None
         self._size = (0, 0)  # height, width of the pictures given
         self._first: float | None = None  # time of the first frame, which becomes 0 in the file
         self._last = 0.0
-        self._closed = False
+        self._finished = self._closed = False  # the file is whole; it has its name, or never gets it
         self.frames = 0
 
     def write(self, image: np.ndarray, time: float | None = None) -> None:
@@ -77,34 +77,41 @@ class VideoWriter:
             self._container.mux(self._stream.encode(frame))
         except (av.FFmpegError, OSError) as error:
             self.discard()
-            raise InputError(
-                f"cannot write {self.path} ({error.strerror}): free some space or choose another"
-            ) from error
+            raise self._full(error) from error
         self._last = time
         self.frames += 1
 
-    def close(self) -> None:
-        """Finish the file and give it its name; may be called again."""
-        if self._closed:
-            return
-        if self._container is None:
-            self._closed = True
+    def finish(self) -> None:
+        """Write what is left; the file is whole, and has not got its name yet. May be called again."""
+        if self._closed or self._finished or self._container is None:
             return
         try:
             self._container.mux(self._stream.encode(None))
             self._container.close()
-            publish(self._temporary, self.path)
+            self._finished = True
         except (av.FFmpegError, OSError) as error:
-            raise InputError(
-                f"cannot write {self.path} ({error.strerror}): free some space or choose another"
-            ) from error
-        finally:
             self.discard()
+            raise self._full(error) from error
+
+    def close(self) -> None:
+        """Finish the file and give it its name; may be called again."""
+        self.finish()
+        if not self._closed and self._finished:
+            try:
+                publish(self._temporary, self.path)
+            except OSError as error:
+                raise self._full(error) from error
+            finally:
+                self.discard()
+        self._closed = True
+
+    def _full(self, error: Any) -> InputError:
+        return InputError(f"cannot write {self.path}: {error.strerror}; free some space or choose another place.")
 
     def discard(self) -> None:
         """Give up: what has not got its final name is removed."""
         self._closed = True
-        if self._container is not None:
+        if self._container is not None and not self._finished:
             try:
                 self._container.close()
             except (av.FFmpegError, OSError):
