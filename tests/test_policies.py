@@ -353,7 +353,8 @@ def test_a_step_that_fails_leaves_no_trace() -> None:
 
 def test_positions_stay_within_what_the_model_has_learned() -> None:
     tiny = vm.load("tiny")
-    assert reach_of(tiny, 30.0) == math.ceil(2 * 30 * 2 * 51 * 1.1) == reach_of(tiny, 5.0)
+    assert tiny.settings.window == 14
+    assert reach_of(tiny, 14.0) == math.ceil(2 * 14 * 2 * 51 * 1.1) == reach_of(tiny, 5.0)
     assert reach_of(tiny, 60.0) == math.ceil(2 * 60 * 2 * 51 * 1.1)
     assert reach_of(model_of(PLANS[1]), math.inf) == 2048, "without a window of its own, what its config says"
     session = StreamSession(tiny, policy="window", window=10.0)

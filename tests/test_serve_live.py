@@ -297,10 +297,10 @@ def test_a_model_step_that_fails_is_told_by_readyz_and_the_server_recovers(
     with serving(tmp_path_factory.mktemp("fails"), model=model) as running, running.socket() as connection:
         opened(connection, threshold=0.0)
         assert get(f"{running.url}/readyz").status_code == 200
-        model.connector.float()  # does not go with the rest, which is in double precision
+        model.lm.lm_head.float()  # does not go with the rest, which is in double precision
         connection.send(frame(0.0))
         until(lambda: get(f"{running.url}/readyz").status_code == 503)
-        model.connector.double()
+        model.lm.lm_head.double()
         hear(connection, "decision")  # the frame was not lost
         assert get(f"{running.url}/readyz").status_code == 200
 

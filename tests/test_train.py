@@ -402,8 +402,8 @@ def test_every_recipe_builds_a_model_whose_routed_layers_can_learn() -> None:
         if hasattr(module, "RECIPES"):  # the paper's, which are not built here: see test_train_dry_run.py
             continue
         recipe = module.recipe()
-        if recipe.as_start:  # it goes on from a model that has to be given
-            recipe = like_start(dataclasses.replace(recipe, start="tiny"))
+        if recipe.as_start or recipe.first:  # it goes on from a model that has to be given, or trained first
+            recipe = like_start(dataclasses.replace(recipe, start="tiny", first=None))
         model = build(recipe)
         assert recipe.name == name and recipe.steps > 0
         # nothing reads a vision token that leaves the last layer, unless it is one that decides

@@ -8,6 +8,7 @@ kernels and of communication.
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,10 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
 
 
 def _of_world(recipe: Recipe) -> tuple[Workload, dict[str, Any]]:
-    """Of the phase whose steps hold the most frames."""
+    """Of the phase whose steps hold the most frames; of a first run the number of steps."""
+    first = recipe.first
+    if first is not None and first.start is not None:  # sizes, tower and words are those of the model it begins with
+        recipe = dataclasses.replace(recipe, start=first.start, first=None)
     with torch.device("meta") if recipe.start is None else nullcontext():  # one to go on from has its weights
         model = build(recipe)
     phase: Phase = max(recipe.phases, key=lambda phase: phase.streams * phase.world.seconds)
@@ -135,7 +139,7 @@ def _of_world(recipe: Recipe) -> tuple[Workload, dict[str, Any]]:
         "samples": None,
         "steps_per_epoch": None,
         "steps": recipe.steps,
-        "steps_of_first_run": recipe.first.steps if recipe.first else 0,
+        "steps_of_first_run": first.steps if first else 0,
         "missing": None,
     }
 
