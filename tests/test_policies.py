@@ -358,7 +358,7 @@ def test_positions_stay_within_what_the_model_has_learned() -> None:
     assert reach_of(tiny, 60.0) == math.ceil(2 * 60 * 2 * 51 * 1.1)
     assert reach_of(model_of(PLANS[1]), math.inf) == 2048, "without a window of its own, what its config says"
     session = StreamSession(tiny, policy="window", window=10.0)
-    assert session.memory.reach == reach_of(tiny, 30.0) and session.memory.policy == Window(10.0, 512)
+    assert session.memory.reach == reach_of(tiny, 14.0) and session.memory.policy == Window(10.0, 512)
 
 
 def test_a_clearing_leaves_room_so_that_clearings_are_rare() -> None:

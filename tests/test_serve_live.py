@@ -290,6 +290,10 @@ def test_a_recording_loses_no_frame(server: Running) -> None:
         say(connection, type="close")
 
 
+def no_memory(*_: object) -> None:
+    raise RuntimeError("no memory")
+
+
 def test_a_model_step_that_fails_is_told_by_readyz_and_the_server_recovers(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -297,10 +301,10 @@ def test_a_model_step_that_fails_is_told_by_readyz_and_the_server_recovers(
     with serving(tmp_path_factory.mktemp("fails"), model=model) as running, running.socket() as connection:
         opened(connection, threshold=0.0)
         assert get(f"{running.url}/readyz").status_code == 200
-        model.lm.lm_head.float()  # does not go with the rest, which is in double precision
+        fails = model.connector.register_forward_pre_hook(no_memory)
         connection.send(frame(0.0))
         until(lambda: get(f"{running.url}/readyz").status_code == 503)
-        model.lm.lm_head.double()
+        fails.remove()
         hear(connection, "decision")  # the frame was not lost
         assert get(f"{running.url}/readyz").status_code == 200
 

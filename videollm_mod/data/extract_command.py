@@ -33,7 +33,9 @@ SHOWN = 20  # broken videos told in the result
 class ExtractConfig:
     """Which videos, which tower, where to."""
 
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE...")]
+    sources: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE...", help_behavior_hint="")
+    ]
     """Video files, folders of them at any depth, or .jsonl files of streams."""
     out: Path
     """The folder of the features; a video's place below its folder is that of its file here."""

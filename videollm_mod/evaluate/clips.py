@@ -31,7 +31,7 @@ MAIN = ("precision", "recall", "f1")
 class EvalClipsConfig:
     """Which clips, and which model."""
 
-    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...")]
+    clips: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLIP...", help_behavior_hint="")]
     """Video files with labels."""
     labels: Path
     """The folder of their labels."""
