@@ -329,7 +329,8 @@ def test_a_question_that_fits_into_no_budget_is_refused_and_the_stream_goes_on()
     well_formed(session)
 
 
-def test_a_step_that_fails_leaves_no_trace() -> None:
+@pytest.mark.parametrize("where", ["in a layer", "behind the decoder"])
+def test_a_step_that_fails_leaves_no_trace(where: str) -> None:
     model = model_of(PLANS[1])
     session, other = (StreamSession(model, policy="window", budget=3 * least(model), threshold=0.0) for _ in range(2))
     film = frames(20)
@@ -340,7 +341,8 @@ def test_a_step_that_fails_leaves_no_trace() -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("no memory")
 
-    hook = find_decoder(model.lm).layers[2].register_forward_pre_hook(fail)
+    place = find_decoder(model.lm).layers[2] if where == "in a layer" else model.lm.lm_head
+    hook = place.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="no memory"), torch.inference_mode():
         session.run(Step([session.template.interval_id], [-1], [0], ()))
     hook.remove()

@@ -294,14 +294,15 @@ def no_memory(*_: object) -> None:
     raise RuntimeError("no memory")
 
 
+@pytest.mark.parametrize("where", ["connector", "lm.lm_head"])
 def test_a_model_step_that_fails_is_told_by_readyz_and_the_server_recovers(
-    tmp_path_factory: pytest.TempPathFactory,
+    where: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = tiny_model(DepthPlan("full"))
     with serving(tmp_path_factory.mktemp("fails"), model=model) as running, running.socket() as connection:
         opened(connection, threshold=0.0)
         assert get(f"{running.url}/readyz").status_code == 200
-        fails = model.connector.register_forward_pre_hook(no_memory)
+        fails = model.get_submodule(where).register_forward_pre_hook(no_memory)
         connection.send(frame(0.0))
         until(lambda: get(f"{running.url}/readyz").status_code == 503)
         fails.remove()

@@ -414,14 +414,20 @@ class StreamSession:
         features: (1, 1 + h * w, width) of the frame; scores: (1, 1 + h * w), for a plan with the scorer `given`.
         """
         kept: dict[int, torch.Tensor] | None = {} if self.records and step.times else None
-        out = self.model(
-            torch.tensor([step.ids], device=self.model.device),
-            torch.tensor([step.numbers]),  # read on the CPU, where it is
-            features,
-            frame_scores=scores,
-            past_key_values=self._cache,
-            use_cache=True,
-            kept_out=kept,
-        )
+        before = self._cache.seen
+        try:
+            out = self.model(
+                torch.tensor([step.ids], device=self.model.device),
+                torch.tensor([step.numbers]),  # read on the CPU, where it is
+                features,
+                frame_scores=scores,
+                past_key_values=self._cache,
+                use_cache=True,
+                kept_out=kept,
+            )
+            judged = self.judge(out.logits[0])
+        except BaseException:  # the decoder may be through, and what comes after it not
+            self._cache.crop_to(before)
+            raise
         rows = {layer: row[0].cpu().numpy() for layer, row in (kept or {}).items()}
-        return self.receive(step, *self.judge(out.logits[0]), rows)
+        return self.receive(step, *judged, rows)

@@ -56,10 +56,20 @@ def run_together(model: StreamingVideoLM, decoder: Any, shares: Sequence[Share])
 
     What it gives is to be handed to each session's `receive`. If it fails, no session has changed.
     """
-    device = model.device
-    features = [tokens.to(device) for share in shares for tokens in share.features]
+    features = [tokens.to(model.device) for share in shares for tokens in share.features]
     scores = [one for share in shares for one in share.scores]
     cache = StepCache(decoder, [share.session._cache for share in shares], [share.step.numbers for share in shares])
+    try:
+        return _run(model, shares, cache, features, scores)
+    except BaseException:  # the decoder may be through, and what comes after it not
+        cache.crop_to(0)
+        raise
+
+
+def _run(
+    model: StreamingVideoLM, shares: Sequence[Share], cache: StepCache, features: list[Tensor], scores: list[Tensor]
+) -> list[Given]:
+    device = model.device
     ends = [part.begin + end for part, share in zip(cache.shares, shares) for end in share.step.ends]
     kept: dict[int, Tensor] | None = {} if any(share.session.records for share in shares) else None
     out = model(
