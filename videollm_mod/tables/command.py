@@ -24,7 +24,7 @@ class TablesConfig:
     home: Path = Path("out/tables")
     """Runs and their checkpoints."""
     results: Path = Path("docs/results/tables")
-    """One JSON file per cell and seed; the page."""
+    """One JSON file per cell and seed; the dense model that all start from; the page."""
     workers: int = 1
     """Processes that draw frames, and that watch streams when a cell is measured."""
     threads: int = 1
@@ -66,7 +66,7 @@ def fill_tables(config: TablesConfig) -> dict[str, Any]:
         for cell in cells
         if set(cell.tables) & set(config.tables) and (not config.only or cell.name in config.only)
     ]
-    start = fill_base(base(), config.home, workers=config.workers, say=say) if not config.page else None
+    start = fill_base(base(), config.home, config.results, workers=config.workers, say=say) if not config.page else None
 
     def recipe_of(number: int, seed: int) -> Recipe:
         return wanted[number].recipe(recipe(), start or Path(), seed)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from videollm_mod.evaluate.calibrate import calibrate
 from videollm_mod.evaluate.result import provenance
 from videollm_mod.evaluate.streams import run_streams, watch_both
 from videollm_mod.evaluate.summary import summarise, tally
-from videollm_mod.files import atomic_write
+from videollm_mod.files import atomic_write, temporary_name
 from videollm_mod.model import load
 from videollm_mod.tables.cells import Cell, key
 from videollm_mod.train.build import build
@@ -39,13 +41,22 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def fill_base(recipe: Recipe, home: Path, *, workers: int, say: Say) -> Path:
-    """The dense model that all cells start from; returns its folder."""
-    folder = home / f"base-{key(recipe)}"
-    if not (folder / "model").is_dir():
-        say(f"base: {recipe.steps} steps")
-        train(recipe, folder, resume=True, workers=workers, show=_short(say))
-    return folder / "model"
+def fill_base(recipe: Recipe, home: Path, results: Path, *, workers: int, say: Say) -> Path:
+    """The dense model that all cells start from; returns its folder.
+
+    It stays with the results: another machine that fills more cells starts them from the very same weights.
+    """
+    kept, run = results / f"base-{key(recipe)}", home / f"base-{key(recipe)}"
+    if not kept.is_dir():
+        if not (run / "model").is_dir():
+            say(f"base: {recipe.steps} steps")
+            train(recipe, run, resume=True, workers=workers, show=_short(say))
+        results.mkdir(parents=True, exist_ok=True)
+        unfinished = temporary_name(kept)
+        shutil.copytree(run / "model", unfinished / "model")
+        shutil.copy2(run / "log.jsonl", unfinished)
+        os.replace(unfinished, kept)
+    return kept / "model"
 
 
 def result_path(results: Path, cell: Cell, seed: int) -> Path:
