@@ -80,6 +80,16 @@ def test_the_loss_is_replies_plus_weighted_decisions_over_the_number_of_labels()
     assert part.loss.item() == pytest.approx(total / 1000, rel=1e-5)
 
 
+def test_the_loss_of_a_model_in_bfloat16_is_reckoned_in_single_precision() -> None:
+    model = tiny_model(ROUTED).bfloat16()
+    batch, features = batch_of(model, *TALKS)
+    out = model(batch.input_ids, batch.frame_index, features.bfloat16(), labels=batch.labels, decision=batch.decision)
+    assert (out.logits.dtype, out.loss.dtype) == (torch.bfloat16, torch.float32)
+    target = batch.labels[:, out.positions].flatten()
+    mean = cross_entropy(out.logits.flatten(0, 1).float(), target, ignore_index=-100)
+    assert out.loss.item() == pytest.approx(mean.item(), rel=1e-6)
+
+
 def test_a_batch_in_which_nothing_is_learned_costs_nothing() -> None:
     model = tiny_model(ROUTED)
     batch, features = batch_of(model, *TALKS)
