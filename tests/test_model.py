@@ -52,11 +52,16 @@ def test_vision_placeholders_become_frame_tokens_in_order_and_words_stay_words()
 def test_the_loss_is_replies_plus_weighted_decisions_over_the_number_of_labels() -> None:
     model = tiny_model(ROUTED)
     model.settings = type(model.settings)(stream_weight=3.0)
-    batch, features = batch_of(model, *TALKS)
+    # one row does not learn a decision where another one does
+    talks = (*TALKS, [System("Say."), Stream(1, learn=False), Stream(1), Assistant("leaves")])
+    batch, features = batch_of(model, *talks)
+    assert ((batch.labels == -100) & batch.decision & (batch.labels != -100).any(0)).any()
     out = model(batch.input_ids, batch.frame_index, features, labels=batch.labels, decision=batch.decision)
+    assert out.positions.tolist() == (batch.labels != -100).any(0).nonzero()[:, 0].tolist()
+    assert out.logits.shape[1] == len(out.positions) < batch.labels.shape[1], "logits where there are labels alone"
     logits = model(batch.input_ids, batch.frame_index, features, logits_to_keep=0).logits
     replies, decisions = [], []
-    for row in range(2):
+    for row in range(3):
         for place in range(batch.labels.shape[1]):
             label = batch.labels[row, place]
             if label != -100:
