@@ -147,6 +147,7 @@ def test_half_a_command_and_a_misspelt_one_are_told_what_was_meant(
         ("watch clip.mp4 --threads 1.5", "--threads '1.5' is not a whole number"),
         ("watch clip.mp4 --fps", "--fps has no value; give a number."),
         ("watch clip.mp4 --speed x", "--speed 'x' is unknown; take one of realtime, max."),
+        ("watch clip.mp4 --kv x", "--kv 'x' is unknown; take one of int8, fp8."),
         ("watch clip.mp4 other.mp4", "'other.mp4' is too many; leave it out"),
         ("train", "RECIPE is missing; give a recipe"),
         ("train tiny --steps 3", "there is no flag --steps"),
@@ -177,7 +178,7 @@ def test_what_is_wrong_with_the_flags_is_told_without_waiting_for_torch() -> Non
     [
         (["--seconds", "0"], "--seconds 0 is out of range; give a number from 1 to 3600."),
         (["--seconds", "nan"], "--seconds nan is out of range"),
-        (["--report", "taken"], "cannot write --report taken: file exists; give another folder."),
+        (["--report", "taken"], "--report taken is a file; give the name of a folder."),
         (["--plan", "sideways"], f"--plan 'sideways' is unknown; take {PLANS}."),
         (["--streams", "0"], "--streams 0 is too small; give 1 or more."),
         (["--threshold", "2"], "--threshold 2.0 is outside [0, 1]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from videollm_mod.cli import main
 from videollm_mod.depth.plan import PLANS
+from videollm_mod.loading import ASSETS
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +49,19 @@ def test_train_refuses_in_one_sentence_what_cannot_be_and_writes_nothing(
     printed = capsys.readouterr()
     assert told in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["taken"] and Path("taken").read_text() == "mine"
+
+
+def test_a_model_to_go_on_from_that_is_broken_leaves_no_run_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ASSETS / "tiny", "broken")
+    weights = load_file("broken/model.safetensors")
+    save_file({name: weights[name] for name in sorted(weights)[1:]}, "broken/model.safetensors")
+    assert main(["train", "tiny", "--start", "broken", "--out", "run"]) == 2
+    assert f"lacks the tensor '{min(weights)}'" in capsys.readouterr().err
+    assert not Path("run").exists(), "the next try would be told that a run is there"
 
 
 @pytest.mark.parametrize(

@@ -485,7 +485,10 @@ def test_on_a_terminal_the_status_line_tells_time_speed_lag_and_kv_bytes(model: 
     with Terminal("clip.mp4", Console(file=io.StringIO(), width=160)) as terminal:
         terminal.begin(0.0, 60.0)
         plain = terminal.status(Tally(frames=26, last=12.5, wall_seconds=2.0), session).plain
-    assert plain.startswith("0:12.5 / 1:00.0  13.0 fps"), "a log has no bar"
+        assert plain.startswith("0:12.5 / 1:00.0  13.0 fps"), "a log has no bar"
+        session.memory.forgotten.update(frames=29, narrations=3, answers=1, entries=700)
+        plain = terminal.status(Tally(frames=26, last=12.5, wall_seconds=2.0), session).plain
+    assert plain.endswith("forgot 29 frames, 3 narrations, 1 answer")
 
 
 @pytest.mark.parametrize("on_terminal", [True, False])

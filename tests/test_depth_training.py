@@ -133,6 +133,23 @@ def test_the_gradient_is_the_slope_of_the_loss(models: Models, gate: str) -> Non
         assert abs(slope) > 1e-4 and abs(gradient - slope) < 1e-6
 
 
+@pytest.mark.parametrize("gate", ["output", "update", "tanh"])
+def test_what_comes_before_a_layer_learns_through_its_expert_too(models: Models, gate: str) -> None:
+    """By finite differences: a token's score is a function of its hidden state, and the loss one of both."""
+    model = models("llama", torch.float64)
+    embeds = model.get_input_embeddings()(TALK.ids()).detach().requires_grad_()
+    way = torch.randn(embeds.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss(at: Tensor) -> Tensor:
+        return model(inputs_embeds=at, frame_index=TALK.index).logits.log_softmax(-1)[..., 0].mean()
+
+    with routed(model, DepthPlan((1, 3), 0.5, gate=gate)):
+        (gradient,) = torch.autograd.grad(loss(embeds), embeds)
+        with torch.no_grad():
+            slope = (loss(embeds + 1e-6 * way) - loss(embeds - 1e-6 * way)).item() / 2e-6
+    assert abs(slope) > 1e-3 and abs((gradient * way).sum().item() - slope) < 1e-6 * max(1.0, abs(slope))
+
+
 def test_straight_has_the_gradient_of_sigma_s_times_f() -> None:
     from videollm_mod.depth.layer import apply_gate
 
@@ -185,7 +202,8 @@ def test_training_with_the_default_cache_has_the_gradients_of_training_without(m
 @pytest.mark.parametrize("use_cache", [True, False])
 @backbones
 def test_gradients_of_a_padded_batch_are_the_sum_of_its_rows(models: Models, backbone: str, use_cache: bool) -> None:
-    model, talks = models(backbone, torch.float64), (TALK, SHORT)
+    talks = (TALK, talk("1t 10 3t 1 10"))  # what pads a row repeats its last kept token, here one of a frame
+    model = models(backbone, torch.float64)
     ids = [talked.ids(seed) for seed, talked in enumerate(talks)]
     real = right_padded([torch.ones_like(row) for row in ids])
     index = right_padded([talked.index for talked in talks], -1)
@@ -197,8 +215,8 @@ def test_gradients_of_a_padded_batch_are_the_sum_of_its_rows(models: Models, bac
             (model(**batch, use_cache=use_cache).logits[mask].logsumexp(-1)).sum().backward()
         return [p.grad.clone() for p in model.parameters()]
 
-    for name in ("interleaved", "all", "early-exit"):
-        with routed(model, replace(PLANS[name], gate="update")):
+    for name, gate in (("interleaved", "update"), ("all", "update"), ("early-exit", "update"), ("all", "relative")):
+        with routed(model, replace(PLANS[name], gate=gate)):
             together = gradients(dict(input_ids=right_padded(ids), frame_index=index, attention_mask=real))
             alone = gradients(
                 *[
@@ -206,7 +224,7 @@ def test_gradients_of_a_padded_batch_are_the_sum_of_its_rows(models: Models, bac
                     for row, talked in zip(ids, talks)
                 ]
             )
-        assert max(far(a, b) / (1 + b.abs().max().item()) for a, b in zip(together, alone)) < 1e-9, name
+        assert max(far(a, b) / (1 + b.abs().max().item()) for a, b in zip(together, alone)) < 1e-9, (name, gate)
     model.zero_grad()
 
 

@@ -245,6 +245,31 @@ def test_the_placeholder_needs_no_row_of_the_embedding(kind: str) -> None:
         StreamTemplate(tokenizer, 3, vision_id=7)
 
 
+def test_a_vocabulary_with_holes_has_no_word_at_the_placeholder() -> None:
+    """Its highest id counts, not how many words it has."""
+    words = {"[": 0, ",": 1, "]": 2, "</s>": 3, "<unk>": 4, "a": 5, "far": 90}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), eos_token="</s>", unk_token="<unk>"
+    )
+    template = StreamTemplate(tokenizer, 2)
+    assert len(tokenizer) == 7 and template.vision_id == 91 and template.decode([90]) == "far"
+    with pytest.raises(InputError, match="vision_id 7 is a word of the tokenizer; choose 91 or more"):
+        StreamTemplate(tokenizer, 2, vision_id=7)
+
+
+def test_a_text_that_spells_a_control_token_is_read_as_it_stands_where_the_vocabulary_can_spell_it() -> None:
+    template = template_of("byte-level")
+    ids = template.user("x</s>y")
+    assert template.eos_id not in ids and "x</s>y" in template.decode(ids)
+
+
+def test_a_word_that_the_vocabulary_lacks_is_read_as_unknown_not_left_out() -> None:
+    template, unknown = template_of("word-level"), tokenizer_of("word-level").unk_token_id
+    what, leaves = template.reply("What")[0], template.reply("leaves")[0]
+    assert unknown not in (what, leaves)
+    assert template.reply("What zebra leaves") == [what, unknown, leaves, template.eos_id]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reply_may_be_made_of_every_word_and_eos_but_of_no_other_control_token_or_empty_row(kind: str) -> None:
     t, words = template_of(kind), len(tokenizer_of(kind))

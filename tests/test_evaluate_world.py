@@ -27,6 +27,8 @@ from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
 from videollm_mod.world import WorldStream
 
+ROOT = Path(__file__).parents[1]
+
 STREAMS = [short_stream(number, seconds=30) for number in range(4)]
 PROMISED = (
     "f1 f1_heldout f1_teacher_forced false_alarms_per_minute lm_ppl time_diff fluency lm_correctness question_accuracy "
@@ -146,6 +148,15 @@ def test_calibration_chooses_a_threshold_of_its_grid_and_tells_what_it_measured(
         calibrate(random_model(), [])
     with pytest.raises(InputError, match="does not ascend"):
         calibrate(random_model(), STREAMS, grid=(0.5, 0.2))
+
+
+def test_other_processes_hush_chatty_libraries_before_they_import_them() -> None:
+    script = (
+        "from videollm_mod.quiet import hushed; import sys; assert not {'torch', 'transformers'} & set(sys.modules); "
+    )
+    script += "print(hushed('logging', 'getLogger', 'torchao').level, hushed('os.path', 'join', 'a', 'b'))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.split() == ["40", "a/b"]
 
 
 @pytest.mark.slow

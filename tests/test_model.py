@@ -52,17 +52,55 @@ def test_vision_placeholders_become_frame_tokens_in_order_and_words_stay_words()
 def test_the_loss_is_replies_plus_weighted_decisions_over_the_number_of_labels() -> None:
     model = tiny_model(ROUTED)
     model.settings = type(model.settings)(stream_weight=3.0)
-    batch, features = batch_of(model, *TALKS)
+    # one row does not learn a decision where another one does
+    talks = (*TALKS, [System("Say."), Stream(1, learn=False), Stream(1), Assistant("leaves")])
+    batch, features = batch_of(model, *talks)
+    assert ((batch.labels == -100) & batch.decision & (batch.labels != -100).any(0)).any()
     out = model(batch.input_ids, batch.frame_index, features, labels=batch.labels, decision=batch.decision)
+    assert out.positions.tolist() == (batch.labels != -100).any(0).nonzero()[:, 0].tolist()
+    assert out.logits.shape[1] == len(out.positions) < batch.labels.shape[1], "logits where there are labels alone"
     logits = model(batch.input_ids, batch.frame_index, features, logits_to_keep=0).logits
-    total, count = 0.0, 0
-    for row in range(2):
+    replies, decisions = [], []
+    for row in range(3):
         for place in range(batch.labels.shape[1]):
             label = batch.labels[row, place]
             if label != -100:
-                each = cross_entropy(logits[row, place].float(), label)
-                total, count = total + each * (3.0 if batch.decision[row, place] else 1.0), count + 1
-    assert out.loss.item() == pytest.approx((total / count).item(), rel=1e-5)
+                each = cross_entropy(logits[row, place].float(), label).item()
+                (decisions if batch.decision[row, place] else replies).append(each)
+    total, count = sum(replies) + 3.0 * sum(decisions), len(replies) + len(decisions)
+    assert len(replies) != len(decisions) > 0
+    assert out.loss.item() == pytest.approx(total / count, rel=1e-5)
+    assert out.lm_loss.item() == pytest.approx(sum(replies) / len(replies), rel=1e-5)
+    assert out.stream_loss.item() == pytest.approx(sum(decisions) / len(decisions), rel=1e-5)
+    assert out.loss.requires_grad and not out.lm_loss.requires_grad and not out.stream_loss.requires_grad
+    # a part of a batch of 1000 labels, in several processes or one part after another
+    part = model(
+        batch.input_ids,
+        batch.frame_index,
+        features,
+        labels=batch.labels,
+        decision=batch.decision,
+        label_count=1000,
+    )
+    assert part.loss.item() == pytest.approx(total / 1000, rel=1e-5)
+
+
+def test_the_loss_of_a_model_in_bfloat16_is_reckoned_in_single_precision() -> None:
+    model = tiny_model(ROUTED).bfloat16()
+    batch, features = batch_of(model, *TALKS)
+    out = model(batch.input_ids, batch.frame_index, features.bfloat16(), labels=batch.labels, decision=batch.decision)
+    assert (out.logits.dtype, out.loss.dtype) == (torch.bfloat16, torch.float32)
+    target = batch.labels[:, out.positions].flatten()
+    mean = cross_entropy(out.logits.flatten(0, 1).float(), target, ignore_index=-100)
+    assert out.loss.item() == pytest.approx(mean.item(), rel=1e-6)
+
+
+def test_a_batch_in_which_nothing_is_learned_costs_nothing() -> None:
+    model = tiny_model(ROUTED)
+    batch, features = batch_of(model, *TALKS)
+    nothing = torch.full_like(batch.labels, -100)
+    out = model(batch.input_ids, batch.frame_index, features, labels=nothing, decision=batch.decision)
+    assert (out.loss.item(), out.lm_loss.item(), out.stream_loss.item()) == (0.0, 0.0, 0.0)
 
 
 def test_right_padding_without_a_mask_changes_no_number() -> None:

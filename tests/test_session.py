@@ -84,6 +84,25 @@ def test_it_keeps_silent_at_threshold_zero_and_speaks_at_every_frame_at_one() ->
     assert len([event for frame in frames(5) for event in loud.push(frame)]) == 5
 
 
+def test_an_event_tells_its_frame_its_time_and_how_likely_it_was_to_speak() -> None:
+    session = StreamSession(tiny_model(DepthPlan("interleaved", 0.5)), threshold=1.0)
+    for number, frame in enumerate(frames(3)):
+        (event,) = session.push(frame)
+        assert (event.kind, event.frame, event.time, event.question) == ("narration", number, frame.time, None)
+        assert event.probability == pytest.approx(1 - session.silence) and event.probability < 1
+    answer = session.ask("What?")
+    assert (answer.kind, answer.frame, answer.probability, answer.question) == ("answer", 2, 1.0, "What?")
+
+
+def test_it_speaks_below_the_threshold_not_at_it() -> None:
+    model, (film, *_) = tiny_model(DepthPlan("interleaved", 0.5)), frames(1)
+    session = StreamSession(model, threshold=0.0)
+    session.push(film)
+    for threshold, speaks in ((session.silence, False), (float(np.nextafter(session.silence, 1)), True)):
+        again = StreamSession(model, threshold=threshold)
+        assert bool(again.push(film)) == speaks and again.silence == session.silence
+
+
 def test_the_models_own_threshold_is_used_unless_another_is_given() -> None:
     model = tiny_model(DepthPlan("full"))
     model.settings = dataclasses.replace(model.settings, threshold=0.31)

@@ -79,7 +79,7 @@ def test_an_output_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) 
     for path, mend in [
         (tmp_path, "name of a file"),
         (tmp_path / "no" / "out.txt", "create it first"),
-        (tmp_path / "file" / "out.txt", "create it first"),
+        (tmp_path / "file" / "out.txt", f"{tmp_path / 'file'} is a file; give a name in a folder."),
     ]:
         with pytest.raises(InputError, match=mend):
             check_writable(path)

@@ -121,7 +121,8 @@ def _why(event: Any, known: Sequence[str], words: Sequence[str], prog: str) -> s
         choices = ", ".join(argument.lowered.choices or ())
         return f"{name} has no value; give {f'one of {choices}' if choices else KINDS.get(sign, sign)}."
     if happened == "InvalidChoice":
-        return f"{name} '{event.value}' is unknown; take one of {', '.join(event.choices)}."
+        choices = ", ".join(choice for choice in event.choices if choice != "None")  # that is not given at all
+        return f"{name} '{event.value}' is unknown; take one of {choices}."
     if happened == "InstantiationFailure" and sign in EXAMPLES and given:
         default = argument.field.default
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else EXAMPLES[sign]

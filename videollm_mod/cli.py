@@ -12,7 +12,6 @@ import difflib
 import errno
 import importlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from videollm_mod.arguments import FlagError, parse_flags
 from videollm_mod.evaluate.names import BENCHMARK_NAMES
 from videollm_mod.pace import safe_point
+from videollm_mod.quiet import hush
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("videollm_mod.watch:watch", "Narrate a video file, folder, address or camera as it plays."),
@@ -70,7 +70,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-CHATTY = ("torchao", "torch.utils._pytree")  # where torchao is installed, Transformers imports it and it complains
 
 FULL = "free some space or write elsewhere"
 WRITE_ERRORS = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: "write elsewhere", errno.EROFS: "write elsewhere"}
@@ -93,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _usage(words)
     module, function = COMMANDS[name][0].split(":")
     config: Any = None
-    for logger in CHATTY:
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    hush()
     try:
         safe_point()
         command: Callable[[Any], dict[str, Any]] = getattr(importlib.import_module(module), function)

@@ -32,6 +32,8 @@ def check_writable(path: str | Path) -> Path:
     if not str(path) or target.is_dir():
         raise InputError(f"cannot write {str(path)!r}: it is a folder; give the name of a file in it.")
     folder = target.parent
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write {path}: {folder} is a file; give a name in a folder.")
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {folder}; create it first.")
     if target.exists() and not os.access(target, os.W_OK):

@@ -29,6 +29,7 @@ from videollm_mod.evaluate.self_conditioned import SelfConditioned, self_conditi
 from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, teacher_forced
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.packed import pack_linears
+from videollm_mod.quiet import hushed
 from videollm_mod.types import InputError
 from videollm_mod.video import letterbox
 from videollm_mod.world import Narrated, WorldStream, matter
@@ -191,9 +192,8 @@ def _spread(
         with tempfile.TemporaryDirectory(prefix="videollm-mod-") as folder:
             model.save_pretrained(folder)  # a routed model cannot be pickled: its layers' classes are made at run time
             dtype = next(model.lm.parameters()).dtype
-            pool = ProcessPoolExecutor(
-                min(workers, len(groups)), multiprocessing.get_context("spawn"), _prepare, (folder, dtype, model.kv)
-            )
+            first = (__name__, _prepare.__name__, folder, dtype, model.kv)
+            pool = ProcessPoolExecutor(min(workers, len(groups)), multiprocessing.get_context("spawn"), hushed, first)
             try:
                 futures: dict[Future[list[Any]], range] = {
                     pool.submit(_work, run, [jobs[number] for number in group]): group for group in groups

@@ -229,6 +229,8 @@ def _check(config: EvalWorldConfig) -> int:
     for path in (config.json, config.journal):
         if path is not None:
             check_writable(path)
+    if config.report.is_file():
+        raise InputError(f"--report {config.report} is a file; give the name of a folder.")
     try:
         config.report.mkdir(parents=True, exist_ok=True)
     except OSError as error:

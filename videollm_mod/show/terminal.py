@@ -117,7 +117,11 @@ class Terminal:
         line.append(f"  {tally.frames / max(tally.wall_seconds, 1e-9):.1f} fps  lag {tally.lag:.2f} s")
         ratio = state.kv_bytes / max(state.kv_bytes_dense, 1)
         line.append(f"  KV {size_text(state.kv_bytes)} of {size_text(state.kv_bytes_dense)} dense ({ratio:.2f}x)")
-        gone = [f"{count} {kind}" for kind, count in state.forgotten.items() if count and kind in TOLD]
+        gone = [
+            f"{count} {kind.removesuffix('s') if count == 1 else kind}"
+            for kind, count in state.forgotten.items()
+            if count and kind in TOLD
+        ]
         if gone:
             line.append(f"  forgot {', '.join(gone)}", style="dim")
         if tally.dropped:

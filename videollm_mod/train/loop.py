@@ -56,8 +56,9 @@ def train(
         recipe = _after_first(recipe, recipe.first, folder, resume=resume, workers=workers, show=show)
     if world.sharded:
         recipe = dataclasses.replace(recipe, sharding="fsdp2")
+    world.agreed(lambda: check_folder(recipe, folder, resume))
+    model = build(recipe)  # before the run is opened: what it refuses leaves no folder that the next try stumbles over
     run = world.agreed(lambda: Run(recipe, folder, resume=resume, show=show)) or Guest(recipe, folder)
-    model = build(recipe)
     if recipe.checkpointing:
         checkpoint_layers(model.lm)
     with catch_interrupts() as interrupts, patient(interrupts, world):
