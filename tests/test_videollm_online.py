@@ -235,6 +235,10 @@ def _edit(path: Path, change: Callable[[dict[str, object]], dict[str, object]]) 
             lambda w: {**w, A.replace("layers.1", "layers.2"): torch.zeros(4, 32)},
             "a tensor 'base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight' too many",
         ),
+        (
+            lambda w: {**w, "base_model.model.model.layers.0.depth_expert.weight": torch.zeros(1, 32)},
+            "a tensor 'base_model.model.model.layers.0.depth_expert.weight' too many",
+        ),
         (lambda w: {**w, A: torch.zeros(3, 32)}, rf"'{A}' has shape \(3, 32\), the model \(4, 32\)"),
         (lambda w: {**w, CONNECTOR: torch.zeros(32, 31)}, rf"'{CONNECTOR}' has shape \(32, 31\), the model \(32, 32\)"),
     ],
