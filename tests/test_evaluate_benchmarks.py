@@ -433,6 +433,21 @@ def test_a_random_model_gets_numbers_with_all_that_is_needed_to_get_them_again(
     assert any(key not in forced and value["value"] is not None for key, value in result["metrics"].items())
 
 
+def test_a_large_model_can_be_evaluated_in_bf16_with_rounded_caches(
+    data: Path, features: Path, model_folder: str, tmp_path: Path
+) -> None:
+    """And numbers of different precisions do not get into one journal."""
+    journal = tmp_path / "j.jsonl"
+    config = BenchmarkConfig(
+        data / "coin", model_folder, features=features, workers=2, frames=10, streams=2, journal=journal
+    )
+    rounded = dataclasses.replace(config, dtype="bfloat16", kv="int8")
+    result = evaluate("coin-step", rounded)
+    assert (result["dtype"], result["kv"], result["streams"]) == ("bfloat16", "int8", 2)
+    with pytest.raises(InputError, match="journal"):
+        evaluate("coin-step", config)
+
+
 def test_shards_put_together_are_the_whole_and_nothing_is_watched_twice(
     data: Path, features: Path, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

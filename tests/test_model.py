@@ -228,6 +228,8 @@ def _break(folder: Path, how: str) -> None:
         weights["connector.inner.weight"] = weights["connector.inner.weight"][:, :3].contiguous()
     elif how == "unknown":
         weights["connector.third.weight"] = torch.zeros(2)
+    elif how == "expert too many":
+        weights["lm.model.layers.2.depth_expert.bias"] = torch.zeros(1)
     elif how == "expert":
         del weights["lm.model.layers.1.depth_expert.weight"]
     safetensors.torch.save_file(weights, folder / "model.safetensors")
@@ -270,6 +272,7 @@ def _break(folder: Path, how: str) -> None:
         ("missing", "lacks the tensor 'connector.inner.weight'"),
         ("shape", r"'connector.inner.weight' has shape \(32, 3\), the model \(32, 16\)"),
         ("unknown", "a tensor 'connector.third.weight' too many"),
+        ("expert too many", "a tensor 'lm.model.layers.2.depth_expert.bias' too many"),
         ("expert", "lacks the tensor 'lm.model.layers.1.depth_expert.weight'"),
         ("truncated", "is damaged"),
         ("no weights", "has no model.safetensors"),

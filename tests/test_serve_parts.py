@@ -10,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from serve_cases import picture
 
+from videollm_mod.depth.quantised import QuantisedLayer
 from videollm_mod.serve import protocol
 from videollm_mod.serve.auth import Doors, Refused, read_tokens, token_subprotocol
-from videollm_mod.serve.command import ServeConfig, check_flags
+from videollm_mod.serve.command import ServeConfig, build, check_flags
 from videollm_mod.serve.limits import Bounds, Rate, TooLarge, decode_picture
 from videollm_mod.serve.schemas import documents
 from videollm_mod.serve.sources import Rules, hidden, is_private
 from videollm_mod.serve.store import Store, Stored
-from videollm_mod.types import InputError, StreamEvent
+from videollm_mod.types import Frame, InputError, StreamEvent
 
 DOCS = Path(__file__).parents[1] / "docs"
 A, B = "a" * 22, "b" * 22
@@ -181,6 +183,20 @@ def test_flags_that_cannot_be_are_refused_before_anything_is_loaded(
     with pytest.raises(InputError) as refused:
         check_flags(ServeConfig(**flags))  # type: ignore[arg-type]
     assert words in str(refused.value) and str(refused.value).count("\n") == 0
+
+
+def test_a_large_model_is_served_in_bf16_with_rounded_caches(tmp_path: Path) -> None:
+    config = ServeConfig(model="tiny", dtype="bfloat16", kv="int8", store=str(tmp_path / "events.db"))
+    _, hub = build(config, *check_flags(config))
+    try:
+        assert {weight.dtype for weight in hub.model.parameters()} == {torch.bfloat16}
+        stream = hub.worker.engine.open()
+        assert all(isinstance(layer, QuantisedLayer) for layer in stream._session._cache.layers)
+        side = hub.model.encoder.tower.image_size
+        stream.push(Frame(np.zeros((side, side, 3), np.uint8), 0.0, 0))
+        assert hub.worker.engine.step() is not None and stream._session._cache.seen > 50
+    finally:
+        hub.store.close()
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------

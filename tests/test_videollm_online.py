@@ -235,6 +235,10 @@ def _edit(path: Path, change: Callable[[dict[str, object]], dict[str, object]]) 
             lambda w: {**w, A.replace("layers.1", "layers.2"): torch.zeros(4, 32)},
             "a tensor 'base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight' too many",
         ),
+        (
+            lambda w: {**w, "base_model.model.model.layers.0.depth_expert.weight": torch.zeros(1, 32)},
+            "a tensor 'base_model.model.model.layers.0.depth_expert.weight' too many",
+        ),
         (lambda w: {**w, A: torch.zeros(3, 32)}, rf"'{A}' has shape \(3, 32\), the model \(4, 32\)"),
         (lambda w: {**w, CONNECTOR: torch.zeros(32, 31)}, rf"'{CONNECTOR}' has shape \(32, 31\), the model \(32, 32\)"),
     ],
@@ -248,6 +252,35 @@ def test_a_checkpoint_with_a_tensor_missing_misshapen_or_too_many_is_refused_by_
     with pytest.raises(InputError, match=words) as told:
         vm.load(tmp_path / "c", tower=places["tower"])
     assert "\n" not in str(told.value) and str(told.value).endswith("adapter_config.json.")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": "four"}, "adapter_config.json: r is 'four'; it is LoRA's rank"),
+        ({"lora_alpha": "x"}, "adapter_config.json"),
+        ({"peft_type": "IA3"}, "adapter_config.json: peft_type is 'IA3'; only LORA can be loaded"),
+        ({"target_modules": ["third_proj"]}, "none of LoRA's targets"),
+    ],
+)
+def test_an_adapters_configuration_that_cannot_be_is_refused_in_a_sentence(
+    places: dict[str, Path], tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    shutil.copytree(places["checkpoint"], tmp_path / "c")
+    _edit(tmp_path / "c" / "adapter_config.json", lambda config: {**config, **change})
+    with pytest.raises(InputError, match=words) as told:
+        vm.load(tmp_path / "c", tower=places["tower"])
+    assert "\n" not in str(told.value) and str(told.value).endswith(".")
+
+
+def test_a_base_that_lacks_a_weight_is_refused_instead_of_drawn_at_random(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(places["base"], tmp_path / "base")
+    path, name = tmp_path / "base" / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    safetensors.torch.save_file(_without(name)(safetensors.torch.load_file(path)), path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"^base model .* lacks the weight '{name}'; use a whole one\.$"):
+        load(places, base=tmp_path / "base")
 
 
 def test_an_adapter_without_its_weights_is_refused(places: dict[str, Path], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from videollm_mod.pretrained import ADAPTER, ADAPTER_CONFIG, read_object, read_tensors, write_adapter
+from videollm_mod.pretrained import ADAPTER, ADAPTER_CONFIG, or_refuse, read_object, read_tensors, write_adapter
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:
@@ -173,7 +173,11 @@ def _read_config(folder: Path) -> Any:
     values = read_object(path)
     if values.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type is {values.get('peft_type')!r}; only LORA can be loaded.")
-    config = _peft().LoraConfig.from_pretrained(str(folder))
+    config = or_refuse(
+        lambda: _peft().LoraConfig.from_pretrained(str(folder)), f"{path} is not what peft writes", "copy it again"
+    )
+    if type(config.r) is not int or config.r < 1:
+        raise InputError(f"{path}: r is {config.r!r}; it is LoRA's rank, a whole number of 1 or more.")
     config.modules_to_save = None  # they are ours, and are trained without a wrapper around them
     config.inference_mode = False
     return config
@@ -184,6 +188,8 @@ def _inject(lm: nn.Module, config: Any, *, empty: bool = False) -> None:
     peft = _peft()
     try:
         peft.inject_adapter_in_model(config, lm, adapter_name=NAME, low_cpu_mem_usage=empty)
+    except TypeError as error:
+        raise InputError(f"peft cannot make LoRA of {ADAPTER_CONFIG} ({error}); copy it again.") from error
     except ValueError as error:  # peft's is a page of names
         raise InputError(
             f"{type(lm).__name__} has none of LoRA's targets {config.target_modules}; name its linear layers."

@@ -244,13 +244,21 @@ def read_lm(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """A decoder with its weights, from a folder or the hub. Runs no remote code, reads no pickles."""
     folder = folder_of(name, "base model")
 
-    def read() -> PreTrainedModel:
+    def read() -> tuple[PreTrainedModel, dict[str, Any]]:
         with _quietly():
-            return AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            found: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
+            return found
 
-    lm = or_refuse(read, f"base model {str(name)!r} cannot be loaded", "check the folder, or copy it again")
+    lm, told = or_refuse(read, f"base model {str(name)!r} cannot be loaded", "check the folder, or copy it again")
+    if told["missing_keys"]:  # Transformers draws them at random, with no more than a warning
+        raise InputError(f"base model {str(name)!r} lacks the weight {min(told['missing_keys'])!r}; use a whole one.")
     lm.config._name_or_path = str(name)  # not the cache's folder: it goes into what is saved
     return lm
 

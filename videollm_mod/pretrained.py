@@ -207,7 +207,7 @@ def read_tensors(
                 _put(group, file.get_tensor(names[found]), dtype_of(found))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); copy or save the model again.") from error
-    unknown = sorted(name for name in there - set(names.values()) if "depth_expert" not in name)
+    unknown = sorted(name for name in there - set(names.values()) if not (other_plan and "depth_expert" in name))
     if unknown:
         raise InputError(f"{path} has a tensor '{unknown[0]}' too many; {belongs}.")
     if untrained:

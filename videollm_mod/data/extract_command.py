@@ -138,7 +138,8 @@ def _encoder(config: ExtractConfig) -> tuple[FrameEncoder, Kind]:
     if config.tower is not None:
         tower, grid, fps = TransformersTower.from_pretrained(config.tower), (3, 3), 2.0
     else:
-        model = load(config.model)
+        # the tower as it is; of a large decoder, which is not used, half the memory
+        model = load(config.model, dtype=torch.bfloat16, learned=torch.float32)
         tower, grid, fps = model.encoder.tower, model.encoder.grid, model.settings.fps
     encoder = FrameEncoder(tower.float(), _grid(config.grid) if config.grid is not None else grid).eval()
     encoder.requires_grad_(False)

@@ -71,7 +71,9 @@ class DepthLayer(nn.Module):
         kept_out, scores_out = kwargs.pop("kept_out", None), kwargs.pop("scores_out", None)
         if depth is not None and depth.ordinal is not None:
             self._count_own_tokens(depth, kwargs)
-        if depth is None or (self.depth_ratio is None and not self._thin(depth, kwargs.get("past_key_values"))):
+        if depth is None or (self._keeps_all and not self._thin(depth, kwargs.get("past_key_values"))):
+            if depth is not None and self.depth_ratio is not None:
+                self._tell_all(hidden_states, depth, kept_out, scores_out)
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("a routed decoder layer takes everything but hidden_states by keyword")
@@ -80,6 +82,25 @@ class DepthLayer(nn.Module):
         if scores_out is not None and self.depth_plan.has_experts:
             scores_out[self.depth_index] = self._score(hidden_states)
         return self._routed(hidden_states, depth, self.depth_ratio, kept_out, **kwargs)
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether the layer is the untouched model's: to the bit in a padded batch, too, whose padding it stores."""
+        return self.depth_ratio is None or (self.depth_ratio == 1 and not self.depth_plan.gate_acts)
+
+    def _tell_all(
+        self,
+        hidden: Tensor,
+        depth: FrameLayout,
+        kept_out: dict[int, Tensor] | None,
+        scores_out: dict[int, Tensor] | None,
+    ) -> None:
+        """What a routed layer that keeps all has to tell: that it kept all, and how much each token scored."""
+        if scores_out is not None and self.depth_plan.has_experts:
+            scores_out[self.depth_index] = self._score(hidden)
+        if kept_out is not None:
+            kept = depth.vision.index_fill(0, depth.text, True)
+            kept_out[self.depth_index] = kept.view(depth.batch, depth.tokens)
 
     def _thin(self, depth: FrameLayout, cache: Any) -> bool:
         """Whether fewer tokens are left in this step, or in this layer's cache, than have been seen: something dropped
@@ -380,6 +401,8 @@ class DepthCausalLM(nn.Module):
 
 def find_decoder(model: nn.Module) -> Any:
     """The module that holds the decoder layers of a Transformers causal LM."""
+    if hasattr(model, "get_base_model"):  # peft's, which stands around a model and hides it
+        raise InputError(f"{type(model).__name__} stands around the model; give its get_base_model().")
     decoder: Any = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from videollm_mod.evaluate.names import BATCH, BENCHMARK_NAMES
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
+from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, stored_as
 
 if TYPE_CHECKING:
     from videollm_mod.data.reading import Source
@@ -75,6 +75,10 @@ class BenchmarkConfig:
     plan: Annotated[str | None, tyro.conf.arg(help=f"Which layers route: {PLANS}; the model's own if not given.")] = (
         None
     )
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
+    """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
+    kv: Literal["int8", "fp8"] | None = None
+    """How keys and values are stored; as they are if not given."""
     seed: int = 0
     """Of candidates, chance and bootstrap."""
     skip_bad: bool = False
@@ -147,6 +151,8 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
         "split": source.split,
         "data": str(config.data),
         "plan": None if config.chance else model.plan.to_dict(),
+        "dtype": None if config.chance else config.dtype,
+        "kv": None if config.chance else config.kv,
         "threshold": None if config.chance else threshold,
         "fps": model.settings.fps,
         "tolerance": config.tolerance,
@@ -183,7 +189,8 @@ def _load(config: BenchmarkConfig) -> StreamingVideoLM:
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.model import load
 
-    return load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold)
+    wishes = stored_as(config.dtype, config.kv)
+    return load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold, **wishes)
 
 
 def _watch(

@@ -191,8 +191,8 @@ def _spread(
         groups = _groups(len(jobs), workers, batch)
         with tempfile.TemporaryDirectory(prefix="videollm-mod-") as folder:
             model.save_pretrained(folder)  # a routed model cannot be pickled: its layers' classes are made at run time
-            dtype = next(model.lm.parameters()).dtype
-            first = (__name__, _prepare.__name__, folder, dtype, model.kv)
+            stored = next(model.lm.parameters()).dtype, next(model.connector.parameters()).dtype
+            first = (__name__, _prepare.__name__, folder, *stored, model.kv)
             pool = ProcessPoolExecutor(min(workers, len(groups)), multiprocessing.get_context("spawn"), hushed, first)
             try:
                 futures: dict[Future[list[Any]], range] = {
@@ -219,11 +219,11 @@ def _groups(jobs: int, workers: int, batch: int) -> list[range]:
 _model: StreamingVideoLM | None = None  # of a worker process
 
 
-def _prepare(folder: str, dtype: torch.dtype, kv: str | None) -> None:
+def _prepare(folder: str, dtype: torch.dtype, learned: torch.dtype, kv: str | None) -> None:
     global _model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
-    _model = StreamingVideoLM.from_pretrained(folder, dtype=dtype, kv=kv)
+    _model = StreamingVideoLM.from_pretrained(folder, dtype=dtype, learned=learned, kv=kv)
 
 
 def _work(run: Run[Job, Result], jobs: Sequence[Job]) -> list[Result]:

@@ -15,11 +15,11 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability
+from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, stored_as
 
 PLAN_HELP = f"Which layers route: {PLANS}; the model's own if not given."
 STORE = "~/.local/share/videollm-mod/serve.db"
@@ -38,6 +38,10 @@ class ServeConfig:
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
+    """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
+    kv: Literal["int8", "fp8"] | None = None
+    """How keys and values are stored; as they are if not given."""
     threshold: float | None = None
     """Speak when the probability of silence falls below this; the model's own if not given."""
     threads: int | None = None
@@ -174,7 +178,8 @@ def build(config: ServeConfig, doors: Any, rules: Any, plan: Any, replica: Any =
     from videollm_mod.types import InputError
 
     print(f"loading {config.model} ...", file=sys.stderr)
-    model = load(config.model, plan=plan, keep=config.keep, threshold=config.threshold)
+    wishes = stored_as(config.dtype, config.kv)
+    model = load(config.model, plan=plan, keep=config.keep, threshold=config.threshold, **wishes)
     try:
         model = model.to(config.device)
     except (RuntimeError, AssertionError) as error:

@@ -59,10 +59,11 @@ def build(recipe: Recipe) -> StreamingVideoLM:
 def _known(recipe: Recipe, start: str) -> StreamingVideoLM:
     """The model to go on from: a decoder that LoRA leaves alone in the recipe's arithmetic, all else in float32."""
     adapted = recipe.lora is not None or has_adapter(start)
-    return load(start, dtype=_frozen_dtype(recipe) if adapted else torch.float32, learned=torch.float32)
+    return load(start, dtype=frozen_dtype(recipe) if adapted else torch.float32, learned=torch.float32)
 
 
-def _frozen_dtype(recipe: Recipe) -> torch.dtype:
+def frozen_dtype(recipe: Recipe) -> torch.dtype:
+    """Of a decoder that LoRA leaves alone."""
     return torch.bfloat16 if recipe.bf16 else torch.float32
 
 
@@ -76,7 +77,7 @@ def _with_lora(model: StreamingVideoLM, recipe: Recipe) -> StreamingVideoLM:
         for parameter in model.lm.parameters():
             parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         for parameter in model.encoder.parameters() if recipe.tower_lr == 0 else ():
-            parameter.data = parameter.data.to(_frozen_dtype(recipe))
+            parameter.data = parameter.data.to(frozen_dtype(recipe))
     return model
 
 
@@ -102,7 +103,7 @@ def like_start(recipe: Recipe) -> Recipe:
 
 def _published(recipe: Recipe, lm_name: str, tower_name: str) -> StreamingVideoLM:
     """A published decoder and tower, frozen, in bf16 if the recipe computes in it; the rest fresh, in float32."""
-    lm = read_lm(lm_name, _frozen_dtype(recipe) if recipe.lora is not None else torch.float32)
+    lm = read_lm(lm_name, frozen_dtype(recipe) if recipe.lora is not None else torch.float32)
     tower = read_tower(tower_name, torch.float32)
     tokenizer = read_base_tokenizer(lm_name)
     encoder, width = FrameEncoder(tower, recipe.grid), find_decoder(lm).config.hidden_size

@@ -276,17 +276,24 @@ def _again(config: TrainConfig) -> str:
 
 def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
     """Store with the finished model the threshold at which it does best on validation streams; returns it."""
+    import torch
 
     from videollm_mod.evaluate.calibrate import calibrate
+    from videollm_mod.loading import has_adapter
     from videollm_mod.model import load
     from videollm_mod.reductions import reducing
+    from videollm_mod.train.build import frozen_dtype
     from videollm_mod.train.data import any_stream
     from videollm_mod.train.loop import stored_as
     from videollm_mod.train.recipe import Phase
     from videollm_mod.world import WorldConfig
     from videollm_mod.world.camera import CameraConfig
 
-    model = load(folder)
+    # of LoRA the decoder as it was trained, and where it was: it may be large
+    adapted = has_adapter(folder)
+    model = load(folder, dtype=frozen_dtype(recipe) if adapted else torch.float32, learned=torch.float32)
+    if adapted and torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
     fps, size = model.settings.fps, model.encoder.tower.image_size
     camera = CameraConfig(fps=fps, size=size) if recipe.has_cameras else None
     phase = Phase(0, 0, WorldConfig(fps=fps, size=size), camera)
