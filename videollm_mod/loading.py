@@ -246,7 +246,7 @@ def read_lm(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
 
     def read() -> tuple[PreTrainedModel, dict[str, Any]]:
         with _quietly():
-            found: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
@@ -254,7 +254,8 @@ def read_lm(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-            return found
+            model, info = found
+            return model, info
 
     lm, told = or_refuse(read, f"base model {str(name)!r} cannot be loaded", "check the folder, or copy it again")
     if told["missing_keys"]:  # Transformers draws them at random, with no more than a warning
