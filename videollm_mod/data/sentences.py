@@ -13,6 +13,7 @@ from videollm_mod.data.segments import Segment
 from videollm_mod.types import InputError
 
 SUBTITLES = (".srt", ".vtt")
+MORE = "\0"  # what csv calls the values of a line that has more of them than there are columns
 _TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 _CUE = re.compile(rf"^\s*({_TIME.pattern})\s*-->\s*({_TIME.pattern})")
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
@@ -64,8 +65,11 @@ def read_table(path: Path, at: str = "start") -> dict[str, list[Segment]]:
     Columns: time, or start and end; text; and, if wanted, video, and kind (assistant or user).
     """
     found: dict[str, list[Segment]] = {}
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""), skipinitialspace=True)
-    columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), restkey=MORE, skipinitialspace=True, strict=True)
+    try:
+        columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+    except csv.Error as error:
+        raise InputError(f"{path}, line 1: {error}.") from error
     if "text" not in columns or not columns.keys() & {"time", "start"}:
         raise InputError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; it needs text, and time, or start and end; "
@@ -73,10 +77,17 @@ def read_table(path: Path, at: str = "start") -> dict[str, list[Segment]]:
         )
     try:
         for row in rows:
+            if MORE in row:
+                raise ValueError(
+                    f"it has {len(columns) + len(row[MORE])} values for {len(columns)} columns; put a text with a "
+                    "comma into quotes"
+                )
             values = {name: (row.get(told) or "").strip() for name, told in columns.items()}
             if any(values.values()):
                 found.setdefault(values.get("video", ""), []).append(_row(values, at))
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:  # of the row that begins behind the last whole one
+        raise InputError(f"{path}, line {rows.line_num + 1}: {error}; check its quotes.") from error
+    except ValueError as error:
         raise InputError(f"{path}, line {rows.line_num}: {str(error).rstrip('.')}.") from error
     return found
 
