@@ -151,7 +151,7 @@ def _ask(
     )
     duration = values.get("duration")
     yield Stream(
-        f"{name}/{place}",
+        f"{source.name}/{name}/{place}",  # so that the tasks' files can be put together
         segments,
         fps=source.fps,
         duration=float(duration) if duration is not None and duration >= end else None,
