@@ -176,6 +176,13 @@ def test_subtitles_are_narrations(tmp_path: Path) -> None:
     (tmp_path / "a.srt").write_text("1\n00:00:05,000 --> 00:00:02,000\nA cup.\n")
     with pytest.raises(InputError, match=r"a\.srt, line 2: the cue ends at 2 s"):
         read_subtitles(tmp_path / "a.srt")
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nOne.\n2\n00:00:03,000 --> 00:00:04,000\nTwo.\n")
+    assert [one.text for one in read_subtitles(tmp_path / "a.srt")] == ["One.", "Two."]  # no blank line between them
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nOne.\n\n2\n0:0:3 --> later\nTwo.\n")
+    with pytest.raises(InputError, match=r"a\.srt, line 6: '0:0:3 --> later' is no cue; write"):
+        read_subtitles(tmp_path / "a.srt")
+    (tmp_path / "a.vtt").write_text("WEBVTT\n\nNOTE none\n\n00:01.500 --> 00:02.000\n<v Ann>Salt &amp; pepper\n")
+    assert read_subtitles(tmp_path / "a.vtt")[0].text == "Salt & pepper"
     (tmp_path / "a.srt").write_text("nothing")
     with pytest.raises(InputError, match="has no subtitle"):
         read_subtitles(tmp_path / "a.srt")

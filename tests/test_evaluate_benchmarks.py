@@ -102,6 +102,17 @@ def test_ovo_bench_puts_all_questions_of_a_video_to_one_stream_in_order_of_time(
     assert [(reply.text, reply.meta["count"]) for reply in counts] == [("0", 0), ("1", 1)]
 
 
+def test_of_videos_of_one_name_that_in_the_right_folder_is_taken(data: Path, tmp_path: Path) -> None:
+    for name in ("AutoEvalMetaData/two", "perception_test/two", "Ego4D/clips/one", "three"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.mp4").touch()
+    streams = BENCHMARKS["ovo-bench"].read(data / "ovo", None, videos=tmp_path)[1]
+    found = {stream.id: str(stream.video.relative_to(tmp_path)) for stream in streams if stream.video}
+    assert found["AutoEvalMetaData/two.mp4"] == "AutoEvalMetaData/two.mp4"
+    assert found["perception_test/two.mp4"] == "perception_test/two.mp4"
+    assert found["MovieNet/three.mp4"] == "three.mp4"  # in whatever folder, if there is one of this name only
+
+
 def test_an_item_of_ovo_bench_that_is_not_right_is_named_or_skipped(tmp_path: Path) -> None:
     write_ovo(tmp_path)
     items = json.loads((tmp_path / "ovo_bench_new.json").read_text())

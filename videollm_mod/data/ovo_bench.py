@@ -57,8 +57,7 @@ def read_ovo_bench(source: Source) -> Iterator[Stream]:
     for video, questions in videos.items():
         if not questions:
             continue
-        stem = video.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        found = source.place(stem)
+        found = source.place(video.rsplit(".", 1)[0])
         if found is None:
             continue
         questions.sort(key=lambda one: one[0])

@@ -120,6 +120,8 @@ class Source:
     def place(self, video: str, mark: str = "") -> dict[str, Path | None] | None:
         """{"video", "features"} of a video, by the name of its file, or of a folder on its way and a `mark` in it.
 
+        A name may have folders in front, FOLDER/NAME: of several files NAME the one in such a folder is taken.
+
         None if it is to be left out, because it is not there.
         """
         if self.videos is None and self.features is None:
@@ -165,10 +167,12 @@ def _index(folder: Path | None, endings: tuple[str, ...]) -> dict[str, list[Path
 
 
 def _look_up(index: dict[str, list[Path]], name: str, mark: str) -> Path | None:
-    found = index.get(name, [])
-    own = [path for path in found if path.stem == name]
+    stem = name.rsplit("/", 1)[-1]
+    found = index.get(stem, [])
+    own = [path for path in found if path.stem == stem]
+    there = [path for path in own if f"/{path.with_suffix('').as_posix()}".endswith(f"/{name}")]
     marked = [path for path in found if mark and mark in path.name]
-    return next(iter(own or marked), None)
+    return next(iter(there or own or marked), None)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

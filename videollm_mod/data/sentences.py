@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from pathlib import Path
@@ -39,13 +40,22 @@ def read_subtitles(path: Path, at: str = "start") -> list[Segment]:
     for number, line in enumerate(lines, start=1):
         found = _CUE.match(line)
         if not found:
+            if "-->" in line:
+                raise InputError(
+                    f"{path}, line {number}: '{line.strip()}' is no cue; write 00:00:01,000 --> 00:00:02,500."
+                )
             continue
         words: list[str] = []
         for said in lines[number:]:
             if not said.strip():
                 break
+            if "-->" in said:  # no blank line between two cues: their number is no word
+                words = words[:-1] if words and words[-1].strip().isdecimal() else words
+                break
             words.append(_MARKUP.sub("", said))
         text = " ".join(" ".join(words).split())
+        if path.suffix.lower() == ".vtt":
+            text = html.unescape(text)
         try:
             start, end = parse_time(found[1]), parse_time(found[5])
             if end < start:
