@@ -525,6 +525,9 @@ def test_questions_with_numbers_for_videos_find_them_and_their_lengths(
     assert evaluate("video-qa", config)["frames"] == 24
     chance = evaluate("video-qa", dataclasses.replace(config, features=None, chance=True))
     assert chance["samples"] == 2 and chance["metrics"]["accuracy"]["value"] == pytest.approx(0.5, abs=0.3)
+    write_json(tmp_path / "qa.json", [questions[0], {**questions[1], "question_id": 0}])
+    with pytest.raises(InputError, match=r"two streams of .*qa\.json are called '0'; give each a name of its own"):
+        evaluate("video-qa", config)
     write_json(tmp_path / "qa.json", [{**questions[0], "video_id": 8}])
     with pytest.raises(InputError, match="the video 8 of video-qa is not in"):
         evaluate("video-qa", config)

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,9 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
         skip_missing=config.skip_missing,
     )
     streams = [stream for stream in reading if config.chance or _is_there(stream, source)]
+    twice = next((name for name, count in Counter(stream.id for stream in streams).items() if count > 1), None)
+    if twice is not None:  # results are kept by these names
+        raise InputError(f"two streams of {config.data} are called '{twice}'; give each a name of its own.")
     streams = _of_shard(streams[: config.streams], shard)
     if not streams:
         raise InputError(f"{name} has no streams in {config.data}; check the split and the videos.")
