@@ -49,7 +49,7 @@ def test_check_names_line_field_and_mend(tmp_path: Path, capsys: pytest.CaptureF
     assert (result["streams"], result["segments"], result["questions"]) == (2, 1, 1)
     assert f"{path}, line 2: segment 0 has kind 'asistant'; give system, user, assistant or stream." in told
     assert f"{path}, line 3: its video {tmp_path / 'c.mp4'} is not there; give the path relative to the folder" in told
-    assert "1 questions have no reply behind them" in told
+    assert "questions without a reply behind them: 1; `train own` wants one for each" in told
     path.write_text(json.dumps(lines[0]) + "\n")
     result, told = run(["data", "check", str(path)], capsys)
     assert result["ok"] and not told
@@ -74,7 +74,7 @@ def test_check_looks_into_videos_and_features(
     assert result["problems"] == 4
     assert f"{path}, line 1: segment 1 has time 99, but its video ends at 4 s; correct one." in told
     assert f"{path}, line 2: {tmp_path / 'broken.mp4'} is not a video" in told
-    assert f"{path}, line 3: segment 1 has time 99, but its features ends at 6 s; correct one." in told
+    assert f"{path}, line 3: segment 1 has time 99, but its features file ends at 6 s; correct one." in told
     assert f"{path}, line 4: it has neither video nor features; add one of them." in told
 
 

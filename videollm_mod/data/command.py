@@ -60,7 +60,7 @@ def check(config: CheckConfig) -> dict[str, Any]:
 
     total, videos = count(looked_through())
     if unanswered:
-        print(f"{unanswered} questions have no reply behind them; `train own` wants one for each", file=sys.stderr)
+        print(f"questions without a reply behind them: {unanswered}; `train own` wants one for each", file=sys.stderr)
     for line in problems if config.all else problems[:SHOWN]:
         print(line, file=sys.stderr)
     if len(problems) > SHOWN and not config.all:
@@ -81,7 +81,7 @@ def _file_problems(stream: Stream, lengths: dict[Path, float | InputError]) -> l
     if stream.video is None and stream.features is None:
         return ["it has neither video nor features; add one of them."]
     told: list[str] = []
-    for what, path in (("video", stream.video), ("features", stream.features)):
+    for what, path in (("video", stream.video), ("features file", stream.features)):
         if path is None:
             continue
         if not path.exists():
