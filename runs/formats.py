@@ -2,11 +2,13 @@
 
     python runs/formats.py --out out/formats                  # all formats; goes on where it was stopped
     python runs/formats.py --out out/few --only coin-step --share 0.1 --epochs 1    # does it run at all
+    python runs/formats.py --out out/formats --collect --json docs/results/formats.json    # of runs that are through
 
 The videos are of the synthetic world, as features of the bundled model's tower (format_layouts.py); what happens in
 them is written in each data set's own layout, in the world's words: the bundled model is to learn the format, not a
 language. The last line is JSON: for each benchmark its main metric, what chance gets, and whether the model is far
-above (or below it, where less is better); `--json` stores it, too. Left out: ego4d-livechat, which no benchmark
+above (or below it, where less is better): twice chance and a tenth more, or three tenths less, and the 95 % intervals
+apart. `--json` stores it, too. Left out: ego4d-livechat, which no benchmark
 judges, and those with nothing to train on (OVO-Bench, StreamingBench, video-qa).
 """
 
@@ -76,18 +78,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--share", type=float, default=1.0, help="of each format's films")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--collect", action="store_true", help="run nothing, take the rows of whatever share")
     parser.add_argument("--json", type=Path, help="write the last line here too")
     flags = parser.parse_args()
     rows = {}
     for name in flags.only:
-        rows[name] = row(name, flags.out, flags.share, flags.epochs)
+        if not flags.collect:
+            row(name, flags.out, flags.share, flags.epochs)
+        rows[name] = told(name, flags.out / name / "row.json")
         print(f"{name}: {rows[name]}", file=sys.stderr)
-    seconds = round(sum(one["seconds"] for one in rows.values()), 1)
     result = {
         "ok": all(one["far"] for one in rows.values()),
-        "seconds": seconds,
-        "share": flags.share,
-        "epochs": flags.epochs,
+        "seconds": round(sum(one["seconds"] for one in rows.values()), 1),
         "formats": rows,
         "versions": versions(),
     }
@@ -97,13 +99,27 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def row(name: str, out: Path, share: float, epochs: int) -> dict[str, Any]:
-    """One format's numbers; from its file, if the same was asked for before."""
+def told(name: str, kept: Path) -> dict[str, Any]:
+    """What a format's file tells, and whether the model is far from chance."""
+    if not kept.exists():
+        raise SystemExit(f"there is no {kept}; run {name} first.")
+    known: dict[str, Any] = json.loads(kept.read_text())
+    return {**known.pop("asked"), **known, "far": far(known["model"], known["chance"], FORMATS[name].less_is_better)}
+
+
+def far(ours: dict[str, float], theirs: dict[str, float], less_is_better: bool) -> bool:
+    """Whether the values are far apart, and their intervals apart."""
+    a, b = ours["value"], theirs["value"]
+    if less_is_better:
+        return a < 0.7 * b and ours["high"] < theirs["low"]
+    return a > max(2 * b, b + 0.1) and ours["low"] > theirs["high"]
+
+
+def row(name: str, out: Path, share: float, epochs: int) -> None:
+    """One format's numbers into its file; nothing, if the same was asked for before."""
     kept, asked = out / name / "row.json", {"share": share, "epochs": epochs}
-    if kept.exists():
-        known: dict[str, Any] = json.loads(kept.read_text())
-        if known.pop("asked") == asked:
-            return known
+    if kept.exists() and json.loads(kept.read_text())["asked"] == asked:
+        return
     began = time.monotonic()
     kind = FORMATS[name]
     train, test = (max(2, round(count * share)) for count in (kind.train, kind.test))
@@ -114,7 +130,6 @@ def row(name: str, out: Path, share: float, epochs: int) -> dict[str, Any]:
     found = run(name, kind, chosen, features, out / name, epochs)
     found["seconds"] = round(time.monotonic() - began, 1)
     kept.write_text(json.dumps({"asked": asked, **found}) + "\n")
-    return found
 
 
 @cache
@@ -150,17 +165,15 @@ def run(name: str, kind: Format, films: Sequence[Film], features: Path, folder: 
     train("train", folder / "recipe.py", "--data", data, "--out", folder / "run", "--workers", "0")
     judged += [] if kind.candidates is None else ["--candidates", str(kind.candidates)]
     trained = ("--model", folder / "run" / "model", "--workers", "1")  # in this process: others take long to begin
-    told = command("eval", name, *judged, *trained, "--out", folder / "result.json")
+    result = command("eval", name, *judged, *trained, "--out", folder / "result.json")
     chance = command("eval", name, *judged, "--chance", "--out", folder / "chance.json")
-    ours, theirs = (one["metrics"][kind.metric] for one in (told, chance))
-    a, b = float(ours["value"]), float(theirs["value"])
     return {
         "metric": kind.metric,
-        "model": ours,
-        "chance": theirs,
-        "far": a < 0.7 * b if kind.less_is_better else a > max(2 * b, b + 0.1),
+        "model": result["metrics"][kind.metric],
+        "chance": chance["metrics"][kind.metric],
         "samples": samples,
-        "judged": told["samples"],
+        "judged": result["samples"],
+        "videos": result["videos"],
         "steps": steps,
     }
 

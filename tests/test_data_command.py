@@ -10,14 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_cases import random_features
 from data_cases import ANNOTATIONS, needs_annotations, write_coin
+from evaluate_cases import random_model
 
 from videollm_mod.cli import main
 from videollm_mod.data.segments import Segment, read_streams
 from videollm_mod.data.sentences import parse_time, read_subtitles, read_table
 from videollm_mod.data.stats import percentile
+from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
 from videollm_mod.video import VideoWriter
+
+
+@pytest.fixture(scope="module")
+def model() -> StreamingVideoLM:
+    return random_model()
 
 
 def run(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> tuple[dict[str, Any], str]:
@@ -28,7 +36,7 @@ def run(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> 
 
 
 def test_check_names_line_field_and_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.mp4").touch()
+    write_clip(tmp_path / "a.mp4", 4)
     lines = [
         {"video": "a.mp4", "segments": [{"kind": "assistant", "time": 1, "text": "A cup."}]},
         {"video": "b.mp4", "segments": [{"kind": "asistant", "time": 1, "text": "A cup."}]},
@@ -40,10 +48,34 @@ def test_check_names_line_field_and_mend(tmp_path: Path, capsys: pytest.CaptureF
     assert not result["ok"] and result["problems"] == 2 and result["unanswered"] == 1
     assert (result["streams"], result["segments"], result["questions"]) == (2, 1, 1)
     assert f"{path}, line 2: segment 0 has kind 'asistant'; give system, user, assistant or stream." in told
-    assert f"stream 'c': there is no video {tmp_path / 'c.mp4'}; give its path relative to the folder" in told
+    assert f"{path}, line 3: its video {tmp_path / 'c.mp4'} is not there; give the path relative to the folder" in told
+    assert "questions without a reply behind them: 1; `train own` wants one for each" in told
     path.write_text(json.dumps(lines[0]) + "\n")
     result, told = run(["data", "check", str(path)], capsys)
     assert result["ok"] and not told
+
+
+def test_check_looks_into_videos_and_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: StreamingVideoLM
+) -> None:
+    write_clip(tmp_path / "a.mp4", 4)
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    random_features(model, tmp_path, "b", seconds=6)
+    late = [{"kind": "assistant", "time": 4.5, "text": "A cup."}, {"kind": "assistant", "time": 99, "text": "Two."}]
+    lines = [
+        {"video": "a.mp4", "segments": late},
+        {"video": "broken.mp4", "segments": late[:1]},
+        {"features": "b.safetensors", "segments": late},
+        {"video": None, "segments": []},
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result, told = run(["data", "check", str(path)], capsys, code=1)
+    assert result["problems"] == 4
+    assert f"{path}, line 1: segment 1 has time 99, but its video ends at 4 s; correct one." in told
+    assert f"{path}, line 2: {tmp_path / 'broken.mp4'} is not a video" in told
+    assert f"{path}, line 3: segment 1 has time 99, but its features file ends at 6 s; correct one." in told
+    assert f"{path}, line 4: it has neither video nor features; add one of them." in told
 
 
 def test_a_data_set_is_built_as_jsonl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +176,13 @@ def test_subtitles_are_narrations(tmp_path: Path) -> None:
     (tmp_path / "a.srt").write_text("1\n00:00:05,000 --> 00:00:02,000\nA cup.\n")
     with pytest.raises(InputError, match=r"a\.srt, line 2: the cue ends at 2 s"):
         read_subtitles(tmp_path / "a.srt")
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nOne.\n2\n00:00:03,000 --> 00:00:04,000\nTwo.\n")
+    assert [one.text for one in read_subtitles(tmp_path / "a.srt")] == ["One.", "Two."]  # no blank line between them
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nOne.\n\n2\n0:0:3 --> later\nTwo.\n")
+    with pytest.raises(InputError, match=r"a\.srt, line 6: '0:0:3 --> later' is no cue; write"):
+        read_subtitles(tmp_path / "a.srt")
+    (tmp_path / "a.vtt").write_text("WEBVTT\n\nNOTE none\n\n00:01.500 --> 00:02.000\n<v Ann>Salt &amp; pepper\n")
+    assert read_subtitles(tmp_path / "a.vtt")[0].text == "Salt & pepper"
     (tmp_path / "a.srt").write_text("nothing")
     with pytest.raises(InputError, match="has no subtitle"):
         read_subtitles(tmp_path / "a.srt")
@@ -160,6 +199,9 @@ def test_tables_need_a_time_and_a_text(tmp_path: Path) -> None:
         ("time,text\n1,A\nsoon,B\n", r"a\.csv, line 3: 'soon' is no time"),
         ("time,text,kind\n1,A,robot\n", "its kind is 'robot'"),
         ("time,text\n1,\n", "it has no text"),
+        ("time,text\n1,He sits, then stands\n", r"a\.csv, line 2: it has 3 values for 2 columns; put a text with"),
+        ('time,text\n1,"He sits\n2,B\n', r"a\.csv, line 2: unexpected end of data; check its quotes"),
+        ('time,text\n1,"' + "x" * 200_000 + '"\n', "field larger than field limit"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=said):
@@ -207,6 +249,24 @@ def test_footage_with_subtitles_and_tables_beside_it_becomes_streams(
     assert checked["ok"]
     result, _ = run([*words, "--at", "end"], capsys)
     assert next(read_streams(tmp_path / "mine.jsonl")).replies[0].time == 2.0
+    (tmp_path / "a.srt").rename(tmp_path / "a.SRT")  # as some recorders write it
+    assert run(words, capsys)[0]["segments"] == 3
+
+
+def test_a_table_beside_its_video_says_when_a_sentence_is_told_and_of_which_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clip(tmp_path / "a.mp4", 4)
+    (tmp_path / "a.csv").write_text("\ufeffstart,end,text\r\n0:00:02,3.5,zwei\r\n1,3,eins\r\n", encoding="utf-8")
+    words = ["data", "make", str(tmp_path), "--out", str(tmp_path / "mine.jsonl")]
+    for at, times in (("start", [1.0, 2.0]), ("end", [3.0, 3.5])):
+        run([*words, "--at", at], capsys)
+        (stream,) = read_streams(tmp_path / "mine.jsonl")
+        assert [reply.time for reply in stream.replies] == times
+        assert [(reply.start, reply.end) for reply in stream.replies] == [(1.0, 3.0), (2.0, 3.5)]  # they overlap
+    (tmp_path / "a.csv").write_text("video,time,text\nb.mp4,1,A\n")
+    _, told = run(words, capsys, code=2)
+    assert "a.csv tells of the video 'b.mp4'; give one table for all with --table." in told
 
 
 def test_one_table_may_tell_of_all_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

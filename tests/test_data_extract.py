@@ -76,7 +76,8 @@ def test_ego4d_at_two_frames_a_second_and_ten_tokens_takes_about_a_terabyte() ->
 def test_a_file_holds_what_the_tower_gives_of_each_frame(clips: Path, tmp_path: Path, dtype: str, error: float) -> None:
     made = encoder()
     job = Job(clips / "a.mp4", tmp_path / "a.safetensors", "a.mp4", 4.0)
-    frames, size = extract_video(job, made, kind_of(made, dtype), batch=3)
+    frames, size, early = extract_video(job, made, kind_of(made, dtype), batch=3)
+    assert early is None
     assert frames == 8 and size == job.out.stat().st_size > 8 * 5 * 16 * (4 if dtype == "fp32" else 2)
     file = open_features(job.out)
     assert file.times.tolist() == [k / 2 for k in range(8)] and file.duration == pytest.approx(4.0, abs=0.01)
@@ -155,6 +156,30 @@ def test_a_broken_video_is_told_and_the_rest_goes_on_and_is_gone_on_with(
     assert (again["done"], again["skipped"], again["failed"]) == (0, 2, 1) and "failed: broken.mp4: " in err
     _, err = run([*words[:-2], "--fps", "1", "--dtype", "bf16"], capsys, code=2)
     assert "was extracted with fps 2.0, not 1.0; give another --out" in err
+
+
+def test_a_download_that_was_cut_off_is_told_and_a_broken_features_file_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "f"
+    videos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)
+    with VideoWriter(tmp_path / "whole.mp4", fps=8) as writer:
+        for number in range(20 * 8):
+            writer.write(np.roll(noise, number, axis=1))
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    words = ["extract", str(videos), "--out", str(out)]
+    result, err = run(words, capsys)
+    assert (result["done"], result["failed"]) == (1, 0) and list(result["short"]) == ["cut.mp4"]
+    assert "short: cut.mp4: its pictures end at" in err and "of 20.0" in err
+    (videos / "cut.mp4").write_bytes(whole)
+    (out / "cut.safetensors").unlink()
+    assert run(words, capsys)[0]["short"] == {}
+    (out / "cut.safetensors").write_bytes(b"something else")
+    _, err = run(words, capsys, code=2)
+    assert "cut.safetensors is broken, or no features file of ours; remove it, and extract again." in err
+    assert (out / "cut.safetensors").read_bytes() == b"something else"
 
 
 def test_a_run_that_is_stopped_leaves_whole_files_and_is_gone_on_with(clips: Path, tmp_path: Path) -> None:

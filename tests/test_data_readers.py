@@ -13,7 +13,7 @@ from data_cases import ANNOTATIONS, needs_annotations, write_coin, write_ego4d, 
 from videollm_mod.data import coin, egoexo4d, epic
 from videollm_mod.data.ego4d import chat_segments, class_words, clean
 from videollm_mod.data.registry import DATA_SETS, data_set, read_data
-from videollm_mod.data.segments import Segment, Stream, parse_stream, stream_record
+from videollm_mod.data.segments import Segment, Stream, parse_stream, read_streams, stream_record, write_streams
 from videollm_mod.types import InputError
 
 WRITERS = {"coin": write_coin, "ego4d": write_ego4d, "egoexo4d": write_egoexo4d, "epic": write_epic}
@@ -160,7 +160,9 @@ def test_a_takes_video_is_that_of_its_glasses(roots: dict[str, Path], tmp_path: 
 
 def test_coin_asks_for_a_step_after_its_frames(roots: dict[str, Path]) -> None:
     streams = list(read_data("coin-step", roots["coin"], "train"))
-    assert [stream.id for stream in streams] == [f"vid{video}/{step}" for video in range(2) for step in range(3)]
+    assert [stream.id for stream in streams] == [
+        f"coin-step/vid{video}/{step}" for video in range(2) for step in range(3)
+    ]
     second = streams[1]
     assert [segment.kind for segment in second.segments] == ["user", "stream", "assistant"]
     assert watched(second) == [(8.0, 12.0, True)]
@@ -186,6 +188,13 @@ def test_coins_other_tasks(roots: dict[str, Path]) -> None:
 
 
 @needs_annotations
+def test_the_files_of_coins_tasks_can_be_put_together(roots: dict[str, Path], tmp_path: Path) -> None:
+    tasks = [name for name in DATA_SETS if name.startswith("coin-")]
+    counts = [write_streams(tmp_path / f"{name}.jsonl", read_data(name, roots["coin"])) for name in tasks]
+    (tmp_path / "coin.jsonl").write_text("".join((tmp_path / f"{name}.jsonl").read_text() for name in tasks))
+    assert len(list(read_streams(tmp_path / "coin.jsonl"))) == sum(counts) and len(tasks) == 5
+
+
 def test_all_180_class_names_of_coin_split_as_published() -> None:
     with (ANNOTATIONS / "COIN_target_action_mapping.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -150,8 +150,14 @@ def test_without_a_stream_the_whole_video_is_watched() -> None:
     assert laid.frames == tuple(range(6)) and [place for place, _ in laid.said] == [1, 1, 6]
     with pytest.raises(InputError, match="does not say how long it is"):
         converse(Stream("a", told), 2.0)
-    with pytest.raises(InputError, match="shows no frame: its video has 6 at 2 fps"):
-        converse(Stream("a", (Segment("stream", start=8, end=9),)), 2.0, frames=6)
+
+
+def test_of_what_begins_behind_the_videos_end_its_last_frame_is_shown() -> None:
+    told = (Segment("user", text="A?"), Segment("stream", start=8, end=9), Segment("assistant", 9.0, text="B."))
+    laid = converse(Stream("a", told), 2.0, frames=6)
+    assert laid.frames == (5,) and [place for place, _ in laid.said] == [0, 1]
+    two = (Segment("stream", start=8, end=9), Segment("stream", start=9, end=12))
+    assert converse(Stream("a", two), 2.0, frames=6).frames == (5,)
 
 
 @given(stream=streams(), limit=st.integers(1, 40), fps=st.sampled_from([0.1, 0.5, 1.0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,17 @@ def test_ovo_bench_puts_all_questions_of_a_video_to_one_stream_in_order_of_time(
     assert [(reply.text, reply.meta["count"]) for reply in counts] == [("0", 0), ("1", 1)]
 
 
+def test_of_videos_of_one_name_that_in_the_right_folder_is_taken(data: Path, tmp_path: Path) -> None:
+    for name in ("AutoEvalMetaData/two", "perception_test/two", "Ego4D/clips/one", "three"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.mp4").touch()
+    streams = BENCHMARKS["ovo-bench"].read(data / "ovo", None, videos=tmp_path)[1]
+    found = {stream.id: str(stream.video.relative_to(tmp_path)) for stream in streams if stream.video}
+    assert found["AutoEvalMetaData/two.mp4"] == "AutoEvalMetaData/two.mp4"
+    assert found["perception_test/two.mp4"] == "perception_test/two.mp4"
+    assert found["MovieNet/three.mp4"] == "three.mp4"  # in whatever folder, if there is one of this name only
+
+
 def test_an_item_of_ovo_bench_that_is_not_right_is_named_or_skipped(tmp_path: Path) -> None:
     write_ovo(tmp_path)
     items = json.loads((tmp_path / "ovo_bench_new.json").read_text())
@@ -152,8 +164,8 @@ def test_prompts_are_letter_by_letter_those_of_the_benchmarks() -> None:
 def test_questions_of_a_file_are_read_with_their_answers_beside_them(tmp_path: Path) -> None:
     write_json(tmp_path / "test_q.json", [{"video_name": "1QIUV7WYKXg", "question": "is it day", "question_id": "v_1"}])
     write_json(tmp_path / "test_a.json", [{"answer": "yes", "type": 3, "question_id": "v_1"}])
-    with pytest.raises(InputError, match="nobody knows how long"):
-        list(BENCHMARKS["video-qa"].read(tmp_path / "test_q.json", None)[1])
+    (stream,) = BENCHMARKS["video-qa"].read(tmp_path / "test_q.json", None)[1]
+    assert (stream.id, stream.meta["video"], stream.replies[0].text) == ("v_1", "1QIUV7WYKXg", "yes")
     (tmp_path / "mine.jsonl").write_text('{"video": "a.mp4", "question": "who?", "answer": "a man", "time": 4}\n')
     (stream,) = BENCHMARKS["video-qa"].read(tmp_path / "mine.jsonl", None)[1]
     assert (stream.span, stream.replies[0].text) == ((0, 4), "a man")
@@ -513,6 +525,87 @@ def test_own_videos_in_our_format_are_a_benchmark_too(
             evaluate("narration", dataclasses.replace(config, **change))
     rest = evaluate("narration", dataclasses.replace(config, skip_bad=True, skip_missing=True))
     assert (rest["skipped"], rest["missing"], rest["metrics"]) == (1, 1, result["metrics"])
+
+
+def test_questions_with_numbers_for_videos_find_them_and_their_lengths(
+    model: StreamingVideoLM, model_folder: str, tmp_path: Path
+) -> None:
+    random_features(model, tmp_path / "features", "vid7", "v_abc", seconds=6)
+    questions = [  # as MSVD-QA and ActivityNet-QA have them: no length, the videos' names begin with something more
+        {"id": 0, "video_id": 7, "question": "what is it?", "answer": "cup"},
+        {"question_id": "abc_0", "video_name": "abc", "question": "what is it?", "answer": "pan", "type": 3},
+    ]
+    write_json(tmp_path / "qa.json", questions)
+    config = BenchmarkConfig(tmp_path / "qa.json", model_folder, features=tmp_path / "features", workers=1)
+    assert evaluate("video-qa", config)["frames"] == 24
+    chance = evaluate("video-qa", dataclasses.replace(config, features=None, chance=True))
+    assert chance["samples"] == 2 and chance["metrics"]["accuracy"]["value"] == pytest.approx(0.5, abs=0.3)
+    write_json(tmp_path / "qa.json", [questions[0], {**questions[1], "question_id": 0}])
+    with pytest.raises(InputError, match=r"two streams of .*qa\.json are called '0'; give each a name of its own"):
+        evaluate("video-qa", config)
+    write_json(tmp_path / "qa.json", [{**questions[0], "video_id": 8}])
+    with pytest.raises(InputError, match="the video 8 of video-qa is not in"):
+        evaluate("video-qa", config)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_says_where_its_files_and_its_videos_are_to_be_had(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    page, videos = BENCHMARKS[name].data.page, BENCHMARKS[name].data.video_page
+    files = tmp_path
+    if name == "video-qa":
+        files = tmp_path / "qa.json"
+        write_json(files, [{"video": "a", "question": "What?", "answer": "B", "duration": 5}])
+    elif name == "narration":
+        files = tmp_path / "own.jsonl"
+        write_json(files, {"video": "a.mp4", "segments": []})
+    else:
+        for folder in (tmp_path, tmp_path / "none"):  # empty, and not there
+            with pytest.raises(InputError, match=re.escape(page)):
+                evaluate(name, BenchmarkConfig(folder, "nowhere"))
+        files = data / folder_of(name)
+    told = re.escape(str(tmp_path / "a.mp4")) if name == "narration" else re.escape(videos)
+    with pytest.raises(InputError, match=told):  # before the model is looked for
+        evaluate(name, BenchmarkConfig(files, "nowhere", videos=tmp_path))
+    if name != "narration":
+        with pytest.raises(InputError, match="neither video nor features; give --videos or --features; .*" + told):
+            evaluate(name, BenchmarkConfig(files, "nowhere"))
+
+
+def test_a_journal_does_not_answer_for_other_data_of_the_same_names(
+    model: StreamingVideoLM, model_folder: str, tmp_path: Path
+) -> None:
+    random_features(model, tmp_path, "a", seconds=4)
+
+    def told(text: str) -> BenchmarkConfig:
+        stream = Stream("a", (Segment("assistant", 2.0, text=text),), features=tmp_path / "a.safetensors", duration=4.0)
+        write_streams(tmp_path / "mine.jsonl", [stream])
+        return BenchmarkConfig(tmp_path / "mine.jsonl", model_folder, workers=1, journal=tmp_path / "j.jsonl")
+
+    whole = evaluate("narration", told("A cup."))
+    assert evaluate("narration", told("A cup."))["metrics"] == whole["metrics"]
+    with pytest.raises(InputError, match=r"j\.jsonl is of other data, which has another stream 'a'"):
+        evaluate("narration", told("A pan."))
+
+
+def test_classes_are_counted_where_they_occur(data: Path) -> None:
+    source, streams = streams_of("epic-anticipation", data)
+    judge = BENCHMARKS["epic-anticipation"].judge(source, Settings(0.5, 2.0, compat=False))
+    total = add(list(judge.tally([(stream, perfect(stream)) for stream in streams])))
+    there = {(int(stream.replies[0].meta["verb"]), int(stream.replies[0].meta["noun"])) for stream in streams}
+    assert len(total["action_counts"]) == len(there) and total["action_counts"].sum() == len(streams)
+    assert judge.measure(total)["action_recall"] == 1
+
+
+def test_cider_is_printed_as_papers_print_it(data: Path) -> None:
+    source, _ = streams_of("epic-narration", data)
+    judge = BENCHMARKS["narration"].judge(source, Settings(0.5, 2.0, compat=False))
+    texts = ["open the red door", "take one big knife"]
+    segments = tuple(Segment("assistant", 10.0 * (place + 1), text=text) for place, text in enumerate(texts))
+    stream = Stream("s", (Segment("stream", start=0.0, end=30.0), *segments), duration=30.0)
+    found = judge.measure(add(list(judge.tally([(stream, perfect(stream))]))))
+    assert found["cider"] == pytest.approx(1000)  # CIDEr-D is 10 for a copy, and papers print it times 100
 
 
 def test_flags_that_cannot_be_right_are_told_before_the_model_is_loaded(tmp_path: Path, data: Path) -> None:

@@ -17,7 +17,7 @@ from videollm_mod.evaluate.benchmarks import BENCHMARKS, Settings
 from videollm_mod.evaluate.bootstrap import add, bootstrap, ratio
 from videollm_mod.evaluate.captions import cider, meteor, rouge_l, words
 from videollm_mod.evaluate.judges import Classes
-from videollm_mod.evaluate.labels import ActionSpace, LabelSpace, plain, step_hits, steps
+from videollm_mod.evaluate.labels import ActionSpace, LabelSpace, numbered_lines, plain, step_hits, steps
 from videollm_mod.evaluate.metrics import Said, fluency, frames_off, quiet_seconds
 from videollm_mod.evaluate.teacher_forced import Turn
 from videollm_mod.evaluate.timed import (
@@ -146,6 +146,13 @@ def test_words_are_compared_without_case_and_punctuation() -> None:
     assert words("C picks a cup, doesn't C?") == "c picks a cup doesn't c"
 
 
+def test_the_public_code_compares_words_with_their_capitals_and_full_stops() -> None:
+    assert rouge_l([("C takes it.", "c takes it")]) == [pytest.approx(1)]
+    assert rouge_l([("C takes it.", "c takes it")], compat=True)[0] == pytest.approx(1 / 3)  # "takes" alone
+    pairs = [("a red cup stands", "a red cup stands."), ("x", "two dogs ran home")]
+    assert cider(pairs)[0] == pytest.approx(10) and cider(pairs, compat=True)[0] < 8
+
+
 def test_rouge_is_the_longest_common_subsequence() -> None:
     assert rouge_l([("C picks a cup.", "c picks a cup")]) == [pytest.approx(1)]
     # 2 of 4 said words, 2 of 2 true ones: P 1/2, R 1, F with beta 1.2
@@ -195,7 +202,8 @@ def test_a_label_that_only_training_has_can_be_answered_only_if_it_is_among_the_
 def test_steps_are_lines_without_numbers_and_missing_ones_are_wrong() -> None:
     assert steps("1. Cut it.\n2) Fry  it\n\n3: ") == ["cut it", "fry it"]
     assert steps("1. Cut it. 2. Fry 3 eggs. 3. Eat.") == ["cut it", "fry 3 eggs", "eat"]
-    assert steps("1. Cut it. 2. Fry it.", compat=True) == ["cut it. 2. fry it"]
+    # the public code for COIN: behind the last full stop with a space, as it stands, and an empty line is a step
+    assert steps("1. Cut it.\n\n2. Fry it. Now.", compat=True) == ["Cut it.", "", "Now."]
     assert steps("Take 2. Then 3. rest") == ["take 2. then 3. rest"]  # numbers that do not count up from its first word
     assert plain(" Cut  it. ") == "cut it"
     true = ["cut it", "fry it", "eat it", "wash up"]
@@ -224,13 +232,22 @@ def test_an_answer_that_lists_too_little_is_filled_up_with_its_last_action() -> 
     assert space.sequence("take cup\n" * 5, 2, fill=(0, 0)) == [(0, 0)] * 2
 
 
+def test_the_public_code_for_lta_takes_numbered_lines_only() -> None:
+    told = "After that:\n1. Take cup.\nput cup\nAction 2.put knife\n"
+    assert numbered_lines(told) == ["take cup", "put knife"]
+    space = ActionSpace(["take", "put"], ["cup", "knife"])
+    assert space.sequence("put cup\n1. Take knife.", 2, fill=(0, 0)) == [(1, 0), (0, 1)]
+    assert space.sequence("put cup\n1. Take knife.", 2, fill=(0, 0), compat=True) == [(0, 1), (0, 1)]
+    assert space.sequence("put cup", 1, fill=(0, 0), compat=True) == [(0, 0)]
+
+
 @needs_annotations
 def test_every_action_of_epic_kitchens_finds_its_own_classes_in_the_real_label_space() -> None:
     source, _ = BENCHMARKS["epic-anticipation"].read(ANNOTATIONS, "validation")
     judge = BENCHMARKS["epic-anticipation"].judge(source, Settings(0.5, 2.0, compat=False))
     assert isinstance(judge, Classes)
-    assert dict(judge.kinds) == {"verb": 97, "noun": 305, "action": 97 * 305}  # five more nouns than in the paper
     verbs, nouns = classes(source)
+    assert (len(verbs), len(nouns)) == (97, 305)  # five more nouns than in the paper
     for verb, noun in [(v, (7 * v) % 305) for v in range(97)] + [((3 * n) % 97, n) for n in range(0, 305, 5)]:
         found = judge.read(f"{verbs[verb].capitalize()} {nouns[noun]}.")
         assert (found["verb"], found["noun"]) == (verb, noun)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from videollm_mod.data.reading import Source, sentence, stretch
+from videollm_mod.data.reading import Source, length, sentence, stretch
 from videollm_mod.data.segments import Segment, Stream
 
 FILE = "COIN.json"
@@ -87,7 +87,7 @@ def read_procedure_goal(source: Source) -> Iterator[Stream]:
 def labels(source: Source) -> dict[str, list[str]]:
     """{"steps", "tasks"}: all that is said of any video, of both subsets, sorted. What an answer is compared with."""
     steps, tasks = set[str](), set[str]()
-    for name, values in source.inside(source.json(FILE, "coin.json"), "database", FILE).items():
+    for name, values in source.inside(source.json(FILE, "coin.json"), "database", FILE, of=dict).items():
         with source.record(FILE, name):
             tasks.add(class_words(sentence(values["class"], "its class")))
             steps.update(_label(step["label"]) for step in values["annotation"])
@@ -100,14 +100,17 @@ _Video = tuple[str, dict[str, Any]]  # its name, its record
 
 def _database(source: Source) -> Iterator[_Video]:
     """The videos of the split."""
-    database = source.inside(source.json(FILE, "coin.json"), "database", FILE)
+    database = source.inside(source.json(FILE, "coin.json"), "database", FILE, of=dict)
     for name, values in database.items():
-        subset = None
+        wanted = False
         with source.record(FILE, name):
             subset = values["subset"]
             if subset not in SUBSETS.values():
                 raise ValueError(f"its subset is {subset!r}, neither training nor testing")
-        if subset == SUBSETS[source.split]:
+            if values.get("duration") is not None:
+                length(values["duration"])
+            wanted = subset == SUBSETS[source.split]
+        if wanted:
             yield name, values
 
 
@@ -148,10 +151,10 @@ def _ask(
     )
     duration = values.get("duration")
     yield Stream(
-        f"{name}/{place}",
+        f"{source.name}/{name}/{place}",  # so that the tasks' files can be put together
         segments,
         fps=source.fps,
-        duration=float(duration) if isinstance(duration, int | float) and duration >= end else None,
+        duration=float(duration) if duration is not None and duration >= end else None,
         meta={"data": source.name, "split": source.split, "video": name, "task": class_name},
         **found,
     )

@@ -21,6 +21,7 @@ import tyro
 if TYPE_CHECKING:
     from videollm_mod.data.reading import Source
     from videollm_mod.data.segments import Stream
+    from videollm_mod.types import InputError
 
 SHOWN = 20  # problems told one by one
 
@@ -40,37 +41,71 @@ class CheckConfig:
 
 def check(config: CheckConfig) -> dict[str, Any]:
     """Tell what is wrong with a file, line by line, with the mend; and count what is in it."""
-    from videollm_mod.data.segments import read_streams
+    from videollm_mod.data.segments import numbered_streams
     from videollm_mod.data.stats import count
-    from videollm_mod.types import InputError
 
     problems: list[str] = []
     unanswered = 0
+    lengths: dict[Path, float | InputError] = {}
 
     def bad(number: int, error: InputError) -> None:
         problems.append(str(error))
 
     def looked_through() -> Iterator[Stream]:
         nonlocal unanswered
-        for stream in read_streams(config.file, bad):
-            for what, path in (("video", stream.video), ("features file", stream.features)):
-                if path is not None and not path.exists():
-                    problems.append(
-                        f"{config.file}, stream '{stream.id}': there is no {what} {path}; give its path relative to "
-                        "the folder of this file."
-                    )
-            if stream.video is None and stream.features is None:
-                problems.append(f"{config.file}, stream '{stream.id}' has neither video nor features; add one of them.")
+        for number, stream in numbered_streams(config.file, bad):
+            problems.extend(f"{config.file}, line {number}: {told}" for told in _file_problems(stream, lengths))
             unanswered += len(unanswered_questions(stream))
             yield stream
 
     total, videos = count(looked_through())
+    if unanswered:
+        print(f"questions without a reply behind them: {unanswered}; `train own` wants one for each", file=sys.stderr)
     for line in problems if config.all else problems[:SHOWN]:
         print(line, file=sys.stderr)
     if len(problems) > SHOWN and not config.all:
         print(f"... and {len(problems) - SHOWN} more; --all tells them", file=sys.stderr)
     counted = {"videos": len(videos), **total.to_dict(), "unanswered": unanswered}
     return {"ok": not problems and total.streams > 0, "problems": len(problems), **counted}
+
+
+def _file_problems(stream: Stream, lengths: dict[Path, float | InputError]) -> list[str]:
+    """What is wrong with a stream's video and features, and which of its times are beyond them.
+
+    lengths: of the files that were opened before, seconds, or why they cannot be.
+    """
+    from videollm_mod.data.extract import probe
+    from videollm_mod.data.features import open_features
+    from videollm_mod.types import InputError
+
+    if stream.video is None and stream.features is None:
+        return ["it has neither video nor features; add one of them."]
+    told: list[str] = []
+    for what, path in (("video", stream.video), ("features file", stream.features)):
+        if path is None:
+            continue
+        if not path.exists():
+            told.append(f"its {what} {path} is not there; give the path relative to the folder of this file.")
+            continue
+        if path not in lengths:
+            try:
+                lengths[path] = probe(path) if what == "video" else open_features(path).duration
+            except InputError as error:
+                lengths[path] = error
+        length = lengths[path]
+        if isinstance(length, InputError):
+            told.append(str(length))
+            continue
+        late = [
+            (number, name, value)
+            for number, segment in enumerate(stream.segments)
+            for name in ("time", "start")
+            if (value := getattr(segment, name)) is not None and 0 < length + 1 < value
+        ]
+        if late and stream.duration is None:  # else its times were held to that
+            number, name, value = late[0]
+            told.append(f"segment {number} has {name} {value:g}, but its {what} ends at {length:g} s; correct one.")
+    return told
 
 
 def unanswered_questions(stream: Stream) -> list[float]:
@@ -124,12 +159,13 @@ def make(config: MakeConfig) -> dict[str, Any]:
         for name in told:
             if name not in known:
                 raise InputError(f"{config.table} tells of the video '{name}', which is not in {config.folder}.")
+    beside = _beside(config.folder) if told is None else {}
     streams: list[Stream] = []
     silent: list[str] = []
     failed: list[str] = []
     for path in paths:
         name = str(path.relative_to(config.folder))
-        segments = _sentences_of(path, config, told)
+        segments = _sentences_of(path, config, told, beside)
         if not segments:
             silent.append(name)
             continue
@@ -166,21 +202,38 @@ def _names(path: Path, folder: Path) -> tuple[str, ...]:
     return str(inside), path.name, str(inside.with_suffix("")), path.stem
 
 
-def _sentences_of(path: Path, config: MakeConfig, told: dict[str, list[Any]] | None) -> list[Any]:
+def _beside(folder: Path) -> dict[Path, Path]:
+    """Videos without their endings -> their sentences: NAME.srt before NAME.vtt before NAME.csv, in any case."""
+    from videollm_mod.data.sentences import SUBTITLES
+
+    found: dict[Path, Path] = {}
+    for ending in (*SUBTITLES, ".csv"):
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() == ending and file.is_file():
+                found.setdefault(file.with_suffix(""), file)
+    return found
+
+
+def _sentences_of(
+    path: Path, config: MakeConfig, told: dict[str, list[Any]] | None, beside: dict[Path, Path]
+) -> list[Any]:
     """The segments of a video, ascending."""
     from videollm_mod.data.sentences import SUBTITLES, read_subtitles, read_table
+    from videollm_mod.types import InputError
 
     segments: list[Any] = []
     if told is not None:
         for name in dict.fromkeys(_names(path, config.folder)):
             segments += told.get(name, [])
     else:
-        for ending in (*SUBTITLES, ".csv"):
-            beside = path.with_suffix(ending)
-            if beside.is_file():
-                read = read_subtitles(beside, config.at) if ending in SUBTITLES else None
-                segments = read if read is not None else [s for rows in read_table(beside).values() for s in rows]
-                break
+        file = beside.get(path.with_suffix(""))
+        if file is not None and file.suffix.lower() in SUBTITLES:
+            segments = read_subtitles(file, config.at)
+        elif file is not None:
+            for name, rows in read_table(file, config.at).items():
+                if name and name not in _names(path, config.folder):
+                    raise InputError(f"{file} tells of the video '{name}'; give one table for all with --table.")
+                segments += rows
     return sorted(segments, key=lambda segment: segment.time or 0.0)
 
 

@@ -60,7 +60,7 @@ def converse(
     frames: how many the video has (of a features file, say); by its `duration` if None.
     limit: shows at most so many, see `clip`.
     join: replies in a row on one frame are one reply, for a model speaks once a frame; else the last of them stays.
-    Raises InputError when nobody knows how long the video is, or nothing of it is to be shown.
+    Raises InputError when nobody knows how long the video is.
     """
     if frames is None and stream.duration is not None:
         frames = frame_count(stream.duration, fps)
@@ -75,15 +75,12 @@ def converse(
     for stretch in watched:
         assert stretch.start is not None and stretch.end is not None
         first = max(frame_at(stretch.start, fps), numbers[-1] + 1 if numbers else 0)
+        if not numbers and first > last:  # it begins behind the end: the last frame, as published
+            first = int(last)
         end = last if stretch.end == math.inf else min(frame_at(stretch.end, fps), last)
         for number in range(first, int(end) + 1):
             numbers.append(number)
             learn.append(stretch.learn)
-    if not numbers:
-        raise InputError(
-            f"stream '{stream.id}' shows no frame: its video has {frames} at {fps:g} fps, and what is watched begins "
-            f"at {watched[0].start:g} s; correct one."
-        )
     laid = Conversation(tuple(numbers), tuple(learn), tuple(_places(stream, numbers, fps, join)))
     return laid if limit is None else clip(laid, limit)
 

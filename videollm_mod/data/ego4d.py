@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from videollm_mod.data.reading import Source, number, seconds, sentence, stretch
+from videollm_mod.data.reading import Source, length, number, seconds, sentence, stretch
 from videollm_mod.data.segments import Segment, Stream, frame_at
+from videollm_mod.types import InputError
 
 NARRATIONS = "all_narrations_redacted.json"
 LIVE_CHAT = "goalstep_livechat_trainval_filtered_21k.json"
@@ -54,19 +55,18 @@ def clean(text: str) -> str:
 
 def read_narration(source: Source) -> Iterator[Stream]:
     """One stream for each pass of an annotator over a video, of the split that the benchmarks leave."""
-    videos = source.inside(source.json(NARRATIONS), "videos", NARRATIONS)
+    videos = source.inside(source.json(NARRATIONS), "videos", NARRATIONS, of=dict)
     durations = _durations(source)
     wanted = split_videos(source, videos)
     for video in videos:
         if video not in wanted:
             continue
         passes: dict[str, list[tuple[float, str]]] = {}
-        with source.record(NARRATIONS, video):
-            for narration in videos[video].get("narrations", []):
-                text = clean(sentence(narration["text"]))
+        for place, narration in enumerate(_list(source, NARRATIONS, video, videos[video], "narrations")):
+            with source.record(NARRATIONS, f"{video}/{place}"):
+                time, text = seconds(narration["time"]), clean(sentence(narration["text"]))
                 if text:
-                    told = passes.setdefault(str(narration["_annotation_uid"]), [])
-                    told.append((seconds(narration["time"]), text))
+                    passes.setdefault(str(narration["_annotation_uid"]), []).append((time, text))
         yield from _streams(source, video, passes, durations, NARRATE_TAGGED)
 
 
@@ -76,9 +76,13 @@ def read_refined(source: Source) -> Iterator[Stream]:
     durations = _durations(source)
     for video, values in source.json(file).items():
         passes: dict[str, list[tuple[float, str]]] = {}
+        names: list[str] = []
         with source.record(file, video):
-            for name, narrations in values.items():
-                passes[name] = [(seconds(one["time"]), sentence(one["text"])) for one in narrations]
+            names = list(values.keys())
+        for name in names:
+            for place, one in enumerate(_list(source, file, video, values, name)):
+                with source.record(file, f"{video}/{name}/{place}"):
+                    passes.setdefault(name, []).append((seconds(one["time"]), sentence(one["text"])))
         yield from _streams(source, video, passes, durations, NARRATE)
 
 
@@ -154,7 +158,7 @@ def read_live_chat(source: Source) -> Iterator[Stream]:
     """One stream a conversation: [{"video_uid", "conversation": [{"role", "content", "time"}]}], from up to twenty
     frames before its first question on."""
     durations = _durations(source)
-    for place, values in enumerate(source.json(LIVE_CHAT)):
+    for place, values in enumerate(source.json(LIVE_CHAT, of=list)):
         segments: tuple[Segment, ...] = ()
         video = ""
         with source.record(LIVE_CHAT, place):
@@ -234,7 +238,9 @@ def read_lta(source: Source) -> Iterator[Stream]:
             if source.split != "test_unannotated":
                 action["verb"] = number(values["verb_label"], "verb_label")
                 action["noun"] = number(values["noun_label"], "noun_label")
-                verbs[action["verb"]], nouns[action["noun"]]  # of the taxonomy, else it is a bad record
+                for what, names in (("verb", verbs), ("noun", nouns)):
+                    if action[what] >= len(names):
+                        raise ValueError(f"its {what}_label is {action[what]}, and the taxonomy has {len(names)}")
             clips.setdefault(values["clip_uid"], []).append(action)
     for clip, actions in clips.items():
         actions.sort(key=lambda action: action["index"])
@@ -281,7 +287,13 @@ def taxonomy(source: Source) -> tuple[list[str], list[str]]:
     """Verbs and nouns in words, each different from the others."""
     file = "fho_lta_taxonomy.json"
     values = source.json(file)
-    return tuple([class_words(name) for name in source.inside(values, key, file)] for key in ("verbs", "nouns"))  # type: ignore[return-value]
+    found: list[list[str]] = []
+    for key in ("verbs", "nouns"):
+        names = source.inside(values, key, file)
+        if not all(isinstance(name, str) and name for name in names):  # a label is a place in this list: none can go
+            raise InputError(f"{file} has {key} that are no names; get it again with: {source.page}.")
+        found.append([class_words(name) for name in names])
+    return found[0], found[1]
 
 
 # names whose first word is another class's, too
@@ -312,8 +324,18 @@ def _durations(source: Source) -> dict[str, float]:
     found = {}
     for place, values in enumerate(source.inside(source.json("ego4d.json"), "videos", "ego4d.json")):
         with source.record("ego4d.json", values.get("video_uid", place) if isinstance(values, dict) else place):
-            found[values["video_uid"]] = seconds(values["duration_sec"], "duration_sec")
+            found[values["video_uid"]] = length(values["duration_sec"], "duration_sec")
     return found
+
+
+def _list(source: Source, file: str, video: str, values: Any, key: str) -> list[Any]:
+    """A video's records; none if it has none."""
+    with source.record(file, video):
+        found = values.get(key, [])
+        if not isinstance(found, list):
+            raise ValueError(f"its {key} is no list")
+        return found
+    return []
 
 
 def _meta(source: Source, video: str) -> dict[str, Any]:

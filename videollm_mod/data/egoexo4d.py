@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from videollm_mod.data.ego4d import NARRATE_TAGGED, clean, narration_segments
-from videollm_mod.data.reading import Source, number, seconds, sentence, stretch
+from videollm_mod.data.reading import Source, length, number, seconds, sentence, stretch
 from videollm_mod.data.segments import Segment, Stream
 
 GLASSES = "_214-1"  # in the name of the colour camera's video: takes/NAME/frame_aligned_videos/.../aria01_214-1.mp4
@@ -22,18 +22,21 @@ def read_narration(source: Source) -> Iterator[Stream]:
     """One stream for each annotator of a take, as of Ego4D; those of rejected jobs are left out."""
     file = f"atomic_descriptions_{source.split}.json"
     takes = _takes(source)
-    for take, passes in source.inside(source.json(file), "annotations", file).items():
+    for take, passes in source.inside(source.json(file), "annotations", file, of=dict).items():
         name, duration = takes.get(take, (take, None))
         found: dict[str, Path | None] | None = None
         looked = False
         for place, values in enumerate(passes if isinstance(passes, list) else [passes]):
             told: list[tuple[float, str]] = []
             annotation = str(place)
+            descriptions: list[Any] = []
             with source.record(file, f"{take}/{place}"):
                 if values.get("rejected"):
                     continue
                 annotation = str(values.get("annotation_uid", place))
-                for one in values["descriptions"]:
+                descriptions = list(values["descriptions"])
+            for each, one in enumerate(descriptions):
+                with source.record(file, f"{take}/{place}/{each}"):
                     text, time = clean(sentence(one["text"])), seconds(one["timestamp"], "timestamp")
                     if text:
                         told.append((time if duration is None else min(time, duration), text))
@@ -51,12 +54,16 @@ def read_keystep(source: Source) -> Iterator[Stream]:
     """One stream a segment: its frames, then the name of its keystep."""
     file = f"keystep_{source.split}.json"
     takes = _takes(source)
-    for take, values in source.inside(source.json(file), "annotations", file).items():
+    for take, values in source.inside(source.json(file), "annotations", file, of=dict).items():
         rows: list[tuple[float, float, str, int]] = []
         name, duration = takes.get(take, (take, None))
+        parts: list[Any] = []
+        scenario = None
         with source.record(file, take):
-            name = values.get("take_name", name)
-            for one in values["segments"]:
+            name, scenario = sentence(values.get("take_name", name), "its take_name"), values.get("scenario")
+            parts = list(values["segments"])
+        for each, one in enumerate(parts):
+            with source.record(file, f"{take}/{each}"):
                 step = number(one["step_unique_id"], "step_unique_id")
                 rows.append(
                     (*stretch(one["start_time"], one["end_time"]), sentence(one["step_name"], "step_name"), step)
@@ -71,15 +78,19 @@ def read_keystep(source: Source) -> Iterator[Stream]:
                 Segment("stream", start=start, end=end),
                 Segment("assistant", end, start, end, said(text), meta={"step": step}),
             )
-            meta = _meta(source, take, name) | {"task": values.get("scenario")}
+            meta = _meta(source, take, name) | {"task": scenario}
             yield Stream(f"{take}/{place}", segments, fps=source.fps, duration=duration, meta=meta, **found)
 
 
 def labels(source: Source) -> dict[int, str]:
     """All keysteps, by their number: what an answer is compared with."""
     file = f"keystep_{source.split}.json"
-    vocabulary = source.inside(source.json(file), "vocabulary", file)
-    return {number(key, "a step's number"): said(name) for key, name in vocabulary.items()}
+    vocabulary = source.inside(source.json(file), "vocabulary", file, of=dict)
+    found: dict[int, str] = {}
+    for key, name in vocabulary.items():
+        with source.record(file, f"vocabulary/{key}"):
+            found[number(key, "a step's number")] = said(sentence(name, "its name"))
+    return found
 
 
 def said(text: str) -> str:
@@ -93,10 +104,10 @@ def _takes(source: Source) -> dict[str, tuple[str, float | None]]:
     if source.find("takes.json", needed=False) is None:
         return {}
     found: dict[str, tuple[str, float | None]] = {}
-    for place, values in enumerate(source.json("takes.json")):
+    for place, values in enumerate(source.json("takes.json", of=list)):
         with source.record("takes.json", place):
             duration = values.get("duration_sec")
-            found[values["take_uid"]] = values["take_name"], None if duration is None else seconds(duration)
+            found[values["take_uid"]] = values["take_name"], None if duration is None else length(duration)
     return found
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from videollm_mod.data.reading import Source, clock, number, sentence
+from videollm_mod.data.reading import Source, clock, length, number, sentence
 from videollm_mod.data.segments import Segment, Stream
 
 COLUMNS = (
@@ -137,7 +137,7 @@ def _videos(source: Source) -> Iterator[tuple[str, list[Action], float | None]]:
     durations: dict[str, float] = {}
     for row in source.table("EPIC_100_video_info.csv", columns=("video_id", "duration"), needed=False):
         with source.record("EPIC_100_video_info.csv", row["video_id"]):
-            durations[row["video_id"]] = float(row["duration"])
+            durations[row["video_id"]] = length(float(row["duration"]))
     videos: dict[str, list[Action]] = {}
     for line, row in enumerate(source.table(file, columns=COLUMNS), start=2):
         with source.record(file, row.get("narration_id") or f"line {line}"):

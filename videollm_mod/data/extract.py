@@ -24,6 +24,7 @@ from videollm_mod.video import letterbox, open_video
 from videollm_mod.vision import FrameEncoder
 
 BATCH = 64  # frames
+EARLY = 2.0  # seconds that a video's pictures may end before the video does; sound may outlast them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -44,6 +45,7 @@ class Outcome:
     done: int = 0
     skipped: int = 0  # were there already
     failed: dict[str, str] = field(default_factory=dict)  # name -> why
+    short: dict[str, str] = field(default_factory=dict)  # of those done, name -> where its pictures end too early
     frames: int = 0
     bytes: int = 0
 
@@ -115,8 +117,14 @@ def encode(encoder: FrameEncoder, frames: Tensor, dtype: str) -> Tensor:
     return encoder(frames.to(device)).to(DTYPES[dtype]).cpu()
 
 
-def extract_video(job: Job, encoder: FrameEncoder, kind: Kind, batch: int = BATCH) -> tuple[int, int]:
-    """One video's file; returns (frames, bytes). Raises InputError when it cannot be read."""
+def ends_early(times: Sequence[float], fps: float, duration: float) -> str | None:
+    """What is to be told of a video whose pictures end long before it does, as those of a download that was cut off."""
+    end = times[-1] + 1 / fps
+    return f"its pictures end at {end:.1f} s of {duration:.1f}" if end < duration - EARLY else None
+
+
+def extract_video(job: Job, encoder: FrameEncoder, kind: Kind, batch: int = BATCH) -> tuple[int, int, str | None]:
+    """One video's file; returns (frames, bytes, see `ends_early`). Raises InputError when it cannot be read."""
     parts: list[Tensor] = []
     times: list[float] = []
     duration = 0.0
@@ -132,7 +140,7 @@ def extract_video(job: Job, encoder: FrameEncoder, kind: Kind, batch: int = BATC
         finally:
             ahead.submit(batches.close)  # type: ignore[attr-defined]
     size = write_features(job.out, kind, torch.cat(parts), times, duration=duration, video=job.name)
-    return len(times), size
+    return len(times), size, ends_early(times, kind.fps, duration)
 
 
 def extract_all(
@@ -141,7 +149,9 @@ def extract_all(
     """All of them in this process; `advance` is told each video that has been dealt with."""
     for job in jobs:
         try:
-            frames, size = extract_video(job, encoder, kind)
+            frames, size, early = extract_video(job, encoder, kind)
+            if early is not None:
+                outcome.short[job.name] = early
             outcome.done, outcome.frames, outcome.bytes = (
                 outcome.done + 1,
                 outcome.frames + frames,
@@ -158,7 +168,10 @@ def is_done(out: Path, kind: Kind) -> bool:
     """Whether a video's features are there. Raises InputError when they are there, but of another kind."""
     if not out.exists():
         return False
-    there = open_features(out).kind
+    try:
+        there = open_features(out).kind
+    except InputError as error:
+        raise InputError(f"{out} is broken, or no features file of ours; remove it, and extract again.") from error
     for name in ("fps", "grid", "tower", "weights", "dtype"):
         if _plain(getattr(there, name)) != _plain(getattr(kind, name)):
             was, now = (str(_plain(getattr(one, name)))[:60] for one in (there, kind))

@@ -112,6 +112,8 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         _say("stopped; the same command goes on from here")
     for name, why in list(outcome.failed.items())[:SHOWN]:
         _say(f"failed: {name}: {why}")
+    for name, early in list(outcome.short.items())[:SHOWN]:
+        _say(f"short: {name}: {early}")
     if config.streams is not None and not interrupted:
         result |= _write_streams(config)
     return {
@@ -120,6 +122,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         "skipped": outcome.skipped,
         "failed": len(outcome.failed),
         "failures": dict(list(outcome.failed.items())[:SHOWN]),
+        "short": dict(list(outcome.short.items())[:SHOWN]),
         "frames": outcome.frames,
         "bytes": outcome.bytes,
         "interrupted": interrupted,

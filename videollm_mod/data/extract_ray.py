@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from videollm_mod.data.extract import Job, Outcome, encode, frames_of
+from videollm_mod.data.extract import Job, Outcome, encode, ends_early, frames_of
 from videollm_mod.data.features import DTYPES, Kind, write_features
 from videollm_mod.types import InputError
 from videollm_mod.vision import FrameEncoder, tower_from_config
@@ -105,14 +105,16 @@ class _Gathered:
         vectors = torch.from_numpy(np.stack([vector for _, vector in rows]))
         if self.kind.dtype == "bf16":
             vectors = vectors.view(DTYPES["bf16"])
+        times, duration = [time for time, _ in rows], self.ends[job][1]
         try:
-            times, duration = [time for time, _ in rows], self.ends[job][1]
             size = write_features(about.out, self.kind, vectors, times, duration=duration, video=about.name)
         except InputError as error:
             self._finish(job, str(error))
             return
         self.outcome.done, self.outcome.bytes = self.outcome.done + 1, self.outcome.bytes + size
         self.outcome.frames += len(rows)
+        if (early := ends_early(times, self.kind.fps, duration)) is not None:
+            self.outcome.short[about.name] = early
         self._finish(job, None)
 
     def _finish(self, job: int, why: str | None) -> None:

@@ -51,12 +51,13 @@ ENOUGH = (
 def read_ovo_bench(source: Source) -> Iterator[Stream]:
     """One stream a video, up to its last question."""
     videos: dict[str, list[tuple[float, str, str, dict[str, Any]]]] = {}
-    for place, item in enumerate(source.json(FILE)):
+    for place, item in enumerate(source.json(FILE, of=list)):
         with source.record(FILE, item.get("id", place) if isinstance(item, dict) else place):
             videos.setdefault(sentence(item["video"], "its video"), []).extend(_questions(item))
     for video, questions in videos.items():
-        stem = video.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        found = source.place(stem)
+        if not questions:
+            continue
+        found = source.place(video.rsplit(".", 1)[0])
         if found is None:
             continue
         questions.sort(key=lambda one: one[0])
@@ -79,7 +80,8 @@ def _questions(item: dict[str, Any]) -> list[tuple[float, str, str, dict[str, An
     if task not in GROUPS["forward"]:
         options = [str(option) for option in item["options"]]
         right = number(item["gt"], "gt")
-        options[right]  # an answer that is no option is a bad record
+        if right >= len(options):
+            raise ValueError(f"its gt is {right}, and it has {len(options)} options")
         listed = "; ".join(f"{chr(65 + place)}. {option}" for place, option in enumerate(options)) + ";"
         question = CHOICE.format(as_written(item["question"], "its question"), listed)
         return [(seconds(item["realtime"]), question, chr(65 + right), meta | {"options": options})]

@@ -16,6 +16,7 @@ from typing import Any
 from videollm_mod.data.segments import MAX_SECONDS
 from videollm_mod.types import InputError
 
+_CALLED: dict[type, str] = {list: "list", dict: "object"}
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".flv", ".mpg", ".ts")
 FEATURES = (".safetensors",)
 
@@ -57,14 +58,17 @@ class Source:
         wanted = " or ".join(names)
         raise InputError(f"{self.name} needs {wanted}, which is not in {self.root}; get it with: {self.page}.")
 
-    def json(self, *names: str) -> Any:
-        """The values of a JSON file."""
+    def json(self, *names: str, of: type = dict) -> Any:
+        """The values of a JSON file, which is an object, or of a list."""
         path = self.find(*names)
         assert path is not None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read as JSON ({error}); get it again with: {self.page}.") from error
+        if not isinstance(values, of):
+            raise InputError(f"{path} is no {_CALLED[of]}; get it again with: {self.page}.")
+        return values
 
     def table(self, *names: str, columns: tuple[str, ...], needed: bool = True) -> list[dict[str, str]]:
         """The rows of a CSV file; [] if it is not there and not needed."""
@@ -83,10 +87,10 @@ class Source:
                 raise
             raise InputError(f"{path} cannot be read as CSV ({error}); get it again with: {self.page}.") from error
 
-    def inside(self, values: Any, key: str, file: str) -> Any:
-        """What stands under the key that holds a file's records."""
-        if not isinstance(values, dict) or key not in values:
-            raise InputError(f"{file} has no '{key}'; get it again with: {self.page}.")
+    def inside(self, values: dict[str, Any], key: str, file: str, of: type = list) -> Any:
+        """What stands under the key that holds a file's records: a list, or an object of them."""
+        if not isinstance(values.get(key), of):
+            raise InputError(f"{file} has no {_CALLED[of]} '{key}'; get it again with: {self.page}.")
         return values[key]
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -101,12 +105,22 @@ class Source:
             told = f"{file}, record {name}: {why}"
             if not self.skip_bad:
                 raise InputError(f"{told}; correct it, or add --skip-bad.") from error
-            self.skipped.append(told)
+            if told not in self.skipped:  # labels and streams are read apart
+                self.skipped.append(told)
 
     # -- videos --------------------------------------------------------------------------------------------------------
 
+    def has(self, video: str) -> bool:
+        """Whether a video is there, by the name of its file."""
+        return bool(
+            (self.videos and _look_up(self._video_files, video, ""))
+            or (self.features and _look_up(self._feature_files, video, ""))
+        )
+
     def place(self, video: str, mark: str = "") -> dict[str, Path | None] | None:
         """{"video", "features"} of a video, by the name of its file, or of a folder on its way and a `mark` in it.
+
+        A name may have folders in front, FOLDER/NAME: of several files NAME the one in such a folder is taken.
 
         None if it is to be left out, because it is not there.
         """
@@ -153,10 +167,12 @@ def _index(folder: Path | None, endings: tuple[str, ...]) -> dict[str, list[Path
 
 
 def _look_up(index: dict[str, list[Path]], name: str, mark: str) -> Path | None:
-    found = index.get(name, [])
-    own = [path for path in found if path.stem == name]
+    stem = name.rsplit("/", 1)[-1]
+    found = index.get(stem, [])
+    own = [path for path in found if path.stem == stem]
+    there = [path for path in own if f"/{path.with_suffix('').as_posix()}".endswith(f"/{name}")]
     marked = [path for path in found if mark and mark in path.name]
-    return next(iter(own or marked), None)
+    return next(iter(there or own or marked), None)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -166,6 +182,13 @@ def seconds(value: Any, what: str = "a time") -> float:
     """A number of seconds; ValueError for anything else."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
         raise ValueError(f"{what} is {value!r}, no number of seconds")
+    return float(value)
+
+
+def length(value: Any, what: str = "its duration") -> float:
+    """Seconds that a video lasts; ValueError for anything else, and for nothing."""
+    if not seconds(value, what):
+        raise ValueError(f"{what} is {value!r}, no length of a video")
     return float(value)
 
 
@@ -201,7 +224,7 @@ def number(value: Any, what: str) -> int:
 
 def clock(text: str, what: str = "a time") -> float:
     """Seconds of "00:01:23.450"; ValueError for anything else."""
-    parts = text.split(":")
+    parts = text.split(":") if isinstance(text, str) else []
     try:
         if len(parts) != 3:
             raise ValueError

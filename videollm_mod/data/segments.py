@@ -103,6 +103,12 @@ def read_streams(path: str | Path, bad: Bad | None = None) -> Iterator[Stream]:
     bad: is told each line that is not right, (number from 1, error), which is then skipped. Without it, the first one
     raises InputError, which names file, line and mend.
     """
+    for _, stream in numbered_streams(path, bad):
+        yield stream
+
+
+def numbered_streams(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, Stream]]:
+    """As `read_streams`, each with the number of its line, from 1."""
     path = Path(path)
     seen: dict[str, int] = {}
     for number, line in _lines(path):
@@ -125,7 +131,7 @@ def read_streams(path: str | Path, bad: Bad | None = None) -> Iterator[Stream]:
                 raise told from error
             bad(number, told)
             continue
-        yield stream
+        yield number, stream
 
 
 def write_streams(path: str | Path, streams: Iterable[Stream]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from videollm_mod.data.segments import Segment
 from videollm_mod.types import InputError
 
 SUBTITLES = (".srt", ".vtt")
+MORE = "\0"  # what csv calls the values of a line that has more of them than there are columns
 _TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 _CUE = re.compile(rf"^\s*({_TIME.pattern})\s*-->\s*({_TIME.pattern})")
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
@@ -38,13 +40,22 @@ def read_subtitles(path: Path, at: str = "start") -> list[Segment]:
     for number, line in enumerate(lines, start=1):
         found = _CUE.match(line)
         if not found:
+            if "-->" in line:
+                raise InputError(
+                    f"{path}, line {number}: '{line.strip()}' is no cue; write 00:00:01,000 --> 00:00:02,500."
+                )
             continue
         words: list[str] = []
         for said in lines[number:]:
             if not said.strip():
                 break
+            if "-->" in said:  # no blank line between two cues: their number is no word
+                words = words[:-1] if words and words[-1].strip().isdecimal() else words
+                break
             words.append(_MARKUP.sub("", said))
         text = " ".join(" ".join(words).split())
+        if path.suffix.lower() == ".vtt":
+            text = html.unescape(text)
         try:
             start, end = parse_time(found[1]), parse_time(found[5])
             if end < start:
@@ -64,8 +75,11 @@ def read_table(path: Path, at: str = "start") -> dict[str, list[Segment]]:
     Columns: time, or start and end; text; and, if wanted, video, and kind (assistant or user).
     """
     found: dict[str, list[Segment]] = {}
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""), skipinitialspace=True)
-    columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), restkey=MORE, skipinitialspace=True, strict=True)
+    try:
+        columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+    except csv.Error as error:
+        raise InputError(f"{path}, line 1: {error}.") from error
     if "text" not in columns or not columns.keys() & {"time", "start"}:
         raise InputError(
             f"{path} has the columns {', '.join(columns) or '(none)'}; it needs text, and time, or start and end; "
@@ -73,10 +87,17 @@ def read_table(path: Path, at: str = "start") -> dict[str, list[Segment]]:
         )
     try:
         for row in rows:
+            if MORE in row:
+                raise ValueError(
+                    f"it has {len(columns) + len(row[MORE])} values for {len(columns)} columns; put a text with a "
+                    "comma into quotes"
+                )
             values = {name: (row.get(told) or "").strip() for name, told in columns.items()}
             if any(values.values()):
                 found.setdefault(values.get("video", ""), []).append(_row(values, at))
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:  # of the row that begins behind the last whole one
+        raise InputError(f"{path}, line {rows.line_num + 1}: {error}; check its quotes.") from error
+    except ValueError as error:
         raise InputError(f"{path}, line {rows.line_num}: {str(error).rstrip('.')}.") from error
     return found
 

@@ -71,11 +71,14 @@ def read_streamingbench(source: Source) -> Iterator[Stream]:
     """One stream a video of choices, then one for each proactive question. Files that are not there are left out."""
     there = [file for file in FILES if source.find(file, needed=False) is not None]
     if not there:
-        raise InputError(f"{source.name} needs {FILES[0]} or another of its files, which {source.root} has not.")
+        raise InputError(
+            f"{source.name} needs {FILES[0]} or another of its files, which {source.root} has not; get them with: "
+            f"{source.page}."
+        )
     for file in there:
         proactive = "proactive" in file
         videos: dict[str, list[dict[str, Any]]] = {}
-        for place, group in enumerate(source.json(file)):
+        for place, group in enumerate(source.json(file, of=list)):
             before: list[str] = []
             for entry in group if isinstance(group, list) else [group]:
                 with source.record(file, place):

@@ -14,10 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.data.reading import VIDEOS, Source, seconds, sentence
+from videollm_mod.data.reading import VIDEOS, Source, length, seconds, sentence
 from videollm_mod.data.segments import Segment, Stream
 from videollm_mod.types import InputError
 
+PREFIXES = (
+    "",
+    "v_",
+    "vid",
+    "video",
+)  # of files' names: none, ActivityNet's, MSVD's and MSRVTT's, whose ids are numbers
 VIDEO_KEYS = ("video", "video_id", "video_name", "vid")
 
 
@@ -36,8 +42,10 @@ def read_video_qa(source: Source) -> Iterator[Stream]:
         if found is None:
             continue
         with source.record(file, _name(values, place)):
-            length = _length(values.get("duration"), found.get("video"))
-            end = seconds(values["time"]) if values.get("time") is not None else length
+            duration = _length(values.get("duration"), found)
+            end = seconds(values["time"]) if values.get("time") is not None else duration
+            if end is None and not any(found.values()):
+                end = 0.0  # nothing is to be watched
             if end is None:
                 raise ValueError('nobody knows how long it is; add "duration" or "time" in seconds')
             segments = (
@@ -46,7 +54,7 @@ def read_video_qa(source: Source) -> Iterator[Stream]:
                 Segment("assistant", end, text=answer, meta=meta),
             )
             about = {"data": source.name, "split": source.split, "video": video}
-            stream = Stream(_name(values, place), segments, fps=source.fps, duration=length, meta=about, **found)
+            stream = Stream(_name(values, place), segments, fps=source.fps, duration=duration, meta=about, **found)
             yield stream
 
 
@@ -54,7 +62,7 @@ def _question(values: Any, answers: dict[Any, dict[str, Any]]) -> tuple[str, str
     """(video, question, true answer, meta) of a record."""
     if not isinstance(values, dict):
         raise ValueError("it is no object, {...}")
-    values = {**answers.get(values.get("question_id"), {}), **values}
+    values = {**answers.get(str(values.get("question_id")), {}), **values}
     key = next((key for key in VIDEO_KEYS if key in values), "video")
     question, answer = sentence(values["question"], "its question"), sentence(str(values["answer"]), "its answer")
     meta: dict[str, Any] = {"task": "question"}
@@ -67,28 +75,21 @@ def _question(values: Any, answers: dict[Any, dict[str, Any]]) -> tuple[str, str
 
 
 def _place(source: Source, video: str) -> dict[str, Path | None] | None:
-    """As Source.place, by the name without its ending; ActivityNet's files have "v_" before theirs."""
+    """As Source.place, by the name without its ending, or behind one of PREFIXES."""
     name = Path(video).stem if Path(video).suffix.lower() in VIDEOS else video
-    try:
-        found = source.place(name)
-    except InputError:
-        found = source.place(f"v_{name}")
-    if found is None:
-        source.missing.discard(name)
-        found = source.place(f"v_{name}")
-    return found
+    return source.place(next((f"{before}{name}" for before in PREFIXES if source.has(f"{before}{name}")), name))
 
 
-def _length(given: Any, path: Path | None) -> float | None:
-    """Seconds, as the record or the video says."""
+def _length(given: Any, found: dict[str, Path | None]) -> float | None:
+    """Seconds, as the record, the features or the video says."""
     if given is not None:
-        return seconds(given, "its duration")
-    if path is None:
-        return None
-    from videollm_mod.video import open_video
+        return length(given)
+    from videollm_mod.data.extract import probe
+    from videollm_mod.data.frames import features_of_file
 
-    with open_video(path) as source:
-        return source.duration
+    if found["features"] is not None:
+        return features_of_file(found["features"]).duration
+    return (probe(found["video"]) or None) if found["video"] is not None else None
 
 
 def _records(path: Path) -> Iterator[Any]:
@@ -113,9 +114,10 @@ def _answers(source: Source) -> dict[Any, dict[str, Any]]:
     other = path.with_name(path.stem[:-2] + "_a" + path.suffix)
     if not other.is_file():
         raise InputError(f"{path} has the questions only; put {other.name}, which has the answers, beside it.")
-    return {values.get("question_id"): values for values in _records(other) if isinstance(values, dict)}
+    return {str(values.get("question_id")): values for values in _records(other) if isinstance(values, dict)}
 
 
 def _name(values: Any, place: int) -> str:
     known = values if isinstance(values, dict) else {}
-    return str(known.get("question_id", known.get("id", place)))
+    named = next((known[key] for key in ("question_id", "id") if known.get(key) not in (None, "")), place)
+    return str(named)

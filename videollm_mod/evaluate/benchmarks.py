@@ -160,8 +160,7 @@ def _epic_anticipation(source: Source, settings: Settings) -> Judge:
     def true(reply: Segment) -> Mapping[str, int]:
         return numbered(int(reply.meta["verb"]), int(reply.meta["noun"]))
 
-    kinds = {"verb": len(space.verbs), "noun": nouns, "action": len(space.verbs) * nouns}
-    return Classes(kinds, read, true, settings.threshold, top=5, compat=settings.compat)
+    return Classes(("verb", "noun", "action"), read, true, settings.threshold, top=5, compat=settings.compat)
 
 
 def _keystep(source: Source, settings: Settings) -> Judge:
@@ -176,7 +175,7 @@ def _keystep(source: Source, settings: Settings) -> Judge:
     def true(reply: Segment) -> Mapping[str, int]:
         return {"step": names.get(plain(reply.text), int(reply.meta["step"]))}
 
-    return Classes({"step": max(names.values()) + 1}, read, true, settings.threshold, compat=settings.compat)
+    return Classes(("step",), read, true, settings.threshold, compat=settings.compat)
 
 
 def _ovo(source: Source, settings: Settings) -> Judge:

@@ -10,9 +10,13 @@ Flags and outputs are checked before the model is loaded; heavy modules are impo
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +114,9 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
         skip_missing=config.skip_missing,
     )
     streams = [stream for stream in reading if config.chance or _is_there(stream, source)]
+    twice = next((name for name, count in Counter(stream.id for stream in streams).items() if count > 1), None)
+    if twice is not None:  # results are kept by these names
+        raise InputError(f"two streams of {config.data} are called '{twice}'; give each a name of its own.")
     streams = _of_shard(streams[: config.streams], shard)
     if not streams:
         raise InputError(f"{name} has no streams in {config.data}; check the split and the videos.")
@@ -124,10 +131,11 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
     threshold = model.settings.threshold
     judge = benchmark.judge(source, Settings(threshold, config.tolerance, config.compat, config.meteor))
     pairs = [(stream, result) for stream, results in zip(streams, rounds) for result in results]
-    videos: dict[str, list[Any]] = {}
+    videos: dict[str, Any] = {}
     for (stream, _), sums in zip(pairs, judge.tally(pairs)):
-        videos.setdefault(_video(stream), []).append(sums)
-    metrics = bootstrap([add(parts) for parts in videos.values()], judge.measure, seed=config.seed)
+        before = videos.get(_video(stream))
+        videos[_video(stream)] = sums if before is None else add([before, sums])
+    metrics = bootstrap(list(videos.values()), judge.measure, seed=config.seed)
     if config.chance:  # nothing was put into its mouth
         metrics = {key: value for key, value in metrics.items() if key not in (*FORCED, "exact_replies")}
     for value in metrics.values():
@@ -177,7 +185,12 @@ def _is_there(stream: Stream, source: Source) -> bool:
     from videollm_mod.types import InputError
 
     file = stream.features or stream.video
-    if file is None or file.exists():
+    if file is None:
+        page = f"; get them with: {source.video_page}" if source.video_page else ""
+        raise InputError(
+            f"stream '{stream.id}' of {source.name} has neither video nor features; give --videos or --features{page}."
+        )
+    if file.exists():
         return True
     if not source.skip_missing:
         raise InputError(f"stream '{stream.id}' needs {file}, which is not there; correct it, or add --skip-missing.")
@@ -205,6 +218,7 @@ def _watch(
     from videollm_mod.evaluate.journal import Journal, model_subject, read_journal
     from videollm_mod.evaluate.playing import Result, play
     from videollm_mod.evaluate.streams import run_streams
+    from videollm_mod.types import InputError
 
     workers = config.workers or os.cpu_count() or 1
     hows = {protocol: _how(benchmark, config, protocol) for protocol in ("narrate", "answer", "proactive")}
@@ -219,14 +233,21 @@ def _watch(
             known |= read_journal(path, about)
         kept = Journal(own, about)
         known |= kept.done
+    for stream in streams:
+        if known.get(stream.id, {}).get("of") not in (None, _digest(stream)):
+            raise InputError(
+                f"the journal {config.journal} is of other data, which has another stream '{stream.id}'; give another "
+                "file."
+            )
     jobs = [(stream, hows[protocol_of(benchmark, stream)]) for stream in streams if stream.id not in known]
     jobs.sort(key=lambda job: -_seconds(job[0]))  # those that share steps should end together, and the longest begin
     found: dict[str, Result] = {}
+    digests = {stream.id: _digest(stream) for stream, _ in jobs}
 
     def done(one: tuple[str, Result]) -> None:
         found[one[0]] = one[1]
         if kept is not None:
-            kept.add(one[0], one[1].to_dict())
+            kept.add(one[0], one[1].to_dict() | {"of": digests[one[0]]})
 
     try:
         run_streams(model, play, jobs, workers=workers, batch=config.batch, title=benchmark.name, done=done)
@@ -234,10 +255,19 @@ def _watch(
         if kept is not None:
             kept.__exit__()
     results = [
-        found.get(stream.id) or Result.from_dict({k: v for k, v in known[stream.id].items() if k != "stream"})
+        found.get(stream.id)
+        or Result.from_dict({k: v for k, v in known[stream.id].items() if k not in ("stream", "of")})
         for stream in streams
     ]
     return [[result] for result in results], sum(result.frames for result in found.values())
+
+
+def _digest(stream: Stream) -> str:
+    """Of what is said in a stream and when, wherever its video lies."""
+    from videollm_mod.data.segments import stream_record
+
+    record = stream_record(dataclasses.replace(stream, video=None, features=None, meta={}))
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
 
 
 def _seconds(stream: Stream) -> float:

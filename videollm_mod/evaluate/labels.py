@@ -57,13 +57,19 @@ def steps(text: str, *, compat: bool = False) -> list[str]:
     """The steps of an answer, one a line, without their numbers: "1. Cut it.\\n2. Fry it." -> ["cut it", "fry it"].
 
     Several on one line count, too, where their numbers count up: some models have no word for a new line.
-    compat: lines only, as in the public code of VideoLLM-online.
+    compat: as VideoLLM-online's code for COIN: what is behind the last ". " of each line, empty ones too, as it stands.
     """
-    lines = text.strip().splitlines()
-    if not compat:
-        lines = [part for line in lines for part in _counted(line)]
+    if compat:
+        return [line.split(". ")[-1] for line in text.split("\n")]
+    lines = [part for line in text.strip().splitlines() for part in _counted(line)]
     found = [plain(_NUMBERED.sub("", line)) for line in lines]
     return [step for step in found if step]
+
+
+def numbered_lines(text: str) -> list[str]:
+    """What VideoLLM-online's code for LTA takes for actions: the lines with a number and a full stop, from there on."""
+    found = [re.search(r"\d+\.\s*(.*)", line) for line in text.strip(" \n").split("\n")]
+    return [match[1].lower().rstrip(".") for match in found if match]
 
 
 def _counted(line: str) -> list[str]:
@@ -103,6 +109,9 @@ class ActionSpace:
         return [self._pairs[label] for label in self._space.nearest([plain(text) for text in texts])]
 
     def sequence(self, text: str, length: int, fill: tuple[int, int], *, compat: bool = False) -> list[tuple[int, int]]:
-        """The `length` actions that an answer lists, see `steps`; the last one fills up what is missing, or `fill`."""
-        found = self.numbers(steps(text, compat=compat)[:length])
+        """The `length` actions that an answer lists, see `steps`; the last one fills up what is missing, or `fill`.
+
+        compat: those of `numbered_lines`.
+        """
+        found = self.numbers((numbered_lines(text) if compat else steps(text))[:length])
         return found + [found[-1] if found else fill] * (length - len(found))
