@@ -67,10 +67,12 @@ def test_rolling_back_by_more_than_there_is_empties_the_cache(
         assert cache.seen == 0 and cache.kv_bytes == 0
 
 
-def test_a_step_that_fails_halfway_leaves_the_cache_as_it_was(llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("place", ["layers.3", "layers.3.self_attn", "layers.3.mlp"])
+def test_a_step_that_fails_halfway_leaves_the_cache_as_it_was(llama: PreTrainedModel, place: str) -> None:
+    """Before a routed layer, between what it tells its cache to expect and the keys, and behind those."""
     with routed(llama, PLAN), torch.no_grad():
         cache, undisturbed = first_half(llama), first_half(llama)
-        layer = llama.model.layers[3]
+        layer = llama.model.get_submodule(place)
 
         def fail(*_: object) -> None:
             raise KeyboardInterrupt  # somebody presses Ctrl-C while layer 3 works
