@@ -168,6 +168,7 @@ def test_stored_entries_are_the_kept_tokens_of_each_layer_and_row(llama: PreTrai
     index = right_padded([TALK.index, SHORT.index], -1)
     with routed(llama, PLANS["list"]):
         passed = run(llama, right_padded(ids), index, attention_mask=real)
+    assert passed.cache.kv_bytes == 2 * 2 * 8 * 8 * sum(map(sum, passed.cache.stored))  # key and value, heads, float64
     for number, layer in enumerate(passed.cache.layers):
         for row in range(2):
             kept = passed.kept[number][row] if number in passed.kept else torch.ones(len(TALK), dtype=torch.bool)

@@ -53,6 +53,22 @@ def test_eager_attention_equals_sdpa(models: Models, backbone: str, name: str) -
         assert far(streamed.hidden, a.hidden) < 1e-4 and same_kept(streamed.kept, a.kept)
 
 
+def test_attention_is_told_the_kept_tokens_own_positions(llama: PreTrainedModel) -> None:
+    """Beside their rotary tables: some attention scales by the number of the position."""
+    seen: list[dict] = []
+    with routed(llama, PLANS["interleaved"]):
+        attention = llama.model.layers[1].self_attn
+        hook = attention.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+        first = run(llama, TALK.ids(), TALK.index)
+        more = run(llama, TALK.ids(1), torch.where(TALK.index >= 0, TALK.index + 9, -1), past_key_values=first.cache)
+        hook.remove()
+    for kwargs, passed, start in zip(seen, (first, more), (0, len(TALK)), strict=True):
+        places = passed.kept[1][0].nonzero()[:, 0]
+        assert kwargs["position_ids"].tolist() == [(places + start).tolist()]
+        tables = llama.model.rotary_emb(passed.hidden, kwargs["position_ids"])
+        assert all(torch.equal(own, table) for own, table in zip(kwargs["position_embeddings"], tables))
+
+
 @backbones
 def test_left_padding_equals_no_padding(models: Models, backbone: str) -> None:
     model = models(backbone, torch.float64)

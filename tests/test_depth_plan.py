@@ -138,7 +138,17 @@ def test_names_are_those_of_the_design() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "tokens", "k"),
-    [(0.1, 30, 3), (0.2, 10, 2), (0.2, 50, 10), (0.2, 1, 1), (0.2, 11, 3), (0.7, 10, 7), (0.3, 10, 3), (1.0, 7, 7)],
+    [
+        (0.14, 50, 7),
+        (0.07, 100, 7),
+        (0.2, 10, 2),
+        (0.2, 50, 10),
+        (0.2, 1, 1),
+        (0.2, 11, 3),
+        (0.7, 10, 7),
+        (0.3, 10, 3),
+        (1.0, 7, 7),
+    ],
 )
 def test_k_is_the_ceiling_of_what_a_person_wrote(ratio: float, tokens: int, k: int) -> None:
     assert keep_count(ratio, tokens) == k
@@ -156,6 +166,13 @@ def test_k_is_at_least_one_and_at_most_all(ratio: float, tokens: int) -> None:
 
 def test_k_is_nothing_where_a_baseline_keeps_nothing() -> None:
     assert keep_count(0.0, 50) == 0
+
+
+def test_a_fresh_expert_has_small_scores_around_zero_that_differ() -> None:
+    torch.manual_seed(0)
+    expert = LayerExpert(1000)
+    assert 0.015 < expert.weight.std().item() < 0.025 and expert.bias.tolist() == [0.0]
+    assert len(set(expert(torch.randn(50, 1000)).tolist())) == 50
 
 
 # --- who is chosen ---------------------------------------------------------------------------------------------------
@@ -201,6 +218,7 @@ def test_uniform_places_are_distinct_and_evenly_spaced(tokens: int, share: float
     assert len(set(places)) == k and places == sorted(places) and 0 <= places[0] and places[-1] < tokens
     gaps = [b - a for a, b in zip(places, places[1:])]
     assert all(abs(gap - tokens / k) < 1 for gap in gaps)
+    assert abs(places[0] - (tokens - 1 - places[-1])) <= 1, "as far from the beginning as from the end"
 
 
 def test_random_choice_depends_on_frame_place_layer_and_seed_and_is_even() -> None:

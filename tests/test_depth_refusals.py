@@ -75,10 +75,12 @@ def test_rolling_back_by_more_than_there_is_empties_the_cache(
         assert cache.seen == 0 and cache.kv_bytes == 0
 
 
-def test_a_step_that_fails_halfway_leaves_the_cache_as_it_was(llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("place", ["layers.3", "layers.3.self_attn", "layers.3.mlp"])
+def test_a_step_that_fails_halfway_leaves_the_cache_as_it_was(llama: PreTrainedModel, place: str) -> None:
+    """Before a routed layer, between what it tells its cache to expect and the keys, and behind those."""
     with routed(llama, PLAN), torch.no_grad():
         cache, undisturbed = first_half(llama), first_half(llama)
-        layer = llama.model.layers[3]
+        layer = llama.model.get_submodule(place)
 
         def fail(*_: object) -> None:
             raise KeyboardInterrupt  # somebody presses Ctrl-C while layer 3 works
@@ -92,6 +94,22 @@ def test_a_step_that_fails_halfway_leaves_the_cache_as_it_was(llama: PreTrainedM
             llama(IDS[:, 5:], frame_index=FRAMES[:, 5:], past_key_values=each).logits for each in (cache, undisturbed)
         )
         assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ([0, 0, -1, 0, 0], "goes from frame 0 to frame 0 in row 1"),
+        ([0, 0, 2, 2, 1], "goes from frame 2 to frame 1 in row 1"),
+        ([3, 3, -1, -1, 0], "goes from frame 3 to frame 0 in row 1"),
+    ],
+    ids=["in two pieces", "falling", "falling after text"],
+)
+def test_within_a_step_a_frame_is_in_one_piece_and_numbers_rise(
+    llama: PreTrainedModel, index: list[int], told: str
+) -> None:
+    with routed(llama, PLAN), pytest.raises(InputError, match=told):
+        llama(IDS[:, :5].repeat(2, 1), frame_index=torch.tensor([[0, 0, -1, 1, 1], index]))
 
 
 def test_frame_numbers_of_any_integer_type_give_the_same_random_sets(llama: PreTrainedModel) -> None:

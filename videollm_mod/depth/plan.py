@@ -23,7 +23,7 @@ GRADIENT_GATES = ("straight", "relative")  # they leave a layer as it is, and on
 
 
 def keep_count(ratio: float, tokens: int) -> int:
-    """k = ceil(ratio * tokens). Rounded first, because 0.1 * 30 is 3.0000000000000004 in floating point."""
+    """k = ceil(ratio * tokens). Rounded first, because 0.14 * 50 is 7.000000000000001 in floating point."""
     return max(math.ceil(round(ratio * tokens, 9)), 1 if ratio > 0 else 0)
 
 
