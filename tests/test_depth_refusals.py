@@ -224,6 +224,7 @@ def test_a_layer_with_the_cache_of_another_is_refused() -> None:
 def test_hooks_that_went_in_before_are_refused_and_hooks_that_go_in_after_see_every_layer() -> None:
     """Accelerate's replace the forward of the module itself, so that a change of class would go unseen."""
     model = tiny_model("llama", torch.float32)
+    dense = model(IDS).logits
     add_hook_to_module(model.model.layers[1], ModelHook())
     with pytest.raises(InputError, match="LlamaDecoderLayer of LlamaForCausalLM has been given another forward"):
         apply_depth(model, PLAN)
@@ -243,6 +244,7 @@ def test_hooks_that_went_in_before_are_refused_and_hooks_that_go_in_after_see_ev
         for layer in model.model.layers:
             remove_hook_from_module(layer)
     assert seen == [IDS.shape[1]] * len(model.model.layers) and torch.equal(hooked.hidden, plain.hidden)
+    assert torch.equal(model(IDS).logits, dense), "what hooks have left behind went with the routing"
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma3", "mixtral"])

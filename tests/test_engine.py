@@ -219,7 +219,8 @@ def test_ready_tokens_and_pictures_are_the_same_to_it(model: StreamingVideoLM) -
     np.testing.assert_allclose(decisions[one], decisions[other], atol=1e-6)
 
 
-def test_a_step_that_fails_can_be_taken_again(model: StreamingVideoLM, middle: float) -> None:
+@pytest.mark.parametrize("place", ["model.layers.2", "lm_head"])
+def test_a_step_that_fails_can_be_taken_again(model: StreamingVideoLM, middle: float, place: str) -> None:
     engine = Engine(model)
     heard = [Heard(engine.open(middle, record_kept=True), film) for film in range(2)]
 
@@ -232,7 +233,7 @@ def test_a_step_that_fails_can_be_taken_again(model: StreamingVideoLM, middle: f
             heard_one.stream.push(frame)
         heard_one.went_in = [0, 1, 2]
     while engine.waiting:
-        handle = model.lm.model.layers[2].register_forward_pre_hook(broken)
+        handle = model.lm.get_submodule(place).register_forward_pre_hook(broken)
         with pytest.raises(MemoryError):
             engine.step()
         handle.remove()

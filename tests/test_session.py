@@ -224,6 +224,28 @@ def test_a_frame_that_is_not_later_than_the_one_before_is_refused_by_its_time() 
     session.push(second)
     with pytest.raises(InputError, match=r"0\.000 s after one at 0\.500 s"):
         session.push(first)
+    with pytest.raises(InputError, match=r"0\.500 s after one at 0\.500 s"):
+        session.push(second)
+
+
+@pytest.mark.parametrize("place", ["model.layers.1", "lm_head"])
+def test_a_step_that_fails_in_the_decoder_or_behind_it_can_be_taken_again(place: str) -> None:
+    model = tiny_model(DepthPlan("interleaved", 0.4))
+    session, undisturbed = StreamSession(model, threshold=1.0), StreamSession(model, threshold=1.0)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    for number, frame in enumerate(frames(3)):
+        if number:
+            before = session.state()
+            hook = model.lm.get_submodule(place).register_forward_pre_hook(no_memory)
+            with pytest.raises(MemoryError):
+                session.push(frame)
+            hook.remove()
+            assert session.state() == before
+        assert session.push(frame) == undisturbed.push(frame)
+    assert session.context == undisturbed.context and session.state() == undisturbed.state()
 
 
 def test_an_empty_question_and_a_threshold_that_is_no_probability_are_refused() -> None:
