@@ -125,6 +125,22 @@ def test_rows_stay_whole_when_they_move(
         assert far(own, alone[row]) < 1e-10
 
 
+def test_what_a_reduction_remembers_moves_with_its_row_and_rolls_back_with_its_frame(
+    two_rows: tuple[PreTrainedModel, RaggedCache, list[Tensor], Tensor],
+) -> None:
+    _, cache, _, _ = two_rows
+    end = next(span.end for span in cache.frames[0] if span.number == 1)
+    cache.memory = {0: {0: "a", 1: "b", 3: "c"}, 1: {1: "d"}}
+    cache.dropped, cache.evicted = {0: [4, end - 1, end, end + 2]}, {0: 3, 1: 0}
+    cache.reorder_cache(torch.tensor([1, 0]))
+    assert cache.memory == {0: {1: "d"}, 1: {0: "a", 1: "b", 3: "c"}}
+    assert cache.dropped == {1: [4, end - 1, end, end + 2]} and cache.evicted == {0: 0, 1: 3}
+    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.crop_to(end)
+    assert [span.number for span in cache.frames[0]] == [0, 1]
+    assert cache.memory[0] == {0: "a", 1: "b"} and cache.dropped == {0: [4, end - 1]} and cache.evicted == {1: 0}
+
+
 def test_moving_the_rows_of_an_empty_cache_is_harmless(llama: PreTrainedModel) -> None:
     cache = RaggedCache(LAYERS)
     cache.reorder_cache(torch.tensor([0, 0]))
