@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from videollm_mod.depth import DepthPlan, apply_depth, get_plan
+from videollm_mod.depth.layout import FrameLayout
 from videollm_mod.types import InputError
 
 Models = Callable[..., PreTrainedModel]
@@ -51,6 +52,18 @@ def test_eager_attention_equals_sdpa(models: Models, backbone: str, name: str) -
             assert far(padded[0][real.bool()], padded[1][real.bool()]) < 1e-4
         streamed = stream(eager, ids, TALK, TALK.turns)
         assert far(streamed.hidden, a.hidden) < 1e-4 and same_kept(streamed.kept, a.kept)
+
+
+def test_a_layout_that_is_thinned_between_layers_counts_what_is_left() -> None:
+    layout = FrameLayout.of(torch.tensor([[-1, 0, 0, 0, 0, -1], [0, 0, 0, 0, 1, 1]]))
+    assert layout.shape(0.5).counts == (4, 3)
+    layout.thin(torch.tensor([[1, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]], dtype=torch.bool).flatten())
+    assert layout.shape(0.5).counts == (3, 1) and layout.shape(1.0).counts == (4, 1)
+    assert [(group.rows, group.number.tolist()) for group in layout.groups] == [((1,), [1]), ((0,), [0])]
+    layout = FrameLayout.of(torch.tensor([[0, 0, 1, 1, 2, 2]]))
+    layout.thin(torch.tensor([0, 0, 0, 1, 1, 1], dtype=torch.bool))
+    left = [(group.number.tolist(), group.tokens.tolist()) for group in layout.groups]
+    assert left == [([1], [[3]]), ([2], [[4, 5]])]
 
 
 def test_attention_is_told_the_kept_tokens_own_positions(llama: PreTrainedModel) -> None:

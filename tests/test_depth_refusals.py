@@ -96,22 +96,6 @@ def test_a_step_that_fails_halfway_leaves_the_cache_as_it_was(llama: PreTrainedM
         assert torch.equal(again, expected)
 
 
-@pytest.mark.parametrize(
-    ("index", "told"),
-    [
-        ([0, 0, -1, 0, 0], "goes from frame 0 to frame 0 in row 1"),
-        ([0, 0, 2, 2, 1], "goes from frame 2 to frame 1 in row 1"),
-        ([3, 3, -1, -1, 0], "goes from frame 3 to frame 0 in row 1"),
-    ],
-    ids=["in two pieces", "falling", "falling after text"],
-)
-def test_within_a_step_a_frame_is_in_one_piece_and_numbers_rise(
-    llama: PreTrainedModel, index: list[int], told: str
-) -> None:
-    with routed(llama, PLAN), pytest.raises(InputError, match=told):
-        llama(IDS[:, :5].repeat(2, 1), frame_index=torch.tensor([[0, 0, -1, 1, 1], index]))
-
-
 def test_frame_numbers_of_any_integer_type_give_the_same_random_sets(llama: PreTrainedModel) -> None:
     index = torch.where(FRAMES >= 0, FRAMES + 1_000_000, FRAMES)
     with routed(llama, DepthPlan("all", 0.4, scorer="random", gate="identity")), torch.no_grad():

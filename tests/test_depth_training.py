@@ -199,6 +199,19 @@ def test_training_with_the_default_cache_has_the_gradients_of_training_without(m
     assert max(far(a, b) for a, b in zip(*gradients)) < 1e-10
 
 
+def test_steps_that_share_a_cache_can_be_learned_from_and_the_cache_is_part_of_no_graph(llama: PreTrainedModel) -> None:
+    """What a later step reads of an earlier one is as it is: its gradient ends there."""
+    ids, half = TALK.ids(), TALK.frame_index.index(1)
+    with routed(llama, replace(PLANS["interleaved"], gate="update")):
+        first = llama(ids[:, :half], frame_index=TALK.index[:, :half], use_cache=True)
+        cache = first.past_key_values
+        second = llama(ids[:, half:], frame_index=TALK.index[:, half:], past_key_values=cache)
+        (first.logits.logsumexp(-1).sum() + second.logits.logsumexp(-1).sum()).backward()
+        assert all(weight.grad.isfinite().all() for weight in llama.parameters())
+        assert not any(layer.keys.requires_grad or layer.values.requires_grad for layer in cache.layers)
+    llama.zero_grad()
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 @backbones
 def test_gradients_of_a_padded_batch_are_the_sum_of_its_rows(models: Models, backbone: str, use_cache: bool) -> None:

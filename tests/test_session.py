@@ -177,6 +177,36 @@ def test_a_question_may_come_before_the_first_frame() -> None:
     assert session.state().frames == 0
 
 
+def test_what_it_is_told_and_answers_later_stands_in_its_context_as_a_conversation_does() -> None:
+    session = StreamSession(tiny_model(DepthPlan("interleaved", 0.4)), threshold=0.0)
+    first, second = frames(2)
+    session.push(first)
+    session.tell("What happened?")
+    session.push(second)
+    answer = session.reply()
+    said = [System(session.settings.system), Stream(1), User("What happened?"), Stream(1), Assistant(answer.text)]
+    ids = session.template.encode(said).input_ids.tolist()
+    assert session.context == ids[: len(session.context)] and ids[len(session.context) :] == [session.template.eos_id]
+
+
+def test_what_it_recalls_of_an_earlier_life_stands_before_its_first_frame_questions_too() -> None:
+    session = StreamSession(tiny_model(DepthPlan("interleaved", 0.4)), threshold=0.0)
+    (frame,) = frames(1)
+    session.recall([StreamEvent(3.0, "answer", "leaves", 6, "What?", 3.0), StreamEvent(4.0, "narration", "enters", 8)])
+    session.push(frame)
+    said = [System(session.settings.system), User("What?"), Assistant("leaves"), Assistant("enters"), Stream(1)]
+    assert session.context == session.template.encode(said).input_ids.tolist()
+    with pytest.raises(InputError, match="has begun already"):
+        session.recall([])
+
+
+def test_the_probability_of_silence_is_reckoned_in_single_precision() -> None:
+    session = StreamSession(tiny_model(DepthPlan("full")))
+    logits = torch.randn(4, session.model.lm.config.vocab_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    silence, _ = session.judge(logits)
+    assert silence == logits.float().softmax(-1)[:, session.template.interval_id].tolist()
+
+
 def test_an_answer_does_not_come_before_its_question_was_asked() -> None:
     session = StreamSession(tiny_model(DepthPlan("interleaved", 0.4)), threshold=0.0)
     first, second = frames(2)  # at 0 and 0.5 s

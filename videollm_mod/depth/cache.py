@@ -398,3 +398,5 @@ class RaggedCache(Cache):
         if self.frames:
             self.frames = [list(self.frames[row]) for row in rows]
             self.memory = {new: dict(self.memory[old]) for new, old in enumerate(rows) if old in self.memory}
+            self.dropped = {new: list(self.dropped[old]) for new, old in enumerate(rows) if old in self.dropped}
+            self.evicted = {new: self.evicted[old] for new, old in enumerate(rows) if old in self.evicted}
