@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videollm_mod.dialogue import Assistant, Segment, Stream, System, User
-from videollm_mod.train.corrupt import FEW, corrupt, mislead, reworded
+from videollm_mod.train.corrupt import FEW, corrupt, mislead
 
 OTHERS = ("A small red ring appears.", "The scene changes.")
 TURNS = st.lists(st.tuples(st.integers(1, 5), st.sampled_from(("narration", "question"))), max_size=6)
@@ -134,25 +134,3 @@ def test_where_there_is_no_other_sentence_nobody_is_misled() -> None:
     segments: list[Segment] = [Stream(2), Assistant("One."), Stream(2), Assistant("Two."), Stream(2)]
     assert mislead(segments, random.Random(0), ["One."]) == segments
     assert mislead(segments, random.Random(0), []) == segments
-
-
-@settings(max_examples=200, deadline=None)
-@given(conversations(), st.integers(0, 1000), st.floats(0, 1))
-def test_rewording_changes_narrations_alone_and_the_answers_that_repeat_them(
-    segments: list[Segment], seed: int, share: float
-) -> None:
-    new = reworded(segments, random.Random(seed), share, str.upper)
-    assert [s for s in new if not isinstance(s, Assistant)] == [s for s in segments if not isinstance(s, Assistant)]
-    for i, (a, b) in enumerate(zip(new, segments, strict=True)):
-        if isinstance(a, Assistant) and isinstance(b, Assistant):
-            assert a.learn == b.learn and a.text in (b.text, b.text.upper())
-            assert a == b or isinstance(segments[i - 1], Stream)  # no answer here repeats what was told
-    if share in (0, 1):
-        assert narrations(new) == [text.upper() if share else text for text in narrations(segments)]
-
-
-def test_an_answer_says_what_was_told_in_the_words_in_which_it_was() -> None:
-    question = [User("What happened last?"), Assistant("A box is placed.")]
-    segments: list[Segment] = [Stream(2), Assistant("A box is placed."), Stream(2), *question, Stream(1)]
-    assert replies(reworded(segments, random.Random(0), 1.0, str.upper), True) == ["A BOX IS PLACED."] * 2
-    assert reworded(segments, random.Random(0), 0.0, str.upper) == segments

@@ -302,7 +302,7 @@ def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
     model = load(folder)
     fps, size = model.settings.fps, model.encoder.tower.image_size
     camera = CameraConfig(fps=fps, size=size) if recipe.has_cameras else None
-    phase = Phase(0, 0, WorldConfig(fps=fps, size=size), camera)
+    phase = Phase(0, 0, WorldConfig(fps=fps, size=size), camera, recipe.phases[-1].camera_share)
     streams = [any_stream("validation", number, phase, recipe) for number in range(recipe.calibration_streams)]
     streams = [stream for stream in streams if recipe.data is None or stream.events]
     if not streams:  # answers alone: nobody decides when to speak

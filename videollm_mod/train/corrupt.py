@@ -13,7 +13,7 @@ go by them instead of by what it sees, and one mistake becomes all of them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from videollm_mod.dialogue import Assistant, Segment, Stream, User
@@ -69,25 +69,6 @@ def mislead(segments: Sequence[Segment], rng: random.Random, others: Sequence[st
         reply = instead[i]
         if isinstance(reply, Assistant) and isinstance(segments[i - 1], User) and reply.text in lost:
             instead[i] = replace(reply, learn=False)
-    return instead
-
-
-def reworded(
-    segments: Sequence[Segment], rng: random.Random, share: float, change: Callable[[str], str]
-) -> list[Segment]:
-    """The conversation with that share of its narrations changed, and of the answers that repeat them."""
-    told, changed = "", ""  # the newest narration, as it was and as it is
-    instead = list(segments)
-    for i in range(1, len(segments)):
-        reply, before = segments[i], segments[i - 1]
-        if not isinstance(reply, Assistant):
-            continue
-        if isinstance(before, Stream):
-            told = reply.text
-            changed = change(told) if rng.random() < share else told
-            instead[i] = replace(reply, text=changed)
-        elif told and reply.text == told:
-            instead[i] = replace(reply, text=changed)
     return instead
 
 

@@ -17,10 +17,10 @@ from videollm_mod.data.own import Own, OwnSample, own_stream, read_videos
 from videollm_mod.dialogue import Segment
 from videollm_mod.train.camera import camera_changes, seen
 from videollm_mod.train.changes import token_changes
-from videollm_mod.train.corrupt import corrupt, mislead, reworded
+from videollm_mod.train.corrupt import corrupt, mislead
 from videollm_mod.train.recipe import Phase, Recipe, TowerStage
 from videollm_mod.world import COLOURS, SHAPES, SIZES, Narrated, WorldStream, all_narrations, make_stream, matter
-from videollm_mod.world.camera import NAMES, CameraStream, all_camera_sentences, make_camera_stream, parse, unnamed
+from videollm_mod.world.camera import NAMES, CameraStream, all_camera_sentences, make_camera_stream, parse
 from videollm_mod.world.conversation import segments
 
 ROLES = ("thing", "hand", "clutter")
@@ -87,8 +87,6 @@ def stream_sample(split: str, number: int, phase: Phase, recipe: Recipe) -> Stre
     conversation = segments(stream, system) if own is None else own.conversation(system)
     features = None if own is None else own.features()
     frames = torch.from_numpy(stream.frames()) if features is None else torch.empty(len(features), 0, 0, 3).byte()
-    if split == "train" and recipe.unnamed and isinstance(stream, CameraStream):
-        conversation = reworded(conversation, random.Random(f"{split}/{number}/names"), recipe.unnamed, unnamed)
     rng = random.Random(f"{split}/{number}/corrupt")
     if split == "train" and rng.random() < recipe.corrupt:
         conversation = corrupt(conversation, rng, _sentences(stream, recipe))

@@ -86,7 +86,6 @@ class Recipe:
     reduction: dict[str, Any] | None = None  # in place while streams are learned, as `Reduction.to_dict` has it
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
     misled: float = 0.0  # share of the others in which most earlier replies are
-    unnamed: float = 0.0  # share of the sentences of fixed cameras in which "something" stands for every name
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
     train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
     keep_warmup: int = 0  # steps of the second stage over which the keep ratio falls from 1 to the plan's
@@ -143,7 +142,6 @@ class Recipe:
             (values, "lora", None),
             (values, "cell_weight", 0.0),
             (values, "misled", 0.0),
-            (values, "unnamed", 0.0),
             (values, "calibrate_names", True),
             (values, "pretrained", None),
             (values, "reduction", None),

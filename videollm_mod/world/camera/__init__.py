@@ -5,7 +5,7 @@ from videollm_mod.world.camera.config import KINDS, NAMES, PLACES, SIDES, SPLITS
 from videollm_mod.world.camera.questions import CameraQuestion
 from videollm_mod.world.camera.story import CameraEvent
 from videollm_mod.world.camera.stream import CameraStream, make_camera_stream
-from videollm_mod.world.camera.words import all_camera_sentences, narration, parse, unnamed
+from videollm_mod.world.camera.words import all_camera_sentences, narration, parse
 
 __all__ = [
     "KINDS",
@@ -22,5 +22,4 @@ __all__ = [
     "make_camera_stream",
     "narration",
     "parse",
-    "unnamed",
 ]

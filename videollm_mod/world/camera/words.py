@@ -48,11 +48,6 @@ def parse(text: str) -> tuple[str, str] | None:
     return None
 
 
-def unnamed(text: str) -> str:
-    """A narration in which every name is "something"."""
-    return re.sub(rf"\bA (?:{'|'.join(NAMES[:-1])})\b", "Something", text)
-
-
 def say_view(names: Sequence[str]) -> str:
     """The things in view, in the order given: "A person, something and a box."."""
     if not names:
