@@ -7,4 +7,4 @@ PATH="$PWD/.venv/bin:$PATH"
 videollm-mod train camera --threads 2 --out out/camera "$@"
 mkdir -p videollm_mod/assets/camera
 cp -r out/camera/model/. videollm_mod/assets/camera/
-mkdir -p docs/results && cat out/camera/first/log.jsonl out/camera/log.jsonl > docs/results/train_camera.jsonl
+mkdir -p docs/results && cat out/camera/{first/first,first,.}/log.jsonl > docs/results/train_camera.jsonl

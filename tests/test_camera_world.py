@@ -1,7 +1,9 @@
 """What fixed cameras see in the generated world: every event is shown when it is told, and told as it is shown."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def test_dials_of_pixels_do_not_change_the_story(number: int) -> None:
     other = make_camera_stream(
         "train",
         number,
-        CameraConfig(size=64, noise=0, jitter=0.02, light=0, shadows=0, blur=0, distractors=1, crf=(40, 40)),
+        CameraConfig(size=64, noise=0, jitter=0.02, light=0, shadows=0, blur=0, distractors=1, film=1, crf=(40, 40)),
     )
     assert plain.events == other.events
     assert plain.script.walkers == other.script.walkers and plain.script.hands == other.script.hands
@@ -245,6 +247,33 @@ def test_every_kind_and_side_is_frequent_enough(streams: list[CameraStream]) -> 
     assert named["something"] > 0.25 * total and len(named) == 6
 
 
+def test_another_film_changes_all_pixels_and_nothing_else() -> None:
+    for number in range(6):
+        plain = make_camera_stream("train", number, CameraConfig(compress=False, seconds=4))
+        other = make_camera_stream("train", number, CameraConfig(compress=False, seconds=4, film=1))
+        assert plain.events == other.events and other.script.scene.film is not None
+        assert replace(other.script.scene, film=None) == plain.script.scene
+        apart = np.abs(plain.render(1.0).astype(int) - other.render(1.0).astype(int)).mean()
+        assert apart > 0.5  # in 8-bit levels, bars included
+
+
+def test_pairs_crowds_and_aspects_are_as_asked_for() -> None:
+    def streams_of(**dials: Any) -> list[CameraStream]:
+        return [make_camera_stream("train", number, CameraConfig(quiet=0, **dials)) for number in range(60)]
+
+    def at_once(streams: list[CameraStream]) -> int:
+        return sum(b.time - a.time < 0.6 for stream in streams for a, b in pairwise(stream.events))
+
+    assert at_once(streams_of(objects=1, pairs=0)) == 0
+    assert at_once(streams_of(objects=1, pairs=1)) > 2 * at_once(streams_of(objects=1)) > 0
+    walkers = [
+        sum(len(stream.script.walkers) for stream in streams_of(objects=0, events_per_minute=14, crowd=crowd))
+        for crowd in (0, 1)
+    ]
+    assert walkers[1] > 1.1 * walkers[0]
+    assert {stream.script.scene.aspect for stream in streams_of(aspects=((16, 9), (4, 3)))} == {(16, 9), (4, 3)}
+
+
 def test_some_streams_are_quiet_and_all_can_be(streams: list[CameraStream]) -> None:
     assert 0.04 <= sum(not stream.events for stream in streams) / len(streams) <= 0.2
     assert not any(make_camera_stream("train", number, CameraConfig(quiet=1)).events for number in range(20))
@@ -259,6 +288,11 @@ def test_some_streams_are_quiet_and_all_can_be(streams: list[CameraStream]) -> N
         {"size": 8},
         {"events_per_minute": 100},
         {"quiet": 2},
+        {"pairs": 2},
+        {"crowd": -1},
+        {"film": 1.5},
+        {"aspects": ()},
+        {"aspects": ((16, 0),)},
         {"crf": (30, 20)},
         {"crf": (0, 60)},
         {"noise": float("nan")},

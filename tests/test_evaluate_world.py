@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluate_cases import random_model, short_stream, true_said, watched
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from videollm_mod.evaluate.calibrate import calibrate, climb
+from videollm_mod.evaluate.events import events_told
 from videollm_mod.evaluate.metrics import Said
 from videollm_mod.evaluate.mistakes import mistakes_in, worst
 from videollm_mod.evaluate.programs import Program
@@ -26,6 +29,7 @@ from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
 from videollm_mod.world import WorldStream
+from videollm_mod.world.camera import CameraConfig, make_camera_stream
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +72,44 @@ def test_right_times_with_other_words_count_for_timing_alone() -> None:
     result = summarise([watched(stream, words) for stream, words in zip(STREAMS, said)], 0.5)
     assert (result["f1"], result["timing_f1"], result["content_accuracy"]) == (0, 1, 0)
     assert result["false_alarms_per_minute"] == 0
+
+
+CAMERAS = [make_camera_stream("test", number, CameraConfig(seconds=30, size=32)) for number in range(6)]
+
+
+def test_of_cameras_kind_and_side_count_within_a_second_whatever_the_name() -> None:
+    def said(change: Callable[[Said], Said]) -> list[list[Said]]:
+        return [[change(Said(event.time, event.text)) for event in stream.events] for stream in CAMERAS]
+
+    def result_of(words: list[list[Said]]) -> dict[str, Any]:
+        return summarise([watched(stream, each) for stream, each in zip(CAMERAS, words)], 0.5)
+
+    def renamed(item: Said) -> Said:
+        name = re.sub("^(A [a-z]+|Something)", "A box" if "A box" not in item.text else "A ball", item.text)
+        return Said(item.time + 0.9, name)
+
+    perfect, other = result_of(said(lambda item: item)), result_of(said(renamed))
+    assert perfect["f1_kind_and_side"] == 1 and perfect["events"] > 10
+    assert (other["f1"], other["f1_kind_and_side"]) == (0, 1)
+    assert result_of(said(lambda item: Said(item.time + 1.1, item.text)))["f1_kind_and_side"] < 0.5
+    turned = result_of(said(lambda item: Said(item.time, re.sub("left|right|middle|top|bottom", "nowhere", item.text))))
+    assert turned["f1_kind_and_side"] == 0
+    assert sum(row["events"] for row in perfect["by_kind_and_side"].values()) == sum(
+        len(stream.events) for stream in CAMERAS
+    )
+    assert all(row["recall"] == 1 and row["told"] == row["events"] for row in perfect["by_kind_and_side"].values())
+
+
+def test_of_two_things_told_in_one_breath_each_counts() -> None:
+    events = events_told(
+        [Said(2.0, "A box is placed on the left. Something is placed in the middle."), Said(3.0, "Oh.")]
+    )
+    assert events == [(2.0, "placed left"), (2.0, "placed middle"), (3.0, "Oh.")]
+
+
+def test_shapes_have_no_kinds_and_sides() -> None:
+    result = summarise([watched(stream, true_said(stream)) for stream in STREAMS], 0.5)
+    assert result["f1_kind_and_side"] is None and result["by_kind_and_side"] == {}
 
 
 def test_an_answer_is_right_only_word_by_word() -> None:
@@ -144,6 +186,8 @@ def test_calibration_chooses_a_threshold_of_its_grid_and_tells_what_it_measured(
     measured = {tried.threshold: tried.f1 for tried in table if tried.f1 is not None}
     assert len(measured) >= 2
     assert measured[best] == max(measured.values())
+    silent = calibrate(random_model(), [short_stream(seconds=6)], grid=grid, names=False)[1]
+    assert {tried.f1 for tried in silent} <= {None, 1.0}  # of shapes there is nothing to be told without names
     with pytest.raises(InputError, match="0 streams"):
         calibrate(random_model(), [])
     with pytest.raises(InputError, match="does not ascend"):

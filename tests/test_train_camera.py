@@ -12,7 +12,8 @@ from videollm_mod.dialogue import IGNORE, Assistant
 from videollm_mod.train.build import build
 from videollm_mod.train.camera import camera_changes
 from videollm_mod.train.changes import CHANGES
-from videollm_mod.train.data import NAMED, ROLES, StreamSamples, TowerSamples, any_stream, is_camera
+from videollm_mod.train.command import TrainConfig, _checked
+from videollm_mod.train.data import NAMED, ROLES, StreamSamples, TowerSamples, any_stream, is_camera, stream_sample
 from videollm_mod.train.loop import StreamStage, validate
 from videollm_mod.train.recipe import Phase, Recipe, TowerStage
 from videollm_mod.world import WorldConfig, WorldStream
@@ -115,3 +116,25 @@ def test_the_tower_goes_on_naming_while_streams_are_learned() -> None:
         optimiser.step()
     assert stage.cells is not None and stage.cells.cell.weight.grad is not None
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_each_run_of_a_chain_sees_other_streams_and_all_have_the_flags() -> None:
+    run: Recipe | None = _checked(TrainConfig(recipe="camera", seed=4, set=("weight_decay=0.1",)))
+    seeds = []
+    while run is not None:
+        seeds.append(run.seed)
+        assert run.weight_decay == 0.1
+        run = run.first
+    assert seeds == [6, 5, 4]
+
+
+def test_most_replies_are_wrong_in_the_misled_share_of_training_streams_alone() -> None:
+    recipe = mixed(misled=1.0)
+    phase = recipe.phases[0]
+
+    def wrong(split: str) -> int:
+        samples = [stream_sample(split, number, phase, recipe) for number in range(12)]
+        return sum(isinstance(s, Assistant) and not s.learn for sample in samples for s in sample.segments)
+
+    assert wrong("train") > 0 and wrong("validation") == 0
+    assert "misled" not in mixed().to_dict() and recipe.to_dict()["misled"] == 1.0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videollm_mod.dialogue import Assistant, Segment, Stream, System, User
-from videollm_mod.train.corrupt import corrupt
+from videollm_mod.train.corrupt import FEW, corrupt, mislead
 
 OTHERS = ("A small red ring appears.", "The scene changes.")
 TURNS = st.lists(st.tuples(st.integers(1, 5), st.sampled_from(("narration", "question"))), max_size=6)
@@ -88,3 +88,49 @@ def test_without_another_sentence_the_reply_is_emptied() -> None:
     segments: list[Segment] = [Stream(2), Assistant("One."), Stream(2), Assistant("Two."), Stream(2)]
     said = {text for seed in range(50) for text in replies(corrupt(segments, random.Random(seed), ["One."]), False)}
     assert said == {""}
+
+
+MANY_OTHERS = tuple(f"A thing number {number} appears." for number in range(9))
+
+
+@settings(max_examples=300, deadline=None)
+@given(conversations(), st.integers(0, 1000))
+def test_a_misled_conversation_has_every_frame_and_learns_all_that_is_still_true(
+    segments: list[Segment], seed: int
+) -> None:
+    misled = mislead(segments, random.Random(seed), MANY_OTHERS)
+    assert [s for s in misled if not isinstance(s, Assistant)] == [s for s in segments if not isinstance(s, Assistant)]
+    for i, (new, old) in enumerate(zip(misled, segments, strict=True)):
+        if isinstance(new, Assistant) and isinstance(old, Assistant) and new != old:
+            assert not new.learn
+            assert new.text in MANY_OTHERS or isinstance(misled[i - 1], User)  # wrong, or repeats what was lost
+    if narrations(segments):
+        assert narrations(segments)[-1] in replies(misled, True)
+    assert len({text for text in replies(misled, False) if text in MANY_OTHERS}) <= max(FEW)
+
+
+def test_most_replies_of_misled_conversations_are_wrong_and_the_answer_that_repeats_one_is_not_learned() -> None:
+    segments: list[Segment] = []
+    for number in range(6):
+        segments += [Stream(4), Assistant(f"It is {number}.")]
+    segments += [
+        Stream(1),
+        User("What happened last?"),
+        Assistant("It is 0."),
+        Stream(1),
+        Assistant("Last."),
+        Stream(2),
+    ]
+    found = [mislead(segments, random.Random(seed), MANY_OTHERS) for seed in range(300)]
+    wrong = sum(text in MANY_OTHERS for each in found for text in replies(each, False))
+    assert 0.6 < wrong / (300 * 6) < 0.8
+    assert any(len(set(replies(each, False)) & {*MANY_OTHERS}) == 1 for each in found)  # the same words again and again
+    for each in found:
+        lost = "It is 0." not in narrations(each)
+        assert ("It is 0." in replies(each, False)) == lost
+
+
+def test_where_there_is_no_other_sentence_nobody_is_misled() -> None:
+    segments: list[Segment] = [Stream(2), Assistant("One."), Stream(2), Assistant("Two."), Stream(2)]
+    assert mislead(segments, random.Random(0), ["One."]) == segments
+    assert mislead(segments, random.Random(0), []) == segments

@@ -25,13 +25,20 @@ class Tried:
 
     threshold: float
     f1_teacher_forced: float
-    f1: float | None  # self-conditioned; None if the search did not get there
+    f1: float | None  # self-conditioned, names apart if they do not count; None if the search did not get there
 
 
 def calibrate(
-    model: StreamingVideoLM, streams: Sequence[Narrated], *, grid: Sequence[float] = GRID, workers: int = 1
+    model: StreamingVideoLM,
+    streams: Sequence[Narrated],
+    *,
+    grid: Sequence[float] = GRID,
+    workers: int = 1,
+    names: bool = True,
 ) -> tuple[float, list[Tried]]:
     """The best threshold of an ascending grid, and what was measured at each of them. The model is not changed.
+
+    names: whether the whole sentence must be right; else, of fixed cameras, kind and side (events.py).
 
     Raises:
         InputError: no streams, or a grid that is empty, does not ascend or leaves [0, 1].
@@ -55,8 +62,11 @@ def calibrate(
             compare([Said(event.time, event.text) for event in own.narrations], own.answers, stream)
             for stream, own in zip(streams, run_streams(model, watch_own, jobs, workers=workers, title=title))
         ]
-        sizes = (sum(map(len, part)) for part in zip(*((r.right, r.said, r.true) for r in results)))
-        return precision_recall_f1(*sizes)[2]
+        if names:
+            counts = [(len(result.right), len(result.said), len(result.true)) for result in results]
+        else:
+            counts = [result.events for result in results]
+        return precision_recall_f1(*(sum(count[i] for count in counts) for i in range(3)))[2]
 
     peak = [place for place, score in enumerate(forced) if score == max(forced)]
     best, measured = climb(own_f1, peak[len(peak) // 2], len(grid))

@@ -10,7 +10,6 @@ place right, within --tolerance; the thing's name does not count.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -126,13 +125,12 @@ def narrate(model: StreamingVideoLM, clip: Path) -> tuple[list[Said], list[tuple
 
     A sentence that tells of no such event stands among the events as it is: it counts as wrong.
     """
+    from videollm_mod.evaluate.events import events_told
     from videollm_mod.evaluate.metrics import Said
     from videollm_mod.stream.session import StreamSession
     from videollm_mod.video import open_video
-    from videollm_mod.world.camera import parse
 
     session = StreamSession(model)
-    said: list[Said] = []
     told: list[tuple[float, str]] = []
     times: list[float] = []
     with open_video(clip, fps=model.settings.fps) as video:
@@ -140,10 +138,7 @@ def narrate(model: StreamingVideoLM, clip: Path) -> tuple[list[Said], list[tuple
             times.append(frame.time)
             for event in session.push(frame):
                 told.append((event.time, event.text))
-                for sentence in re.split(r"(?<=[.!?])\s+", event.text):
-                    found = parse(sentence)
-                    said.append(Said(event.time, " ".join(found) if found else sentence))
-    return said, told, times
+    return events_told([Said(*each) for each in told]), told, times
 
 
 def read_labels(path: Path) -> list[Said]:

@@ -26,6 +26,7 @@ NAMES = {
     "f1": "Event F1, own words (±0.5 s, right sentence)",
     "precision": "Precision",
     "recall": "Recall",
+    "f1_kind_and_side": "Event F1, kind and side right (±1 s, names apart)",
     "timing_f1": "Timing F1 (any sentence)",
     "content_accuracy": "Right sentence, of those in time",
     "false_alarms_per_minute": "False alarms per minute of quiet",

@@ -94,12 +94,13 @@ def _known(values: Any) -> dict[str, Any] | None:
             low, high = ends or (None, None)
             metrics[name] = {"value": values.get(name), "low": low, "high": high}
         forced = [name for name in metrics if name in WORLD_FORCED]
+        of_cameras = ["f1_kind_and_side"] if values["world"] == "cameras" else []
         return {
             "benchmark": "world",
             "model": values.get("model"),
             "metrics": metrics,
             "teacher_forced": forced,
-            "main": ["f1", "timing_f1", "question_accuracy", *forced],
+            "main": ["f1", *of_cameras, "timing_f1", "question_accuracy", *forced],
             "samples": values.get("events"),
             "videos": values.get("streams"),
             **{key: values.get(key) for key in ("plan", "split", "threshold", "warnings")},

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from videollm_mod.evaluate.events import EVENTS, events_told
+from videollm_mod.evaluate.events import TOLERANCE as EVENT_TOLERANCE
 from videollm_mod.evaluate.metrics import (
     Said,
     false_alarms,
@@ -26,6 +28,7 @@ from videollm_mod.evaluate.self_conditioned import SelfConditioned
 from videollm_mod.evaluate.streams import Watched
 from videollm_mod.evaluate.teacher_forced import TeacherForced
 from videollm_mod.world import Narrated, narrations
+from videollm_mod.world.camera import CameraStream
 
 RESAMPLES = 1000
 LATE = 100  # frames, after which the public code of VideoLLM-online babbles
@@ -42,6 +45,7 @@ class Spoken:
     in_time: tuple[tuple[int, int], ...]  # pairs in time, whatever was said
     alarms: tuple[int, ...]  # indices in `said` with nothing true near
     answered: tuple[bool, ...]  # per question: exactly right
+    events: tuple[int, int, int] = (0, 0, 0)  # of a fixed camera, names apart (events.py): right, told, true
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Tally:
     time_diff: float | None
     fluency: float | None
     lm_correctness: float | None
+    events: tuple[int, int, int] = (0, 0, 0)  # as in Spoken
 
 
 def true_narration(stream: Narrated) -> tuple[Said, ...]:
@@ -80,7 +85,17 @@ def compare(said: Sequence[Said], answers: Sequence[str], stream: Narrated) -> S
         in_time=tuple(match(said, true, by_text=False)),
         alarms=tuple(false_alarms(said, true)),
         answered=tuple(text == question.answer for text, question in zip(answers, stream.questions, strict=True)),
+        events=_events(said, stream) if isinstance(stream, CameraStream) else (0, 0, 0),
     )
+
+
+def _events(said: Sequence[Said], stream: CameraStream) -> tuple[int, int, int]:
+    told, true = events_told(said), _true_events(stream)
+    return len(match(told, true, tolerance=EVENT_TOLERANCE)), len(told), len(true)
+
+
+def _true_events(stream: CameraStream) -> list[Said]:
+    return events_told([Said(event.time, event.text) for event in stream.events])
 
 
 def spoken(watched: Watched) -> Spoken:
@@ -110,6 +125,7 @@ def tally(watched: Watched, threshold: float) -> Tally:
         time_diff=mean(score["time_diff"] for score in scores),
         fluency=mean(score["fluency"] for score in scores),
         lm_correctness=mean(score["lm_correctness"] for score in scores),
+        events=result.events,
     )
 
 
@@ -119,11 +135,13 @@ def metrics_of(tallies: Sequence[Tally]) -> dict[str, float | None]:
     right, in_time = sum(t.right for t in tallies), sum(t.in_time for t in tallies)
     quiet, questions = sum(t.quiet_minutes for t in tallies), sum(t.questions for t in tallies)
     late = sum(t.late_quiet_minutes for t in tallies)
+    events = [sum(t.events[i] for t in tallies) for i in range(3)]
     precision, recall, f1 = precision_recall_f1(right, said, true)
     return {
         "f1": f1,
         "precision": precision,
         "recall": recall,
+        "f1_kind_and_side": precision_recall_f1(*events)[2] if any(events) else None,
         "timing_f1": precision_recall_f1(in_time, said, true)[2],
         "content_accuracy": right / in_time if in_time else None,
         "false_alarms_per_minute": sum(t.alarms for t in tallies) / quiet if quiet else None,
@@ -160,6 +178,7 @@ def summarise(watched: Sequence[Watched], threshold: float) -> dict[str, Any]:
         **{name: None if value is None else round(value, DIGITS) for name, value in metrics_of(tallies).items()},
         "intervals": intervals(tallies),
         "by_kind": _by_kind(watched),
+        "by_kind_and_side": _by_kind_and_side(watched),
         "by_question": _by_question(watched),
         "streams": len(watched),
         "frames": sum(len(item.own.silence) for item in watched),
@@ -194,6 +213,28 @@ def _by_kind(watched: Sequence[Watched]) -> dict[str, dict[str, float]]:
     return {
         kind: {"events": n, "recall": round(share(right, n), DIGITS), "timing_recall": round(share(timed, n), DIGITS)}
         for kind, (n, right, timed) in sorted(counts.items())
+    }
+
+
+def _by_kind_and_side(watched: Sequence[Watched]) -> dict[str, dict[str, float]]:
+    """Of fixed cameras, names apart: event ("enter left") -> how many, how often it was told, which share in time."""
+    counts: dict[str, list[int]] = {}
+    for item in watched:
+        if not isinstance(item.stream, CameraStream):
+            continue
+        told = events_told([Said(event.time, event.text) for event in item.own.narrations])
+        true = _true_events(item.stream)
+        right = {j for _, j in match(told, true, tolerance=EVENT_TOLERANCE)}
+        for j, event in enumerate(true):
+            row = counts.setdefault(event.text, [0, 0, 0])
+            row[0] += 1
+            row[1] += j in right
+        for event in told:
+            if event.text in EVENTS:
+                counts.setdefault(event.text, [0, 0, 0])[2] += 1
+    return {
+        event: {"events": n, "told": told_of, "recall": round(share(right, n), DIGITS)}
+        for event, (n, right, told_of) in sorted(counts.items())
     }
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from videollm_mod.world.camera import CameraConfig, CameraStream
 
 FEW_STREAMS = 10  # with fewer, an interval over streams is hardly one
-SHOWN = "f1 timing_f1 f1_teacher_forced false_alarms_per_minute question_accuracy".split()  # on the terminal
-SHOWN += "lm_ppl time_diff fluency lm_correctness".split()
+SHOWN = "f1 f1_kind_and_side timing_f1 f1_teacher_forced false_alarms_per_minute".split()  # on the terminal
+SHOWN += "question_accuracy lm_ppl time_diff fluency lm_correctness".split()
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,8 @@ def table(result: dict[str, Any]) -> str:
         columns.append((f"heldout ({_streams(result['heldout']['streams'])})", result["heldout"]))
     rows = [["", *(name for name, _ in columns)]]
     for key in SHOWN:
+        if key == "f1_kind_and_side" and result["world"] != "cameras":
+            continue
         row = [NAMES[key]]
         for _, values in columns:
             ends = values["intervals"][key]

@@ -23,6 +23,7 @@ import tyro
 from videollm_mod.flags import PLANS, check_keep, check_least, parse_values
 
 if TYPE_CHECKING:
+    from videollm_mod.depth import DepthPlan
     from videollm_mod.train.paper import PaperRecipe
     from videollm_mod.train.recipe import Recipe
 
@@ -111,7 +112,9 @@ def _train(config: TrainConfig) -> dict[str, Any]:
 
     def show(line: dict[str, Any]) -> None:
         earlier, _, stage = line["stage"].rpartition(" ")
-        shown = recipe.first if earlier and recipe.first else recipe
+        shown = recipe
+        for _ in earlier.split():  # "first first": the run before the one before
+            shown = shown.first or shown
         if line["stage"] == "validation":
             last.update(line)
         total = shown.tower_stage.steps if stage == "tower" and shown.tower_stage else shown.steps
@@ -189,9 +192,7 @@ def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
         # a tower stage that was planned for a fresh tower is not due
         stage = None if recipe.start is None else recipe.tower_stage
         recipe = dataclasses.replace(recipe, start=config.start, first=None, tower_stage=stage)
-    if recipe.first is not None:  # flags are for both runs; with another seed the second sees other streams
-        first = dataclasses.replace(recipe.first, plan=plan, seed=config.seed, **values)
-        recipe = dataclasses.replace(recipe, first=first, seed=config.seed + 1)
+    recipe = _seeded(recipe, config.seed, plan, values)
     recipe = like_start(recipe)
     if config.data is not None:
         from videollm_mod.data.own import has_features
@@ -201,14 +202,26 @@ def _checked(config: TrainConfig) -> Recipe | PaperRecipe:
         rate = 0.0 if stored and "tower_lr" not in values else recipe.tower_lr
         recipe = dataclasses.replace(recipe, data=str(config.data), tower_lr=rate)
         if recipe.first is not None:
-            recipe = dataclasses.replace(
-                recipe, first=dataclasses.replace(recipe.first, data=recipe.data, tower_lr=rate)
-            )
+            recipe = dataclasses.replace(recipe, first=_taught(recipe.first, str(config.data), rate))
     if recipe.start is None:
         plan.ratios(recipe.lm.layers)  # refuses layers that the recipe's decoder does not have
     elif recipe.data is None and recipe.name == "own":
         raise InputError("this recipe learns from your own videos; give them as --data FILE.jsonl.")
     return recipe
+
+
+def _seeded(recipe: Recipe, seed: int, plan: DepthPlan, values: dict[str, Any]) -> Recipe:
+    """Flags are for all runs of a chain; each sees other streams than the ones before it, by another seed."""
+    if recipe.first is None:
+        return dataclasses.replace(recipe, seed=seed)
+    first = _seeded(dataclasses.replace(recipe.first, plan=plan, **values), seed, plan, values)
+    return dataclasses.replace(recipe, first=first, seed=first.seed + 1)
+
+
+def _taught(recipe: Recipe, data: str, tower_lr: float) -> Recipe:
+    """A run and all before it, on a file of streams."""
+    first = None if recipe.first is None else _taught(recipe.first, data, tower_lr)
+    return dataclasses.replace(recipe, first=first, data=data, tower_lr=tower_lr)
 
 
 def _of_data(paper: PaperRecipe, config: TrainConfig) -> Recipe | PaperRecipe:
@@ -296,13 +309,14 @@ def _calibrate(folder: Path, recipe: Recipe, workers: int) -> float:
         model.to(torch.accelerator.current_accelerator())
     fps, size = model.settings.fps, model.encoder.tower.image_size
     camera = CameraConfig(fps=fps, size=size) if recipe.has_cameras else None
-    phase = Phase(0, 0, WorldConfig(fps=fps, size=size), camera)
+    phase = Phase(0, 0, WorldConfig(fps=fps, size=size), camera, recipe.phases[-1].camera_share)
     streams = [any_stream("validation", number, phase, recipe) for number in range(recipe.calibration_streams)]
     streams = [stream for stream in streams if recipe.data is None or stream.events]
     if not streams:  # answers alone: nobody decides when to speak
         return model.settings.threshold
     with reducing(model, recipe.reduction):  # which stays in this process
-        threshold, table = calibrate(model, streams, workers=1 if recipe.reduction else workers)
+        workers = 1 if recipe.reduction else workers
+        threshold, table = calibrate(model, streams, workers=workers, names=recipe.calibrate_names)
     model.settings = dataclasses.replace(model.settings, threshold=threshold)
     model.save_pretrained(folder, dtype=stored_as(model))
     (folder / "calibration.json").write_text(json.dumps([dataclasses.asdict(row) for row in table], indent=2) + "\n")

@@ -17,7 +17,7 @@ from videollm_mod.data.own import Own, OwnSample, own_stream, read_videos
 from videollm_mod.dialogue import Segment
 from videollm_mod.train.camera import camera_changes, seen
 from videollm_mod.train.changes import token_changes
-from videollm_mod.train.corrupt import corrupt
+from videollm_mod.train.corrupt import corrupt, mislead
 from videollm_mod.train.recipe import Phase, Recipe, TowerStage
 from videollm_mod.world import COLOURS, SHAPES, SIZES, Narrated, WorldStream, all_narrations, make_stream, matter
 from videollm_mod.world.camera import NAMES, CameraStream, all_camera_sentences, make_camera_stream, parse
@@ -90,6 +90,8 @@ def stream_sample(split: str, number: int, phase: Phase, recipe: Recipe) -> Stre
     rng = random.Random(f"{split}/{number}/corrupt")
     if split == "train" and rng.random() < recipe.corrupt:
         conversation = corrupt(conversation, rng, _sentences(stream, recipe))
+    elif split == "train" and recipe.misled and rng.random() < recipe.misled:
+        conversation = mislead(conversation, rng, _sentences(stream, recipe))
     cells = None
     if recipe.cell_weight and not isinstance(stream, Own):
         cells = _cells(stream, frames[::CELL_STRIDE], stream.times[::CELL_STRIDE].tolist(), recipe.grid)
@@ -97,7 +99,7 @@ def stream_sample(split: str, number: int, phase: Phase, recipe: Recipe) -> Stre
         frames=frames,
         segments=conversation,
         matter=torch.from_numpy(matter(stream, recipe.grid)) if isinstance(stream, WorldStream) else None,
-        changes=_changes(stream, recipe.grid),
+        changes=_changes(stream, recipe.grid) if recipe.change_weight else None,
         cells=cells,
         features=features,
     )

@@ -119,9 +119,12 @@ def dry_run(recipe: Recipe | PaperRecipe, devices: int | None = None) -> dict[st
 
 
 def _of_world(recipe: Recipe) -> tuple[Workload, dict[str, Any]]:
-    """Of the phase whose steps hold the most frames; of a first run the number of steps."""
-    first = recipe.first
-    if first is not None and first.start is not None:  # sizes, tower and words are those of the model it begins with
+    """Of the phase whose steps hold the most frames; of the runs before it the number of steps."""
+    before, first = 0, recipe
+    while first.first is not None:
+        first = first.first
+        before += first.steps
+    if first.start is not None:  # sizes, tower and words are those of the model with which it all begins
         recipe = dataclasses.replace(recipe, start=first.start, first=None)
     with torch.device("meta") if recipe.start is None else nullcontext():  # one to go on from has its weights
         model = build(recipe)
@@ -139,7 +142,7 @@ def _of_world(recipe: Recipe) -> tuple[Workload, dict[str, Any]]:
         "samples": None,
         "steps_per_epoch": None,
         "steps": recipe.steps,
-        "steps_of_first_run": first.steps if first else 0,
+        "steps_of_first_run": before,
         "missing": None,
     }
 

@@ -17,6 +17,7 @@ from videollm_mod.world.camera import CameraConfig
 SHARDINGS = ("ddp", "fsdp2")
 # How a run is computed, not what: a run may go on with other values, and at their defaults no file mentions them.
 MEANS = ("accumulate", "checkpointing", "sharding")
+NEWER_DIALS = ("pairs", "crowd", "aspects", "film")  # of cameras: newer than some runs
 
 
 def check_means(accumulate: int, sharding: str) -> None:
@@ -84,6 +85,7 @@ class Recipe:
     data: str | None = None  # a JSONL file of streams (data/own.py), instead of world streams
     reduction: dict[str, Any] | None = None  # in place while streams are learned, as `Reduction.to_dict` has it
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
+    misled: float = 0.0  # share of the others in which most earlier replies are
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
     train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
     keep_warmup: int = 0  # steps of the second stage over which the keep ratio falls from 1 to the plan's
@@ -98,6 +100,7 @@ class Recipe:
     validate_every: int = 500  # steps
     validation_streams: int = 16
     calibration_streams: int = 32  # of the validation split, at the end
+    calibrate_names: bool = True  # for whole sentences; else, of fixed cameras, for kinds and sides: evaluate/events.py
     checkpoint_every: float = 120.0  # seconds
     accumulate: int = 1  # parts in which each process takes its share of a step's streams, one after another
     checkpointing: bool = False  # of gradients: layers are computed again in the backward pass, to save memory
@@ -138,9 +141,18 @@ class Recipe:
             (values, "first", None),
             (values, "lora", None),
             (values, "cell_weight", 0.0),
+            (values, "misled", 0.0),
+            (values, "calibrate_names", True),
             (values, "pretrained", None),
             (values, "reduction", None),
             (values["settings"], "template", "plain"),
+            *(
+                (phase["camera"], field.name, field.default)
+                for phase in values["phases"]
+                if phase["camera"] is not None
+                for field in dataclasses.fields(CameraConfig)
+                if field.name in NEWER_DIALS
+            ),
         ]
         for place, name, unused in [*newer, *((values, name, usual[name]) for name in MEANS)]:
             if place[name] == unused:

@@ -32,7 +32,7 @@ def paint_backdrop(scene: Scene, canvas: Canvas, pad: int) -> np.ndarray:
     image = fine.reshape(height, _FINE, width, _FINE, 3).mean((1, 3))
     blurs = int(scene.softness > 1.3) + int(scene.softness > 1.8)
     for _ in range(blurs):
-        image = _soften(image)
+        image = soften(image)
     inner = image[pad : height - pad or None, pad : width - pad or None]
     for fixture in scene.fixtures:
         lay(inner, draw(list(fixture.parts), canvas))
@@ -45,7 +45,8 @@ def paint_backdrop(scene: Scene, canvas: Canvas, pad: int) -> np.ndarray:
     return np.clip(image, 0, 255)
 
 
-def _soften(image: np.ndarray) -> np.ndarray:
+def soften(image: np.ndarray) -> np.ndarray:
+    """Each pixel mixed with its neighbours, by a binomial of three."""
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
     return 0.25 * rows[:, :-2] + 0.5 * rows[:, 1:-1] + 0.25 * rows[:, 2:]

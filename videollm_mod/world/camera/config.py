@@ -35,6 +35,9 @@ class CameraConfig:
     questions: float = 2.0  # mean number of questions per 30 s
     objects: float = 0.45  # fraction of the streams in which hands move objects; walkers come and go in the others
     quiet: float = 0.1  # fraction of the streams in which nothing happens
+    pairs: float = 0.15  # how often two hands act at once, where there is something for both to do
+    crowd: float = 0.0  # fraction of the walkers' streams in which several come and go all the time
+    aspects: tuple[tuple[int, int], ...] = ASPECTS  # of the picture, each as likely as the others
 
     size: int = 112  # side of the square picture in pixels, even
     noise: float = 6.0  # pixel noise of the noisiest stream, standard deviation in 8-bit levels
@@ -43,6 +46,7 @@ class CameraConfig:
     shadows: float = 0.4  # how dark the darkest shadow is
     blur: float = 0.06  # longest exposure in seconds: what moves is smeared over the way it makes meanwhile
     distractors: float = 0.35  # probability of each kind of moving distractor (plants, screens, specks, dark borders)
+    film: float = 0.0  # fraction of the streams with a camera that is flat or hard, pale or gaudy, soft or sharp
     compress: bool = True  # frames() go through H.264
     crf: tuple[int, int] = (12, 27)  # H.264 quality, drawn evenly from this range (0 best, 51 worst)
 
@@ -53,6 +57,11 @@ class CameraConfig:
         _check("questions", self.questions, 0.0, 30.0)
         _check("objects", self.objects, 0.0, 1.0)
         _check("quiet", self.quiet, 0.0, 1.0)
+        _check("pairs", self.pairs, 0.0, 1.0)
+        _check("crowd", self.crowd, 0.0, 1.0)
+        if not self.aspects or any(min(aspect) < 1 for aspect in self.aspects):
+            raise InputError(f"Camera aspects {self.aspects} will not do; give one or more, such as ((16, 9), (4, 3)).")
+        _check("film", self.film, 0.0, 1.0)
         _check("size", self.size, 32, 2048)
         if self.size % 2:
             raise InputError(f"Camera size {self.size} is odd; H.264 needs an even one, such as {self.size + 1}.")

@@ -79,7 +79,7 @@ def handle(
         touch = quiet or rng.random() < idle
         chosen = [rng.choice(slots)]
         alike = [slot for slot in slots if slot is not chosen[0] and (slot.thing is None) == (chosen[0].thing is None)]
-        if alike and not touch and rng.random() < 0.15:  # both hands at once
+        if alike and not touch and rng.random() < config.pairs:  # both hands at once
             chosen.append(rng.choice(alike))
         moves = (
             rng.uniform(0.4, 1.5),

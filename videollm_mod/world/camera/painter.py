@@ -11,11 +11,11 @@ from functools import lru_cache
 import numpy as np
 
 from videollm_mod.world.camera.actors import Thing, Walker
-from videollm_mod.world.camera.backdrop import paint_backdrop
+from videollm_mod.world.camera.backdrop import paint_backdrop, soften
 from videollm_mod.world.camera.config import CameraConfig
 from videollm_mod.world.camera.motion import area, content, cut, fitted
 from videollm_mod.world.camera.paint import Canvas, Patch, darken, draw, lay, soft_oval
-from videollm_mod.world.camera.scene import Fixture, Scene
+from videollm_mod.world.camera.scene import Film, Fixture, Scene
 from videollm_mod.world.camera.story import Script
 
 LAG = 0.4  # seconds by which auto-exposure comes late
@@ -147,6 +147,8 @@ class Painter:
             image = np.repeat((image @ (_GREY * gain))[:, :, None], 3, 2)
         else:
             image *= gain
+        if scene.film is not None:
+            image = filmed(np.clip(image, 0, 255), scene.film, config.size)
         if config.noise:
             image += _noise(image.shape, time) * np.float32(config.noise * scene.noise)
         np.clip(image, 0, 255, out=image)
@@ -167,6 +169,23 @@ class Painter:
                 if 0 < x < frame[2] and 0 < y < frame[3]:
                     covered += 2 * hand.look.size**2
         return scene.auto * min(0.5, covered / area(frame))
+
+
+def filmed(image: np.ndarray, film: Film, size: int) -> np.ndarray:
+    """(H, W, 3) float32 of 0..255 as a camera gives it; what it gives may lie outside, to be clipped.
+
+    size: side of the square picture in pixels; a soft picture is as soft at any.
+    """
+    light = (image / 255) ** np.float32(film.gamma)
+    grey = (light @ _GREY)[:, :, None]
+    light = grey + np.float32(film.saturation) * (light - grey)
+    light = np.float32(film.pivot) + np.float32(film.contrast) * (light - np.float32(film.pivot))
+    if film.blur:
+        soft = light
+        for _ in range(max(1, round((size / 112) ** 2))):
+            soft = soften(soft)
+        light = light + np.float32(film.blur) * (soft - light)
+    return light * np.float32(255)
 
 
 @lru_cache(maxsize=4)

@@ -36,7 +36,7 @@ class Ground:
 
 def walkers_place(rng: random.Random, config: CameraConfig) -> tuple[Scene, Ground]:
     """A room, an aisle, a street, a road or nothing in particular."""
-    aspect = random_aspect(rng)
+    aspect = random_aspect(rng, config)
     kind = rng.choices(("room", "aisle", "street", "road", "any"), (4.5, 1.6, 1.7, 1.7, 1.6))[0]
     make = {"room": _room, "aisle": _aisle, "street": _street, "road": _road, "any": _anywhere}[kind]
     surfaces, fixtures, screens, ground = make(rng, *content(aspect))

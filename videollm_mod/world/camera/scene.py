@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 from videollm_mod.world.actors import Wave
-from videollm_mod.world.camera.config import ASPECTS, CameraConfig
+from videollm_mod.world.camera.config import CameraConfig
 from videollm_mod.world.camera.looks import leafy, muted, wooden
 from videollm_mod.world.camera.motion import Box, Place, content
 from videollm_mod.world.camera.parts import Colour, Part, cone, slab
@@ -118,6 +118,17 @@ class Lamp:
 
 
 @dataclass(frozen=True)
+class Film:
+    """How a camera turns light into a picture; values from 0 to 1."""
+
+    gamma: float
+    contrast: float  # about `pivot`
+    pivot: float
+    saturation: float
+    blur: float  # of the whole picture: 0 = none, 1 = a binomial of three pixels; below 0 it is sharpened
+
+
+@dataclass(frozen=True)
 class Scene:
     """Everything about a place that is not the story."""
 
@@ -142,6 +153,7 @@ class Scene:
     screens: tuple[Screen, ...]
     specks: tuple[Speck, ...]
     shades: tuple[Shade, ...]
+    film: Film | None = None  # None: as the light is
 
     @property
     def size(self) -> Place:
@@ -149,9 +161,20 @@ class Scene:
         return content(self.aspect)
 
 
-def random_aspect(rng: random.Random) -> tuple[int, int]:
-    """16:9 about half of the time."""
-    return rng.choice(ASPECTS)
+def random_aspect(rng: random.Random, config: CameraConfig) -> tuple[int, int]:
+    """16:9 about half of the time, if nobody wants others."""
+    return rng.choice(config.aspects)
+
+
+def random_film(rng: random.Random) -> Film:
+    """Flat or hard, pale or gaudy, soft or sharpened."""
+    return Film(
+        gamma=2 ** rng.uniform(-0.8, 0.8),
+        contrast=rng.choice((rng.uniform(0.45, 1.0), rng.uniform(0.8, 1.3))),
+        pivot=rng.uniform(0.25, 0.75),
+        saturation=rng.choice((rng.uniform(0.0, 1.0), rng.uniform(0.7, 1.5))),
+        blur=rng.choice((0.0, rng.random(), rng.uniform(-0.5, 0.0))),
+    )
 
 
 def random_texture(rng: random.Random, *choices: str) -> str:

@@ -7,14 +7,14 @@ place, whether or not the hand is still on it. removed: it is lifted off by half
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from videollm_mod.types import InputError
 from videollm_mod.world.camera.actors import Hand, Thing, Walker
 from videollm_mod.world.camera.config import SPLITS, CameraConfig
 from videollm_mod.world.camera.handling import handle
 from videollm_mod.world.camera.places import walkers_place
-from videollm_mod.world.camera.scene import Scene
+from videollm_mod.world.camera.scene import Scene, random_film
 from videollm_mod.world.camera.tables import objects_place
 from videollm_mod.world.camera.visits import bystander, visit
 from videollm_mod.world.camera.words import narration
@@ -68,6 +68,9 @@ def write_script(split: str, number: int, config: CameraConfig) -> Script:
         scene, ground = walkers_place(look, config)
         things, hands = [], []
         walkers, told = visit(rng, config, ground, scene.size, quiet)
+    if config.film:
+        film = random.Random(f"camera/{split}/{number}/film")  # apart, so that all else is as without
+        scene = replace(scene, film=random_film(film) if film.random() < config.film else None)
     events = []
     for time, kind, where, actor, vague in sorted(told):
         frame = config.frame_at(time)

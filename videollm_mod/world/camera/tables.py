@@ -23,7 +23,7 @@ class Top:
 
 def objects_place(rng: random.Random, config: CameraConfig) -> tuple[Scene, Top]:
     """A table against a wall, or a surface seen from above."""
-    aspect = random_aspect(rng)
+    aspect = random_aspect(rng, config)
     width, height = content(aspect)
     fixtures: list[Fixture] = []
     screens: list[Screen] = []

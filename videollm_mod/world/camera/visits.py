@@ -43,6 +43,8 @@ def visit(
     if rng.random() < 0.08:
         walkers.append(_stays(rng, ground, size))
     tracks = rng.choice((1, 1, 1, 2, 2, 3))
+    if config.crowd and rng.random() < config.crowd:
+        tracks = rng.choice((2, 3, 4))
     cycle = 120 * tracks / config.events_per_minute  # seconds from one visit of a track to the next
     for _ in range(tracks):
         inside = rng.random() < 0.4  # somebody is there when the stream begins
