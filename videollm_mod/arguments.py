@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 KINDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "a word", "PATH": "a path"}  # tyro's types, in words
 EXAMPLES = {"FLOAT": "0.5", "INT": "1"}
@@ -96,6 +96,17 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _choices(argument: Any) -> str:
+    """What an argument may be, in the order in which its type names it: tyro's own order differs from run to run.
+
+    None is left out; it is not given at all.
+    """
+    kind = argument.field.type_stripped
+    named = [str(word) for part in (kind, *get_args(kind)) if get_origin(part) is Literal for word in get_args(part)]
+    choices = [choice for choice in argument.lowered.choices or () if choice != "None"]
+    return ", ".join(sorted(choices, key=lambda choice: named.index(choice) if choice in named else len(named)))
+
+
 def _why(event: Any, known: Sequence[str], words: Sequence[str], prog: str) -> str | None:
     """The sentence for an event of tyro; None for one that we do not know."""
     happened = type(event).__name__
@@ -118,11 +129,10 @@ def _why(event: Any, known: Sequence[str], words: Sequence[str], prog: str) -> s
         return None
     name, given, sign = _name(argument), _given(argument, words), str(argument.lowered.metavar).strip("[]").split()[0]
     if happened == "BadValue":
-        choices = ", ".join(argument.lowered.choices or ())
+        choices = _choices(argument)
         return f"{name} has no value; give {f'one of {choices}' if choices else KINDS.get(sign, sign)}."
     if happened == "InvalidChoice":
-        choices = ", ".join(choice for choice in event.choices if choice != "None")  # that is not given at all
-        return f"{name} '{event.value}' is unknown; take one of {choices}."
+        return f"{name} '{event.value}' is unknown; take one of {_choices(argument)}."
     if happened == "InstantiationFailure" and sign in EXAMPLES and given:
         default = argument.field.default
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else EXAMPLES[sign]
