@@ -18,12 +18,7 @@ from videollm_mod.data.reading import VIDEOS, Source, length, seconds, sentence
 from videollm_mod.data.segments import Segment, Stream
 from videollm_mod.types import InputError
 
-PREFIXES = (
-    "",
-    "v_",
-    "vid",
-    "video",
-)  # of files' names: none, ActivityNet's, MSVD's and MSRVTT's, whose ids are numbers
+PREFIXES = ("", "v_", "vid", "video")  # of files' names: none, ActivityNet's, MSVD's, MSRVTT's, whose ids are numbers
 VIDEO_KEYS = ("video", "video_id", "video_name", "vid")
 
 
