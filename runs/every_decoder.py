@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from depth_cases import far, right_padded, same_kept, shake_experts, talk  # noqa: E402
 
 from videollm_mod.depth import DepthPlan, apply_depth, remove_depth  # noqa: E402
-from videollm_mod.depth.layer import find_decoder  # noqa: E402
+from videollm_mod.depth.swap import find_decoder  # noqa: E402
 from videollm_mod.types import InputError  # noqa: E402
 
 OUT = ROOT / "docs" / "results" / "every_decoder.json"

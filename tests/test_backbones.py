@@ -58,7 +58,7 @@ from videollm_mod.depth import DepthPlan, apply_depth, remove_depth
 from videollm_mod.depth.families import FAMILIES as HELPED
 from videollm_mod.depth.families import first_norm
 from videollm_mod.depth.flops import kv_bytes
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.dialogue import Assistant, Stream, System, collate, word_tokenizer
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import StreamSession

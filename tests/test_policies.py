@@ -17,7 +17,8 @@ from test_window import conversation, llama, step
 
 import videollm_mod as vm
 from videollm_mod.depth import DepthPlan, RaggedCache
-from videollm_mod.depth.layer import find_decoder, turned
+from videollm_mod.depth.swap import find_decoder
+from videollm_mod.depth.turning import turned
 from videollm_mod.flags import parse_size
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.memory import LOW, Memory, reach_of

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import videollm_mod as vm
 from videollm_mod.depth import DepthPlan, RaggedCache
-from videollm_mod.depth.layer import find_decoder, turned
 from videollm_mod.depth.quantised import KINDS, dequantise, quantise
+from videollm_mod.depth.swap import find_decoder
+from videollm_mod.depth.turning import turned
 from videollm_mod.flags import DTYPES, KV_DTYPES, stored_as
 from videollm_mod.packed import pack_linears
 from videollm_mod.stream.session import StreamSession

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import videollm_mod as vm
 from videollm_mod.depth import DepthPlan, RaggedCache
-from videollm_mod.depth.layer import find_decoder, turned, turns
+from videollm_mod.depth.swap import find_decoder
+from videollm_mod.depth.turning import turned, turns
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
 

@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from videollm_mod.adapters import is_learned, read_adapter
 from videollm_mod.depth import DepthPlan
-from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.quantised import layer_of
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.flags import BUNDLED
 from videollm_mod.hub import folder_of, is_hub_id
 from videollm_mod.model import StreamingVideoLM, StreamSettings

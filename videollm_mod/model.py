@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from videollm_mod.adapters import has_lora, save_adapter
 from videollm_mod.card import write_card
 from videollm_mod.depth import DepthPlan, apply_depth, get_plan
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.dialogue import IGNORE, TEMPLATES
 from videollm_mod.hub import push_folder
 from videollm_mod.pretrained import write_folder

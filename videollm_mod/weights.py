@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.packed import unpack_linears
 from videollm_mod.types import InputError
 

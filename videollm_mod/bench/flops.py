@@ -19,7 +19,7 @@ from videollm_mod.bench.llms import llm_config
 from videollm_mod.bench.measure import environment, progress
 from videollm_mod.bench.models import DENSE, Stream, parse_route
 from videollm_mod.depth import DepthPlan, apply_depth, flops
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 
 META = torch.device("meta")
 

@@ -17,8 +17,8 @@ from videollm_mod.attention import use_stream_attention
 from videollm_mod.bench.llms import llm_config
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
-from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.plan import parse_layers
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.packed import pack_linears
 from videollm_mod.types import InputError
 

@@ -2,9 +2,9 @@
 
 from videollm_mod.depth.cache import RaggedCache
 from videollm_mod.depth.expert import LayerExpert
-from videollm_mod.depth.layer import apply_depth, get_plan, remove_depth
 from videollm_mod.depth.plan import GATES, LAYERS, SCORERS, DepthPlan, keep_count
 from videollm_mod.depth.saved import load_experts
+from videollm_mod.depth.swap import apply_depth, get_plan, remove_depth
 from videollm_mod.depth.vision_language import frame_index_of
 
 __all__ = [

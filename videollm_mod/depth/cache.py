@@ -352,8 +352,8 @@ class RaggedCache(Cache):
         """Forget tokens, gone (seen,) bool on the CPU, in every layer and row; what comes after them closes the gaps.
 
         turn: (heads, entries, head_dim) keys and (entries,) int64 numbers of positions -> the keys as if their tokens
-        stood so many positions further on (`turned` in layer.py). What was computed from forgotten tokens stays in the
-        others. A frame may lose some of its tokens, or all.
+        stood so many positions further on (`turned` in turning.py). What was computed from forgotten tokens stays in
+        the others. A frame may lose some of its tokens, or all.
         """
         before = torch.cat([torch.zeros(1, dtype=torch.long), gone.long().cumsum(0)])  # (seen + 1,)
         if not int(before[-1]):

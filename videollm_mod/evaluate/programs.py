@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.step import try_together
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.evaluate.names import BATCH
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.session import Decision, StreamSession

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from videollm_mod.depth.cache import RaggedCache
-from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.layout import FrameLayout, FrameSpan
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.reductions.attention import Heard, listening
 from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
 from videollm_mod.types import InputError

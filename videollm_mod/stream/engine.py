@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
-from videollm_mod.depth.layer import find_decoder
 from videollm_mod.depth.plan import keep_count
 from videollm_mod.depth.step import try_together
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.drops import FrameQueue
 from videollm_mod.stream.memory import Policy

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from videollm_mod.depth import RaggedCache, keep_count
-from videollm_mod.depth.layer import find_decoder, turned, turns
+from videollm_mod.depth.swap import find_decoder
+from videollm_mod.depth.turning import turned, turns
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from videollm_mod.adapters import apply_lora, has_lora
 from videollm_mod.data.features import check_fits, tower_digest
 from videollm_mod.data.frames import features_of_file
 from videollm_mod.data.own import has_features, read_videos
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.dialogue import word_tokenizer
 from videollm_mod.loading import described, has_adapter, read_base_tokenizer, read_lm, read_tower
 from videollm_mod.model import StreamingVideoLM, load

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.dialogue import IGNORE
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.world import COLOURS, SHAPES, WorldStream

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from videollm_mod.adapters import LoraSettings
 from videollm_mod.depth import DepthPlan, apply_depth, flops
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.dialogue import IGNORE
 from videollm_mod.train.build import build
 from videollm_mod.train.cost import Sample, Setting, activation_bytes, adapter_parameters, decoder_flops

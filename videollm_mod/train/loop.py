@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from videollm_mod.adapters import has_lora
-from videollm_mod.depth.layer import find_decoder
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.dialogue import IGNORE, Batch, Stream, collate
 from videollm_mod.model import Output, StreamingVideoLM
 from videollm_mod.pace import catch_interrupts
