@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_cases import write_json
+from data_cases import write_coin, write_ego4d, write_egoexo4d, write_epic, write_json
 
 from videollm_mod.data.features import Kind, tower_digest, write_features
 from videollm_mod.data.segments import Segment, Stream
+from videollm_mod.evaluate.benchmarks import BENCHMARKS
 from videollm_mod.evaluate.playing import Answer, Result
 from videollm_mod.model import StreamingVideoLM
 
@@ -27,6 +28,12 @@ def random_features(model: StreamingVideoLM, folder: Path, *names: str, seconds:
         times = [number / FPS for number in range(frames)]
         write_features(folder / f"{name}.safetensors", kind, values, times, duration=seconds, video=name)
     return folder
+
+
+def features_of_all(model: StreamingVideoLM, folder: Path) -> Path:
+    """Random features for all videos that `write_all` tells of."""
+    names = "val-uid lab_01 vid2 P01_01 one two three sample_1_real sample_1_sqa sample_2_proactive"
+    return random_features(model, folder, *names.split())
 
 
 def write_ovo(root: Path) -> None:
@@ -99,3 +106,30 @@ def wordless(stream: Stream) -> Result:
 def ask(time: float, text: str, answer: str) -> tuple[Segment, Segment]:
     """A question with its answer at once."""
     return Segment("user", time, text=text), Segment("assistant", time, text=answer)
+
+
+WRITERS = {
+    "ego4d": write_ego4d,
+    "egoexo4d": write_egoexo4d,
+    "coin": write_coin,
+    "epic": write_epic,
+    "ovo": write_ovo,
+    "streamingbench": write_streamingbench,
+}
+
+
+def write_all(root: Path) -> Path:
+    """Every data set, each in a folder of its own."""
+    for name, write in WRITERS.items():
+        (root / name).mkdir()
+        write(root / name)
+    return root
+
+
+def folder_of(name: str) -> str:
+    return next(key for key in WRITERS if name.startswith(key))
+
+
+def streams_of(name: str, data: Path) -> tuple[Any, list[Stream]]:
+    source, streams = BENCHMARKS[name].read(data / folder_of(name), None)
+    return source, list(streams)
