@@ -257,6 +257,7 @@ def test_another_film_changes_all_pixels_and_nothing_else() -> None:
         assert apart > 0.5  # in 8-bit levels, bars included
 
 
+@pytest.mark.slow
 def test_pairs_crowds_and_aspects_are_as_asked_for() -> None:
     def streams_of(**dials: Any) -> list[CameraStream]:
         return [make_camera_stream("train", number, CameraConfig(quiet=0, **dials)) for number in range(60)]

@@ -270,6 +270,7 @@ def test_a_random_model_gets_numbers_with_all_that_is_needed_to_get_them_again(
     assert any(key not in forced and value["value"] is not None for key, value in result["metrics"].items())
 
 
+@pytest.mark.slow
 def test_a_large_model_can_be_evaluated_in_bf16_with_rounded_caches(
     data: Path, features: Path, model_folder: str, tmp_path: Path
 ) -> None:

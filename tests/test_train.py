@@ -103,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["stream", "tower"])
+@pytest.mark.parametrize("stage", ["stream", pytest.param("tower", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_stopped_in_the_middle_resumes_to_the_same_weights_validation_and_log(
     tmp_path: Path, whole: Path, stage: str, by: signal.Signals
@@ -209,6 +209,7 @@ def test_a_folder_that_holds_a_run_is_neither_overwritten_nor_mixed_with_another
         train(small_recipe(lr=0.5), tmp_path, workers=0, resume=True)
 
 
+@pytest.mark.slow
 def test_a_recipe_with_a_first_run_equals_two_runs_one_after_the_other(tmp_path: Path, whole: Path) -> None:
     both, lines = tmp_path / "both", list[dict[str, Any]]()
     recipe = small_recipe(first=small_recipe(), tower_stage=None, seed=1)
