@@ -38,6 +38,7 @@ def base(home: Path) -> Path:
     return fill_base(small(), home / "runs", home / "results", workers=1, say=SAID.append)
 
 
+@pytest.mark.slow
 def test_the_base_stays_with_the_results_and_is_trained_once(home: Path, base: Path, tmp_path: Path) -> None:
     assert base.is_relative_to(home / "results") and (base.parent / "log.jsonl").exists()
     SAID.clear()
@@ -94,7 +95,7 @@ def test_where_the_base_lies_does_not_matter_to_a_cells_key() -> None:
     assert key(one) == key(two) != key(other)
 
 
-def test_a_keep_ratio_that_warms_up_ends_at_the_plans(base: Path) -> None:
+def test_a_keep_ratio_that_warms_up_ends_at_the_plans() -> None:
     from videollm_mod.train.build import build
     from videollm_mod.train.loop import StreamStage
 
@@ -141,7 +142,7 @@ def test_the_page_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> N
     assert 0.5 <= low < 0.69 < high <= 0.75
 
 
-def test_costs_are_ratios_to_the_dense_cell(base: Path) -> None:
+def test_costs_are_ratios_to_the_dense_cell() -> None:
     shared = small(phases=(Phase(1, 1, small().phases[0].world),))
     recipes = {name: CELLS[name].change(shared) for name in ("full", "early-exit")}
     costs = measure_costs(recipes, "full", 2, SAID.append)
