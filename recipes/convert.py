@@ -20,7 +20,7 @@ def recipe() -> Recipe:
         name="convert",
         as_start=True,
         tower_stage=None,
-        plan=DepthPlan(layers="interleaved", keep=0.2, scorer="learned", gate="straight", keep_last=True),
+        plan=DepthPlan(layers="interleaved", keep=0.2, keep_last=True),
         phases=(Phase(600, 2, WorldConfig(seconds=28, events_per_minute=15, questions=10)),),
         keep_warmup=300,
         lr=2e-4,

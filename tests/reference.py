@@ -128,7 +128,7 @@ def score(layer: Any, plan: DepthPlan, x: Tensor) -> float:
 
 def gated(layer: Any, plan: DepthPlan, x: Tensor, y: Tensor) -> Tensor:
     """A kept vision token after its gate; y is the plain layer's output, f = y - x."""
-    if plan.gate in ("identity", "straight", "relative"):
+    if plan.gate in ("identity", "straight", "relative", "salience"):
         return y
     s = score(layer, plan, x)
     sigma = 1 / (1 + math.exp(-s))

@@ -130,7 +130,7 @@ def test_an_unknown_entry_in_a_stored_plan_is_an_error() -> None:
 def test_names_are_those_of_the_design() -> None:
     assert set(LAYERS) == {"full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip"}
     assert set(SCORERS) == {"learned", "random", "uniform", "given"}  # the last is for oracles
-    assert set(GATES) == {"identity", "output", "update", "tanh", "straight", "relative"}  # the last is ours
+    assert set(GATES) == {"identity", "output", "update", "tanh", "straight", "relative", "salience"}  # two are ours
 
 
 # --- k ---------------------------------------------------------------------------------------------------------------
@@ -251,6 +251,7 @@ def test_the_expert_is_a_linear_score_in_at_least_float32() -> None:
         ("tanh", lambda x, f, s: x + (1 + 0.2 * s.tanh()) * f),
         ("straight", lambda x, f, s: x + f),
         ("relative", lambda x, f, s: x + f),
+        ("salience", lambda x, f, s: x + f),
     ],
 )
 def test_gates_are_the_formulas_of_the_design(gate: str, formula: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from videollm_mod.depth import SCORERS, DepthPlan, apply_depth, get_plan
+from videollm_mod.depth.salience import salience
 
 Models = Callable[..., PreTrainedModel]
 TALK = talk("2t 10 1t 5 1 10 3t")
 SHORT = talk("1t 5 2t 10 1t")
-GATED = ("output", "update", "tanh", "straight", "relative")
+GATED = ("output", "update", "tanh", "straight", "relative", "salience")
+COMPARING = ("relative", "salience")  # what all scores have in common does nothing
 GENTLE = 0.05  # of the experts' weights: gates that are not saturated have a slope
 
 backbones = pytest.mark.parametrize("backbone", BACKBONES)
@@ -44,6 +47,12 @@ routing_plans = pytest.mark.parametrize("name", [n for n in PLANS if n not in ("
 def loss_of(model: PreTrainedModel, **kwargs: Any) -> Tensor:
     ids = TALK.ids()
     return model(ids, frame_index=TALK.index, token_scores=given_scores(ids), labels=ids, **kwargs).loss
+
+
+def double_loss(model: PreTrainedModel) -> Tensor:
+    """In double precision, other than the model's own."""
+    loss: Tensor = model(TALK.ids(), frame_index=TALK.index).logits.log_softmax(-1)[..., 0].mean()
+    return loss
 
 
 def expert_gradients(model: PreTrainedModel) -> list[Tensor | None]:
@@ -68,7 +77,7 @@ def test_law_5_the_expert_of_every_routed_layer_gets_a_gradient_and_is_moved_by_
                 for n, weight in experts.items():
                     assert weight.grad is not None and weight.grad.isfinite().all(), (scorer, gate, n)
                     undone = gate == "output" and ".4." in n  # see the test below
-                    if gate == "relative" and n.endswith("bias"):  # what all scores have in common does nothing
+                    if gate in COMPARING and n.endswith("bias"):
                         assert weight.grad.abs().max() < 1e-6
                         continue
                     assert weight.grad.abs().max() > (0 if undone else 1e-5), (scorer, gate, n)
@@ -76,7 +85,7 @@ def test_law_5_the_expert_of_every_routed_layer_gets_a_gradient_and_is_moved_by_
                     weight.grad = weight.grad if any(weight is p for p in experts.values()) else None
                 optimiser.step()
                 moved = {n for n, weight in experts.items() if not torch.equal(before[n], weight)}
-                assert moved >= {n for n in experts if gate != "relative" or not n.endswith("bias")}
+                assert moved >= {n for n in experts if gate not in COMPARING or not n.endswith("bias")}
             model.zero_grad()
 
 
@@ -106,10 +115,7 @@ def test_with_an_identity_gate_the_expert_gets_no_gradient(llama: PreTrainedMode
 def test_the_gradient_is_the_slope_of_the_loss(models: Models, gate: str) -> None:
     """By finite differences; for `straight`, whose forward is flat in s, of the function it stands in for."""
     model = models("llama", torch.float64)
-
-    def loss() -> Tensor:  # in double precision, other than the model's own
-        return model(TALK.ids(), frame_index=TALK.index).logits.log_softmax(-1)[..., 0].mean()
-
+    loss = partial(double_loss, model)
     with routed(model, DepthPlan((3,), 0.5, gate=gate), strength=GENTLE):
         expert = model.model.layers[3].depth_expert
         loss().backward()
@@ -127,7 +133,7 @@ def test_the_gradient_is_the_slope_of_the_loss(models: Models, gate: str) -> Non
     model.zero_grad()
     if gate == "straight":
         assert slope == 0.0 and gradient != 0.0
-    elif gate == "relative":
+    elif gate in COMPARING:
         assert slope == 0.0 and abs(gradient) < 1e-12
     else:
         assert abs(slope) > 1e-4 and abs(gradient - slope) < 1e-6
@@ -176,6 +182,78 @@ def test_relative_has_the_gradient_of_s_times_f_and_its_mean_over_the_kept_token
     model.zero_grad()
     assert seen["grad"].abs().max() > 1e-5
     assert abs(seen["grad"].sum().item()) < 1e-12
+
+
+def test_salience_draws_the_shares_of_a_frames_scores_to_those_of_its_slopes() -> None:
+    frame = torch.tensor([[0, 1, 1, 0, 2, 2, 2], [3, 3, 3, 3, 3, 0, 0], [4, 0, 5, 6, 6, 0, 7]])
+    real = torch.tensor([[True] * 7, [True] * 4 + [False] * 3, [True] * 7])  # what pads a row repeats its last token
+    scores, slopes = torch.randn(2, 3, 7, dtype=torch.float64)
+    scores.requires_grad_()
+    zeros = salience(scores, frame, 8, real)
+    assert torch.equal(zeros, torch.zeros(3, 7, dtype=torch.float64))
+    (zeros * slopes).sum().backward()
+    expected = torch.zeros(3, 7, dtype=torch.float64)
+    alone = [0, 2, 6]  # in frames that keep one token: compared with one another
+    for row, places in ((0, [1, 2]), (0, [4, 5, 6]), (1, [0, 1, 2, 3]), (2, [3, 4]), (2, alone)):
+        size = slopes[row, places].abs()
+        expected[row, places] = scores[row, places].softmax(0) * size.sum() - size
+    assert torch.allclose(scores.grad, expected.detach(), atol=1e-12)
+
+
+@backbones
+def test_salience_leaves_all_other_gradients_as_they_are_without_it(models: Models, backbone: str) -> None:
+    model, found = models(backbone, torch.float64), {}
+    for gate in ("identity", "salience"):
+        with routed(model, replace(PLANS["interleaved"], gate=gate), strength=GENTLE):
+            loss_of(model).backward()
+            found[gate] = {n: p.grad for n, p in model.named_parameters() if "depth_expert" not in n}
+        model.zero_grad()
+    assert found["salience"].keys() == found["identity"].keys()
+    for name, gradient in found["identity"].items():
+        assert (gradient is None) == (found["salience"][name] is None)
+        assert gradient is None or torch.allclose(gradient, found["salience"][name], atol=1e-12), name
+
+
+def test_the_slope_of_salience_is_that_of_what_a_token_gives_to_attention_and_to_itself(models: Models) -> None:
+    """By finite differences: its input to attention, and its way through the layer, 1 + c times as strong."""
+    model = models("llama", torch.float64)
+    layer, seen = model.model.layers[3], dict[str, Tensor]()
+
+    def slopes(scores: Tensor, frame: Tensor, frames: int, real: Tensor | None) -> Tensor:
+        seen["factor"] = torch.zeros_like(scores, requires_grad=True)
+        return seen["factor"]
+
+    def loss(token: int = 0, by: float = 0.0) -> float:
+        def attention(module: object, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Any:
+            grown = kwargs["hidden_states"].clone()
+            grown[:, token] *= 1 + by
+            return args, {**kwargs, "hidden_states": grown}
+
+        own = layer.depth_own_class.forward
+
+        def through(self: Any, x: Tensor, **kwargs: Any) -> Tensor:
+            y = own(self, x, **kwargs).clone()
+            if self is layer:
+                y[:, token] += by * (y[:, token] - x[:, token])
+            return y
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layer.depth_own_class, "forward", through)
+            hook = layer.self_attn.register_forward_pre_hook(attention, with_kwargs=True)
+            value = double_loss(model).item()
+            hook.remove()
+        return value
+
+    with routed(model, DepthPlan((3,), 0.5, gate="salience"), strength=GENTLE), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("videollm_mod.depth.layer.salience", slopes)
+        double_loss(model).backward()
+        factor = seen["factor"].grad
+        with torch.no_grad():
+            for token in range(factor.shape[1]):
+                slope = (loss(token, 1e-6) - loss(token, -1e-6)) / 2e-6
+                assert abs(slope - factor[0, token].item()) < 1e-7, token
+    model.zero_grad()
+    assert factor.abs().max() > 1e-4
 
 
 @backbones

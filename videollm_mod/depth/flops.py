@@ -131,7 +131,8 @@ def train_flops(
     if plan is not None:
         flops -= 2 * _choice_flops(config, plan, step)
         if plan.gate in GRADIENT_GATES:
-            flops += 3 * _gate_flops(config, plan, step)
+            passes = 2 if plan.gate == "salience" else 3  # its expert's gradient goes no further
+            flops += passes * _gate_flops(config, plan, step)
     return flops
 
 

@@ -7,6 +7,8 @@ swap.py, families.py and step.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from videollm_mod.depth.expert import LayerExpert, kept_tokens
 from videollm_mod.depth.families import window_of
 from videollm_mod.depth.layout import FrameLayout
 from videollm_mod.depth.plan import DepthPlan
+from videollm_mod.depth.salience import salience
 from videollm_mod.depth.step import StepMask
 from videollm_mod.types import InputError
 
@@ -159,21 +162,51 @@ class DepthLayer(nn.Module):
         if "flash" in str(self.self_attn.config._attn_implementation):  # gaps would look to it like packed sequences
             kwargs.pop("position_ids", None)
         attends = kept_mask(kwargs.pop("attention_mask", None), place, keys)
-        y = super().forward(x, attention_mask=attends, past_key_values=cache, **kwargs)
+        kwargs |= {"attention_mask": attends, "past_key_values": cache}
         if plan.gate_acts and layout.groups and self.depth_ratio is not None:
-            s = self._score(x)[..., None].to(y.dtype)
-            vision = layout.vision[padded][..., None]  # (batch, kept, 1)
-            if plan.gate == "relative":  # within each row, what pads it apart
-                counted = vision if shape.real is None else vision & shape.real[..., None]
-                s = s - (s * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
-            y = torch.where(vision, apply_gate(plan.gate, x, y, s), y)
+            y = self._gated(x, layout, padded, shape.real, kwargs)
+        else:
+            y = super().forward(x, **kwargs)
         out = y.reshape(-1, width)
         if shape.back is not None:
             out = out[shape.back]
         return hidden.reshape(-1, width).index_copy(0, flat, out).view(batch, tokens, width)
 
+    def _gated(
+        self, x: Tensor, layout: FrameLayout, padded: Tensor, real: Tensor | None, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The decoder layer on kept tokens, (batch, kept, d), and what the gate does to those that are vision."""
+        gate, vision = self.depth_plan.gate, layout.vision[padded][..., None]  # (batch, kept, 1)
+        if gate == "salience":  # the expert looks on: what comes before it learns nothing from its scores
+            zeros = salience(self._score(x.detach()), *layout.frames_of(padded), real)[..., None].to(x.dtype)
+            with _multiplied(self.self_attn, 1 + zeros):
+                y: Tensor = super().forward(x, **kwargs)
+            return y + zeros * (y - x)
+        y = super().forward(x, **kwargs)
+        s = self._score(x)[..., None].to(y.dtype)
+        if gate == "relative":  # within each row, what pads it apart
+            counted = vision if real is None else vision & real[..., None]
+            s = s - (s * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
+        return torch.where(vision, apply_gate(gate, x, y, s), y)
+
     def extra_repr(self) -> str:
         return f"depth keep={self.depth_ratio}" if self.depth_ratio is not None else ""
+
+
+@contextmanager
+def _multiplied(attention: nn.Module, factor: Tensor) -> Iterator[None]:
+    """Multiply what goes into a layer's attention, (batch, tokens, d), by `factor` (batch, tokens, 1)."""
+
+    def scaled(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (args[0] * factor, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * factor}
+
+    hook = attention.register_forward_pre_hook(scaled, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _take(values: Any, place: Tensor, dim: int) -> Any:

@@ -68,6 +68,7 @@ class FrameLayout:
     ran: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _shapes: dict[float, KeptShape] = field(default_factory=dict)
     _windows: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+    _frames: tuple[Tensor, int] | None = None  # which frame each token is of, from 1 on, and one more than the last
 
     @classmethod
     def of(
@@ -140,6 +141,18 @@ class FrameLayout:
             self._windows[window, like.dtype] = sees[:, None]
         return self._windows[window, like.dtype]
 
+    def frames_of(self, places: Tensor) -> tuple[Tensor, int]:
+        """Which frame of the step each token at `places` (flattened positions) is of, from 1 on, and 0 for text; and
+        the highest such number plus one."""
+        if self._frames is None:
+            frames = torch.zeros(self.batch * self.tokens, dtype=torch.int64, device=self.device)
+            first = 1
+            for group in self.groups:
+                frames[group.tokens] = torch.arange(first, first + len(group.tokens), device=self.device)[:, None]
+                first += len(group.tokens)
+            self._frames = frames, first
+        return self._frames[0][places], self._frames[1]
+
     def alive(self) -> Tensor:
         """(batch * tokens,) bool: the vision tokens that go through layers."""
         found = torch.zeros(self.batch * self.tokens, dtype=torch.bool, device=self.device)
@@ -164,7 +177,7 @@ class FrameLayout:
                     rows = tuple(row for row, member in zip(group.rows, members.tolist()) if member)
                     number = group.number[members.to(group.number.device)]
                     groups.append(FrameGroup(left.to(self.device), number, rows))
-        self.groups, self.thinned = groups, True
+        self.groups, self.thinned, self._frames = groups, True, None
         self._shapes.clear()
 
     def shape(self, ratio: float) -> KeptShape:

@@ -18,8 +18,8 @@ from videollm_mod.types import InputError
 LAYERS = ("full", "all", "all-deep", "interleaved", "interleaved-deep", "early-exit", "layer-skip")
 SCORERS = ("learned", "random", "uniform", "given")
 READS = ("input", "norm")
-GATES = ("identity", "output", "update", "tanh", "straight", "relative")
-GRADIENT_GATES = ("straight", "relative")  # they leave a layer as it is, and only carry a gradient
+GATES = ("identity", "output", "update", "tanh", "straight", "relative", "salience")
+GRADIENT_GATES = ("straight", "relative", "salience")  # they leave a layer as it is, and only carry a gradient
 
 
 def keep_count(ratio: float, tokens: int) -> int:
@@ -41,7 +41,9 @@ class DepthPlan:
     gate        what the expert's score s does to a kept vision token, x -> y being the decoder layer, f = y - x:
                 `output` sigma(s) y · `update` x + sigma(s) f · `tanh` x + (1 + 0.2 tanh(s)) f · `straight` y, with the
                 gradient of sigma(s) f · `relative` y, with the gradient of (s - mean s of all kept) f: a score rises
-                only at the cost of others · `identity` y, and no gradient for the expert. Text is never scaled.
+                only at the cost of others · `salience` y; the scores of a frame's kept tokens learn how far each moves
+                the loss, whichever way (salience.py) · `identity` y, and no gradient for the expert. Text is never
+                scaled.
     reads       what the expert scores: the hidden states as they enter the layer (`input`, as the paper has it), or
                 after the layer's own first norm (`norm`).
     keep_last   always keep a frame's last token, which decides whether to speak; it takes one of the k places.
@@ -52,7 +54,7 @@ class DepthPlan:
     layers: str | tuple[int, ...] = "interleaved"
     keep: float | tuple[float, ...] = 0.2
     scorer: str = "learned"
-    gate: str = "straight"
+    gate: str = "salience"
     reads: str = "input"
     keep_last: bool = False
     exit_after: int | None = None

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from recipes.tables import base
 from videollm_mod.depth import DepthPlan
@@ -26,6 +27,7 @@ class Cell:
     name: str
     tables: tuple[str, ...]
     change: Change = dataclasses.field(compare=False)
+    everywhere: bool = False  # measured in the world's other difficulties, too
 
     def recipe(self, shared: Recipe, base: Path, seed: int) -> Recipe:
         """What is trained. `base`: the folder of the dense model to start from."""
@@ -34,15 +36,19 @@ class Cell:
 
 def key(recipe: Recipe) -> str:
     """A recipe's fingerprint: a result belongs to its cell only while this is the same."""
+    return hashlib.sha256(json.dumps(values_of(recipe), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    """Its plain values, without where its base lies: the base's own key is in the name of its folder."""
     values = recipe.to_dict()
-    if recipe.start is not None:
-        values["start"] = Path(recipe.start).parent.name  # the base's own key is in it; where it lies does not matter
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return values | ({"start": Path(recipe.start).parent.name} if recipe.start is not None else {})
 
 
 def routed(layers: str = "interleaved", **plan: object) -> Change:
-    """The cell's plan, `DepthPlan(layers, keep=0.2, ...)`."""
-    return lambda recipe: replace(recipe, plan=DepthPlan(layers, **{"keep": 0.2, **plan}))  # type: ignore[arg-type]
+    """The cell's plan, `DepthPlan(layers, keep=0.2, ...)`; without experts where none chooses."""
+    usual = {"keep": 0.2, "gate": "salience" if plan.get("scorer", "learned") == "learned" else "identity"}
+    return lambda recipe: replace(recipe, plan=DepthPlan(layers, **{**usual, **plan}))  # type: ignore[arg-type]
 
 
 def untrained(gate: str) -> Change:
@@ -63,14 +69,30 @@ def from_scratch(recipe: Recipe) -> Recipe:
     )
 
 
+def pooled(rows: int, columns: int) -> Change:
+    """Dense, with fewer tokens of larger cells."""
+    return lambda recipe: replace(recipe, plan=DepthPlan("full"), grid=(rows, columns))
+
+
+def longer(change: Change, times: int = 2) -> Change:
+    """For so many times the steps: whether what the tables compare are plateaus."""
+
+    def changed(recipe: Recipe) -> Recipe:
+        phases = tuple(replace(phase, steps=times * phase.steps) for phase in recipe.phases)
+        return replace(change(recipe), phases=phases, validate_every=times * recipe.validate_every)
+
+    return changed
+
+
 def all_cells() -> tuple[Cell, ...]:
     """Every cell once, the more telling ones first."""
     found = [
-        Cell(MOD, ("policies", "plans", "scorers", "ours"), routed()),
-        Cell("full", ("policies", "plans"), routed("full")),
+        Cell(MOD, ("policies", "plans", "scorers", "ours"), routed(), everywhere=True),
+        Cell("full", ("policies", "plans"), routed("full"), everywhere=True),
         Cell("early-exit", ("policies",), routed("early-exit")),
         Cell("layer-skip", ("policies",), routed("layer-skip")),
-        Cell("full, pooled", ("policies",), lambda recipe: replace(recipe, plan=DepthPlan("full"), grid=(5, 5))),
+        Cell("full, pooled 4x4", ("policies",), pooled(4, 4)),  # of FLOPs a little less than the reference's,
+        Cell("full, pooled 4x5", ("policies",), pooled(4, 5)),  # and a little more
     ]
     found += [Cell(name, ("plans",), routed(name)) for name in ("all", "all-deep", "interleaved-deep")]
     for scorer in ("uniform", "random", "learned"):
@@ -82,16 +104,26 @@ def all_cells() -> tuple[Cell, ...]:
         Cell("interleaved, untrained 0.2", ("scorers",), untrained("identity")),
         Cell("interleaved, untrained 0.2, gate output", ("scorers",), untrained("output")),  # the authors' snapshot
         Cell("interleaved, oracle 0.2", ("scorers",), routed(scorer="given")),
-        Cell("all, oracle 0.2", ("scorers",), routed("all", scorer="given")),
-        Cell("all, uniform 0.2", ("scorers",), routed("all", scorer="uniform")),
+        Cell("all, oracle 0.2", ("scorers",), routed("all", scorer="given"), everywhere=True),
+        Cell("all, uniform 0.2", ("scorers",), routed("all", scorer="uniform"), everywhere=True),
         Cell("all, random 0.2", ("scorers",), routed("all", scorer="random")),
         Cell("keep_last", ("ours",), routed(keep_last=True)),
         Cell("warm-up", ("ours",), lambda recipe: replace(routed()(recipe), keep_warmup=recipe.steps // 3)),
+        Cell(
+            "gate straight, warm-up",
+            ("ours",),
+            lambda recipe: replace(routed(gate="straight")(recipe), keep_warmup=recipe.steps // 2),
+        ),
         Cell("falling ratio", ("ours",), routed(keep=(0.35, 0.2, 0.05))),
         Cell("reads norm", ("ours",), routed(reads="norm")),
         Cell("balance", ("ours",), lambda recipe: replace(routed()(recipe), balance=1.0)),
         Cell("from scratch", ("ours",), from_scratch),
         Cell("wrong words", ("ours",), lambda recipe: replace(routed()(recipe), corrupt=0.5)),
     ]
-    found += [Cell(f"gate {gate}", ("ours",), routed(gate=gate)) for gate in ("output", "update", "tanh", "relative")]
+    found += [
+        Cell("twice the steps", ("ours",), longer(routed())),
+        Cell("full, twice", ("ours",), longer(routed("full"))),
+    ]
+    gates = ("straight", "output", "update", "tanh", "relative")
+    found += [Cell(f"gate {gate}", ("ours",), routed(gate=gate)) for gate in gates]
     return tuple(found)

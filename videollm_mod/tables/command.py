@@ -42,11 +42,11 @@ def fill_tables(config: TablesConfig) -> dict[str, Any]:
     import torch
     from rich.console import Console
 
-    from recipes.tables import base, recipe
+    from recipes.tables import OTHERS, TEST_WORLD, base, recipe
     from videollm_mod.bench.measure import rounded
     from videollm_mod.files import atomic_write
     from videollm_mod.tables.cells import all_cells
-    from videollm_mod.tables.fill import fill_base, fill_cell, known, measure_costs
+    from videollm_mod.tables.fill import Measure, base_path, fill_base, fill_cell, known, measure_costs
     from videollm_mod.tables.page import write_page
     from videollm_mod.train.recipe import Recipe
     from videollm_mod.types import InputError
@@ -66,10 +66,13 @@ def fill_tables(config: TablesConfig) -> dict[str, Any]:
         for cell in cells
         if set(cell.tables) & set(config.tables) and (not config.only or cell.name in config.only)
     ]
-    start = fill_base(base(), config.home, config.results, workers=config.workers, say=say) if not config.page else None
+    measure = Measure(TEST_WORLD, OTHERS)
+    start = base_path(base(), config.results)
+    if not config.page:
+        fill_base(base(), config.home, config.results, workers=config.workers, say=say)
 
     def recipe_of(number: int, seed: int) -> Recipe:
-        return wanted[number].recipe(recipe(), start or Path(), seed)
+        return wanted[number].recipe(recipe(), start, seed)
 
     if config.costs:
         recipes = {cell.name: dataclasses.replace(recipe_of(n, 0), start=None) for n, cell in enumerate(wanted)}
@@ -79,10 +82,15 @@ def fill_tables(config: TablesConfig) -> dict[str, Any]:
     elif not config.page:
         for seed in config.seeds:
             for number, cell in enumerate(wanted):
-                fill_cell(
-                    cell, recipe_of(number, seed), config.home, config.results, workers=max(config.workers, 1), say=say
-                )
-    page = write_page(config.results)
+                own, workers = recipe_of(number, seed), max(config.workers, 1)
+                fill_cell(cell, own, measure, config.home, config.results, workers=workers, say=say)
+
+    def current(result: dict[str, Any]) -> bool:
+        of = {cell.name: cell for cell in cells}.get(result["cell"])
+        seed = result["seed"]
+        return of is not None and known(config.results, of, seed, of.recipe(recipe(), start, seed), measure) is not None
+
+    page = write_page(config.results, current)
     all_of_them = [(number, seed) for number in range(len(wanted)) for seed in config.seeds]
-    there = [known(config.results, wanted[n], seed, recipe_of(n, seed)) is not None for n, seed in all_of_them]
+    there = [known(config.results, wanted[n], seed, recipe_of(n, seed), measure) is not None for n, seed in all_of_them]
     return {"cells": len(there), "there": sum(there), "page": str(page)}

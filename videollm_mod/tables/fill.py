@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,34 @@ from videollm_mod.bench.measure import PeakMemory, rounded, time_in_turn
 from videollm_mod.depth import flops
 from videollm_mod.evaluate.calibrate import calibrate
 from videollm_mod.evaluate.result import provenance
-from videollm_mod.evaluate.streams import run_streams, watch_both
+from videollm_mod.evaluate.streams import Watched, run_streams, watch_both
 from videollm_mod.evaluate.summary import summarise, tally
 from videollm_mod.files import atomic_write, temporary_name
 from videollm_mod.model import load
-from videollm_mod.tables.cells import Cell, key
+from videollm_mod.tables.cells import Cell, key, values_of
+from videollm_mod.tables.spread import per_stream
 from videollm_mod.train.build import build
 from videollm_mod.train.data import StreamSample, stream_sample
 from videollm_mod.train.loop import StreamStage, train
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.world import WorldConfig, make_stream
 
-CALIBRATION, TEST = 16, 100  # streams of 30 s
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a trained cell is calibrated and measured on."""
+
+    world: WorldConfig
+    others: dict[str, WorldConfig] = dataclasses.field(default_factory=dict)  # for cells that are measured there, too
+    calibration: int = 64  # streams of the validation split
+    test: int = 200  # streams of the test split
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: a result belongs to its cell only while they are the same."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
 
 def slug(name: str) -> str:
@@ -41,12 +57,18 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def fill_base(recipe: Recipe, home: Path, results: Path, *, workers: int, say: Say) -> Path:
-    """The dense model that all cells start from; returns its folder.
+def base_path(recipe: Recipe, results: Path) -> Path:
+    """Where the dense model is that all cells start from.
 
     It stays with the results: another machine that fills more cells starts them from the very same weights.
     """
-    kept, run = results / f"base-{key(recipe)}", home / f"base-{key(recipe)}"
+    return results / f"base-{key(recipe)}" / "model"
+
+
+def fill_base(recipe: Recipe, home: Path, results: Path, *, workers: int, say: Say) -> Path:
+    """Train the dense model that all cells start from, unless it is there; returns its folder."""
+    model = base_path(recipe, results)
+    kept, run = model.parent, home / model.parent.name
     if not kept.is_dir():
         if not (run / "model").is_dir():
             say(f"base: {recipe.steps} steps")
@@ -56,7 +78,7 @@ def fill_base(recipe: Recipe, home: Path, results: Path, *, workers: int, say: S
         shutil.copytree(run / "model", unfinished / "model")
         shutil.copy2(run / "log.jsonl", unfinished)
         os.replace(unfinished, kept)
-    return kept / "model"
+    return model
 
 
 def result_path(results: Path, cell: Cell, seed: int) -> Path:
@@ -64,59 +86,69 @@ def result_path(results: Path, cell: Cell, seed: int) -> Path:
     return results / f"{slug(cell.name)}-s{seed}.json"
 
 
-def known(results: Path, cell: Cell, seed: int, recipe: Recipe) -> dict[str, Any] | None:
-    """A cell's result, if it is there and of this very recipe."""
+def known(results: Path, cell: Cell, seed: int, recipe: Recipe, measure: Measure) -> dict[str, Any] | None:
+    """A cell's result, if it is there, of this very recipe and measured on these streams."""
     path = result_path(results, cell, seed)
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_text())
-    return found if found["key"] == key(recipe) else None
+    return found if (found["key"], found["measure"]) == (key(recipe), measure.to_dict()) else None
 
 
 def fill_cell(
     cell: Cell,
     recipe: Recipe,
+    measure: Measure,
     home: Path,
     results: Path,
     *,
-    calibration: int = CALIBRATION,
-    test: int = TEST,
     workers: int,
     say: Say,
 ) -> dict[str, Any]:
     """Train, calibrate on the validation split, measure on the test split, write; or take what is there."""
-    found = known(results, cell, recipe.seed, recipe)
+    found = known(results, cell, recipe.seed, recipe, measure)
     if found is not None:
         return found
     folder = home / f"{slug(cell.name)}-s{recipe.seed}-{key(recipe)}"
     say(f"{cell.name}, seed {recipe.seed}: {recipe.steps} steps")
     model = load(train(recipe, folder, resume=True, workers=workers, show=_short(say)))
-    world = WorldConfig(fps=model.settings.fps, size=model.encoder.tower.image_size)
-    held = [make_stream("validation", number, world) for number in range(calibration)]
+    held = [make_stream("validation", number, measure.world) for number in range(measure.calibration)]
     threshold, _ = calibrate(model, held, workers=workers)
     model.settings = dataclasses.replace(model.settings, threshold=threshold)
-    streams = [make_stream("test", number, world) for number in range(test)]
-    watched = run_streams(model, watch_both, streams, workers=workers, title=cell.name)
+    worlds = {"": measure.world, **(measure.others if cell.everywhere else {})}
+    watched = {}
+    for name, world in worlds.items():
+        streams = [make_stream("test", number, world) for number in range(measure.test)]
+        watched[name] = run_streams(model, watch_both, streams, workers=workers, title=f"{cell.name} {name}".strip())
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = {
-        **provenance({stream.name: stream.times for stream in streams}),
+        **provenance({item.stream.name: item.stream.times for item in watched[""]}),
         "key": key(recipe),
+        "measure": measure.to_dict(),
         "cell": cell.name,
         "tables": list(cell.tables),
         "seed": recipe.seed,
         "threshold": threshold,
-        **summarise(watched, threshold),
-        "tallies": [dataclasses.asdict(tally(item, threshold)) for item in watched],
+        **_numbers(watched.pop(""), threshold),
+        "others": {name: _numbers(items, threshold) for name, items in watched.items()},
         "cost": rounded(analytic_cost(recipe)),
         "validation": [row for row in log if row["stage"] == "validation"],
         "train_seconds": log[-1]["seconds"],
-        "recipe": recipe.to_dict(),
+        "recipe": values_of(recipe),
     }
     results.mkdir(parents=True, exist_ok=True)
     with atomic_write(result_path(results, cell, recipe.seed)) as file:
-        file.write(json.dumps(found, indent=1) + "\n")
+        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in found.items())
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")  # a line each: short enough to keep, and to look at
     say(f"{cell.name}, seed {recipe.seed}: F1 {found['f1']:.3f}, LM-PPL {found['lm_ppl']:.3f}")
     return found
+
+
+def _numbers(watched: Sequence[Watched], threshold: float) -> dict[str, Any]:
+    return {
+        **summarise(watched, threshold),
+        "per_stream": per_stream([tally(item, threshold) for item in watched]),
+    }
 
 
 def _short(say: Say) -> Callable[[dict[str, Any]], None]:

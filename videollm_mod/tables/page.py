@@ -1,50 +1,52 @@
-"""The tables as a page: Markdown with one plot per table, from the results that are there.
-
-Intervals are 95 % bootstrap intervals over seeds and, within them, over test streams; a difference to the reference
-cell is resampled with the same seeds and streams for both.
-"""
+"""The tables as a page: Markdown with one plot per table, from the results that are there."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.evaluate.summary import Tally, metrics_of
 from videollm_mod.files import atomic_write
 from videollm_mod.tables.cells import MOD, all_cells
+from videollm_mod.tables.claims import all_claims
+from videollm_mod.tables.spread import estimate
 
-RESAMPLES = 500
 TITLES = {
     "policies": "What the vision tokens skip",
     "plans": "Which layers route",
     "scorers": "Who is kept",
     "ours": "Gates and options",
 }
-COLUMNS = {  # metric -> its name and digits
-    "f1": ("event F1", 3),
-    "question_accuracy": ("questions", 3),
-    "f1_teacher_forced": ("F1, true context", 3),
-    "lm_ppl": ("LM-PPL", 3),
-    "time_diff": ("TimeDiff s", 3),
-    "fluency": ("Fluency", 3),
-    "lm_correctness": ("LM-Correctness", 3),
+COLUMNS = {  # metric -> its name
+    "f1": "event F1",
+    "question_accuracy": "questions",
+    "f1_teacher_forced": "F1, true context",
+    "false_alarms_per_minute": "false alarms per quiet minute",
+    "lm_ppl": "LM-PPL",
+    "time_diff": "TimeDiff s",
+    "fluency": "Fluency",
+    "lm_correctness": "LM-Correctness",
 }
 COSTS = {"train_flops": "FLOPs", "step_time": "step time", "activation_peak": "activation peak", "kv_bytes": "KV bytes"}
 
 Results = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> its JSON
 
 
-def write_page(results: Path) -> Path:
-    """Write README.md and a PNG per table into the folder of results; returns the page's path."""
-    found = read_results(results)
+def write_page(results: Path, current: Callable[[dict[str, Any]], bool] = lambda result: True) -> Path:
+    """Write README.md and a PNG per table into the folder of results; returns the page's path.
+
+    current: whether a result is still of its cell as it is now; others count as not there.
+    """
+    found = read_results(results, current)
     costs = json.loads((results / "costs.json").read_text()) if (results / "costs.json").exists() else {}
     parts = [
         "# The paper's tables in miniature",
         "Made by `runs/paper_tables.sh` from the JSON files beside this page. F1 and questions on the model's own "
-        f"words; in brackets 95 % intervals; ΔF1 against `{MOD}`, with the same seeds and streams for both.",
+        f"words; in brackets 95 % intervals over seeds and test streams; ΔF1 against `{MOD}`, with the same seeds and "
+        "streams for both. With fewer than three seeds an interval says little of what another seed would give.",
+        "## What the paper claims",
+        _claims(found),
     ]
     results.mkdir(parents=True, exist_ok=True)
     for table, title in TITLES.items():
@@ -54,9 +56,18 @@ def write_page(results: Path) -> Path:
         missing = [name for name in names if name not in found]
         if there:
             _plot(results / f"{table}.png", {name: found[name] for name in there})
-            parts += [_table(there, found, costs), f"![Validation loss of each cell over its steps]({table}.png)"]
+            shown = "Event F1 of each cell with its interval; its validation loss over its steps"
+            parts += [_table(there, found, costs), f"![{shown}]({table}.png)"]
         if missing:
-            parts.append(f"Not there yet: {', '.join(missing)}.")
+            parts.append(f"Not there yet: {'; '.join(missing)}.")
+    everywhere = [cell.name for cell in all_cells() if cell.everywhere and cell.name in found]
+    if everywhere:
+        parts += [
+            "## Three difficulties",
+            "The same models, trained in the middle one, watch test streams of all three (smaller, faster things among "
+            "more clutter, noise and compression): event F1.",
+            _difficulties(everywhere, found),
+        ]
     if MOD in found:
         _plot_things(results / "experts.png", found[MOD])
         parts += [
@@ -71,26 +82,26 @@ def write_page(results: Path) -> Path:
     return page
 
 
-def read_results(results: Path) -> Results:
-    """All results of a folder."""
+def read_results(results: Path, current: Callable[[dict[str, Any]], bool] = lambda result: True) -> Results:
+    """All results of a folder that are current."""
     found: Results = {}
     for path in sorted(results.glob("*-s*.json")):
         result = json.loads(path.read_text())
+        if not current(result):
+            continue
         found.setdefault(result["cell"], {})[result["seed"]] = result
     return found
 
 
 def _table(names: Sequence[str], found: Results, costs: dict[str, dict[str, float]]) -> str:
-    heads = ["cell", "seeds", *(title for title, _ in COLUMNS.values()), "ΔF1", *COSTS.values()]
+    heads = ["cell", "seeds", *COLUMNS.values(), "ΔF1", *COSTS.values()]
     rows = [heads, ["---"] * len(heads)]
     dense = next(iter(found["full"].values()))["cost"] if "full" in found else {}
     for name in names:
         seeds = found[name]
         row = [name, str(len(seeds))]
-        for key, (_, digits) in COLUMNS.items():
-            low, high = interval([seeds], key)
-            mean = sum(result[key] for result in seeds.values()) / len(seeds)
-            row.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        known = estimate(seeds)
+        row += ["{:.3f} [{:.3f}, {:.3f}]".format(*known[key]) for key in COLUMNS]
         row.append(_difference(name, found))
         cost = {**next(iter(seeds.values()))["cost"], **costs.get(name, {})}
         for key in COSTS:
@@ -100,51 +111,65 @@ def _table(names: Sequence[str], found: Results, costs: dict[str, dict[str, floa
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def _difficulties(names: Sequence[str], found: Results) -> str:
+    others = sorted({name for cell in names for result in found[cell].values() for name in result["others"]})
+    rows = [["cell", "medium", *others], ["---"] * (2 + len(others))]
+    for name in names:
+        row = [name, "{:.3f} [{:.3f}, {:.3f}]".format(*estimate(found[name])["f1"])]
+        for other in others:
+            there = {seed: result["others"][other] for seed, result in found[name].items() if other in result["others"]}
+            row.append("{:.3f} [{:.3f}, {:.3f}]".format(*estimate(there)["f1"]) if there else "")
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def _difference(name: str, found: Results) -> str:
-    shared = sorted(set(found[name]) & set(found.get(MOD, {})))
-    if name == MOD or not shared:
+    if name == MOD or not set(found[name]) & set(found.get(MOD, {})):
         return ""
-    mine, reference = ({seed: found[cell][seed] for seed in shared} for cell in (name, MOD))
-    mean = sum(mine[seed]["f1"] - reference[seed]["f1"] for seed in shared) / len(shared)
-    low, high = interval([mine, reference], "f1")
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return _signed(estimate(found[name], found[MOD])["f1"])
 
 
-def interval(cells: Sequence[dict[int, dict[str, Any]]], key: str) -> tuple[float, float]:
-    """95 % of a metric of one cell, or of the difference of two with the same seeds: seed -> result, with tallies."""
-    rng = random.Random(0)
-    tallies = [{seed: [Tally(**row) for row in result["tallies"]] for seed, result in cell.items()} for cell in cells]
-    seeds = sorted(tallies[0])
-    streams = len(tallies[0][seeds[0]])
-    drawn = []
-    for _ in range(RESAMPLES):
-        some_seeds = rng.choices(seeds, k=len(seeds))
-        some_streams = rng.choices(range(streams), k=streams)
-        values = []
-        for cell in tallies:
-            each = [metrics_of([cell[seed][stream] for stream in some_streams])[key] for seed in some_seeds]
-            numbers = [value for value in each if value is not None]
-            values.append(sum(numbers) / max(len(numbers), 1))
-        drawn.append(values[0] - values[1] if len(values) == 2 else values[0])
-    drawn.sort()
-    return drawn[round(0.025 * (RESAMPLES - 1))], drawn[round(0.975 * (RESAMPLES - 1))]
+def _signed(values: tuple[float, float, float]) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values)
+
+
+def _claims(found: Results) -> str:
+    """Each claim beside the difference in F1 that speaks for or against it, as far as its cells are there."""
+    rows = []
+    for claim in all_claims():
+        seeds = set(found.get(claim.cell, {})) & set(found.get(claim.other, {}))
+        if not seeds:
+            rows.append(f"| {claim.sentence} | | | |")
+            continue
+        values = estimate(found[claim.cell], found[claim.other])["f1"]
+        rows.append(f"| {claim.sentence} | {_signed(values)} | {len(seeds)} | {claim.verdict(*values[1:])} |")
+    return "\n".join(["| claim | difference in F1 | seeds | seen? |", "| --- | --- | --- | --- |", *rows])
 
 
 def _plot(path: Path, cells: Results) -> None:
-    """Validation loss over steps, a line per cell: the mean over seeds, and a thin one per seed."""
+    """Left each cell's F1, its interval and seeds; right its validation loss over steps, a thin line per seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(13, max(4.5, 0.32 * len(cells))), layout="constrained")
+    scores, curves = figure.subplots(1, 2, width_ratios=(1, 1.2))
     for number, (name, seeds) in enumerate(cells.items()):
-        colour = f"C{number % 10}"
-        curves = [[(row["step"], row["loss"]) for row in result["validation"]] for result in seeds.values()]
-        for curve in curves:
-            axes.plot(*zip(*curve), color=colour, alpha=0.3, linewidth=0.8)
-        mean = [(rows[0][0], sum(loss for _, loss in rows) / len(rows)) for rows in zip(*curves)]
-        axes.plot(*zip(*mean), color=colour, label=name, linestyle="-" if number < 10 else "--")
-    axes.set_ylabel("validation loss")
-    _finish(figure, axes, path)
+        colour, style = f"C{number % 10}", "-" if number < 10 else "--"
+        value, low, high = estimate(seeds)["f1"]
+        scores.plot([low, high], [number, number], color=colour, linewidth=3, alpha=0.4)
+        scores.plot([estimate({seed: result})["f1"][0] for seed, result in seeds.items()], [number] * len(seeds), "|k")
+        scores.plot(value, number, "o", color=colour)
+        lines = [[(row["step"], row["loss"]) for row in result["validation"]] for result in seeds.values()]
+        for line in lines:
+            curves.plot(*zip(*line), color=colour, alpha=0.3, linewidth=0.8)
+        mean = [(rows[0][0], sum(loss for _, loss in rows) / len(rows)) for rows in zip(*lines)]
+        curves.plot(*zip(*mean), color=colour, label=name, linestyle=style)
+    scores.set_yticks(range(len(cells)), list(cells))
+    scores.invert_yaxis()
+    scores.set_xlabel("event F1, 95 % interval; marks: seeds")
+    scores.grid(alpha=0.3, axis="x")
+    curves.set_yscale("log")
+    curves.set_ylabel("validation loss")
+    _finish(figure, curves, path)
 
 
 def _plot_things(path: Path, seeds: dict[int, dict[str, Any]]) -> None:
@@ -175,4 +200,4 @@ def _finish(figure: Any, axes: Any, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     with atomic_write(path, binary=True) as file:
-        figure.savefig(file, format="png", dpi=110)
+        figure.savefig(file, format="png", dpi=100)

@@ -53,8 +53,8 @@ class TrainConfig:
     """Who is kept: learned, random, uniform, or given (an oracle: what the world says matters); the recipe's own if
     nothing is said."""
     gate: str | None = None
-    """What the score does to a kept token: straight, relative, output, update, tanh or identity; the recipe's own if
-    not given."""
+    """What the score does to a kept token: salience, straight, relative, output, update, tanh or identity; the recipe's
+    own if not given."""
     reduction: str | None = None
     """A token reduction that is in place while the model learns, such as faster_vlm=0.25 (its share of tokens)."""
     start: str | None = None

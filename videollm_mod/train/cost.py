@@ -10,7 +10,8 @@ each token a layer keeps
     where the linear maps learn, what they read: c * 5 d (under autocast each has its own copy; else c * 2 d), c m
     LoRA        for each map c d_in + c r, what A reads and what B reads; with dropout d_in more, a mask of bytes (on a
                 CPU 4 d_in, a mask of numbers)
-    gate        s d of each kept token, for the product of score and update
+    gate        s d of each kept token, for the product of score and update; twice for `salience`, which multiplies what
+                goes into attention, too
 
 The head keeps (c + 4 + 4) bytes per labelled position and word, and 4 d per token. Autocast keeps a copy, c bytes each,
 of the weights that learn in linear maps.
@@ -104,7 +105,7 @@ def activation_bytes(config: Any, plan: DepthPlan, sample: Sample, setting: Sett
     inner = [_layer_bytes(config, setting) * tokens for tokens in entries]
     if plan.gate_acts:
         for layer in plan.routed(config.num_hidden_layers):
-            inner[layer] += s * d * entries[layer]
+            inner[layer] += (2 if plan.gate == "salience" else 1) * s * d * entries[layer]
     flying = [_gradient_bytes(config, setting) * tokens for tokens in entries]
     head = sample.labels * config.vocab_size * (setting.compute + 4 + 4) + 4 * d * sample.tokens
     copies = _copied_bytes(config, setting)

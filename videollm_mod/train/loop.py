@@ -266,8 +266,10 @@ class StreamStage(Stage):
         def decays(tensor: Tensor) -> bool:
             return tensor.dim() > 1
 
-        rest = [p for name, p in self.named_parameters() if not name.startswith("model.encoder.")]
-        recipe = self.recipe
+        recipe, apart = self.recipe, self.recipe.expert_lr != 1.0
+        named = [(name, p) for name, p in self.named_parameters() if not name.startswith("model.encoder.")]
+        experts = [p for name, p in named if "depth_expert" in name and apart]
+        rest = [p for name, p in named if not ("depth_expert" in name and apart)]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in rest if decays(p)], "weight_decay": recipe.weight_decay},
             {"params": [p for p in rest if not decays(p)], "weight_decay": 0.0},
@@ -275,6 +277,8 @@ class StreamStage(Stage):
         if recipe.tower_lr > 0:
             tower = list(self.model.encoder.parameters())
             groups.append({"params": tower, "weight_decay": recipe.weight_decay, "lr": recipe.tower_lr})
+        if experts:
+            groups.append({"params": experts, "weight_decay": 0.0, "lr": recipe.lr * recipe.expert_lr})
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
 
     def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
