@@ -45,7 +45,7 @@ def test_grid_settings_rate_and_size_are_the_models_own(dense: Path) -> None:
     converted, known = toy(dense), vm.load(dense)
     assert (converted.grid, converted.settings) == ((3, 3), known.settings)
     assert (converted.phases[0].world.size, converted.phases[0].world.fps) == (48, known.settings.fps)
-    assert (converted.plan.layers, converted.plan.keep, converted.plan.gate) == ("interleaved", 0.2, "straight")
+    assert (converted.plan.layers, converted.plan.keep, converted.plan.gate) == ("interleaved", 0.2, "salience")
 
 
 def test_at_the_first_step_the_model_is_the_dense_one_and_the_ratio_falls_to_the_plans(dense: Path) -> None:

@@ -195,6 +195,7 @@ def test_the_files_of_coins_tasks_can_be_put_together(roots: dict[str, Path], tm
     assert len(list(read_streams(tmp_path / "coin.jsonl"))) == sum(counts) and len(tasks) == 5
 
 
+@needs_annotations
 def test_all_180_class_names_of_coin_split_as_published() -> None:
     with (ANNOTATIONS / "COIN_target_action_mapping.csv").open() as file:
         rows = list(csv.DictReader(file))
