@@ -18,7 +18,7 @@ from videollm_mod.world import WorldConfig, difficulty
 # Things as many pixels wide as at the 96 px of a usual scale. Many questions: they teach what is where.
 WORLD = WorldConfig(seconds=16, size=80, scale=1.2, events_per_minute=15, questions=10)
 TEST_WORLD = dataclasses.replace(WORLD, questions=4)  # what cells are calibrated and measured on
-OTHERS = {  # as easy and as hard as that world is at its usual size
+OTHERS = {  # things of the easy one are no larger, for scale goes no higher; those of the hard one are 0.75 as large
     name: dataclasses.replace(
         difficulty(name),
         scale=scale,

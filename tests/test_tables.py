@@ -90,6 +90,8 @@ def test_a_cell_is_trained_once_from_its_base_and_its_result_kept(home: Path, ba
     assert (found["cell"], found["seed"], found["streams"], len(found["per_stream"]["said"])) == (MOD, 1, 2, 2)
     assert found["recipe"]["start"] == base.parent.name and found["validation"]
     assert found["others"]["hard"]["events"] == found["events"]  # the same stories, drawn otherwise
+    for name, (value, _, _) in estimate({1: found}).items():  # what is kept of the streams adds up to the summary
+        assert value == pytest.approx(found[name] or 0.0, abs=1e-4), name
     SAID.clear()
     again = fill_cell(cell, recipe, FEW, home, tmp_path, workers=1, say=SAID.append)
     assert again == json.loads(json.dumps(found))

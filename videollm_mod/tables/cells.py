@@ -116,7 +116,7 @@ def all_cells() -> tuple[Cell, ...]:
         ),
         Cell("falling ratio", ("ours",), routed(keep=(0.35, 0.2, 0.05))),
         Cell("reads norm", ("ours",), routed(reads="norm")),
-        Cell("balance", ("ours",), lambda recipe: replace(routed()(recipe), balance=1.0)),
+        Cell("gate straight, balance", ("ours",), lambda recipe: replace(routed(gate="straight")(recipe), balance=1.0)),
         Cell("from scratch", ("ours",), from_scratch),
         Cell("wrong words", ("ours",), lambda recipe: replace(routed()(recipe), corrupt=0.5)),
     ]

@@ -46,7 +46,7 @@ def fill_tables(config: TablesConfig) -> dict[str, Any]:
     from videollm_mod.bench.measure import rounded
     from videollm_mod.files import atomic_write
     from videollm_mod.tables.cells import all_cells
-    from videollm_mod.tables.fill import Measure, base_path, fill_base, fill_cell, known, measure_costs
+    from videollm_mod.tables.fill import Measure, base_path, fill_base, fill_cell, is_current, known, measure_costs
     from videollm_mod.tables.page import write_page
     from videollm_mod.train.recipe import Recipe
     from videollm_mod.types import InputError
@@ -86,9 +86,8 @@ def fill_tables(config: TablesConfig) -> dict[str, Any]:
                 fill_cell(cell, own, measure, config.home, config.results, workers=workers, say=say)
 
     def current(result: dict[str, Any]) -> bool:
-        of = {cell.name: cell for cell in cells}.get(result["cell"])
-        seed = result["seed"]
-        return of is not None and known(config.results, of, seed, of.recipe(recipe(), start, seed), measure) is not None
+        seed, of = result["seed"], next((cell for cell in cells if cell.name == result["cell"]), None)
+        return of is not None and is_current(result, of.recipe(recipe(), start, seed), measure)
 
     page = write_page(config.results, current)
     all_of_them = [(number, seed) for number in range(len(wanted)) for seed in config.seeds]

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,12 @@ def known(results: Path, cell: Cell, seed: int, recipe: Recipe, measure: Measure
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_text())
-    return found if (found["key"], found["measure"]) == (key(recipe), measure.to_dict()) else None
+    return found if is_current(found, recipe, measure) else None
+
+
+def is_current(result: Mapping[str, Any], recipe: Recipe, measure: Measure) -> bool:
+    """Whether a cell's result is of this very recipe, measured on these streams."""
+    return (result["key"], result["measure"]) == (key(recipe), measure.to_dict())
 
 
 def fill_cell(

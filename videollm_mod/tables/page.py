@@ -11,6 +11,7 @@ from videollm_mod.files import atomic_write
 from videollm_mod.tables.cells import MOD, all_cells
 from videollm_mod.tables.claims import all_claims
 from videollm_mod.tables.spread import estimate
+from videollm_mod.world.config import DIFFICULTIES
 
 TITLES = {
     "policies": "What the vision tokens skip",
@@ -108,18 +109,26 @@ def _table(names: Sequence[str], found: Results, costs: dict[str, dict[str, floa
             value = cost[key] / dense[key] if key in dense else cost.get(key) if key in costs.get(name, {}) else None
             row.append("" if value is None else f"{value:.2f}")
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _rows(rows)
 
 
 def _difficulties(names: Sequence[str], found: Results) -> str:
-    others = sorted({name for cell in names for result in found[cell].values() for name in result["others"]})
-    rows = [["cell", "medium", *others], ["---"] * (2 + len(others))]
+    rows = [["cell", *DIFFICULTIES], ["---"] * (1 + len(DIFFICULTIES))]
     for name in names:
-        row = [name, "{:.3f} [{:.3f}, {:.3f}]".format(*estimate(found[name])["f1"])]
-        for other in others:
-            there = {seed: result["others"][other] for seed, result in found[name].items() if other in result["others"]}
+        row = [name]
+        for world in DIFFICULTIES:
+            there = {
+                seed: result if world == "medium" else result["others"].get(world)
+                for seed, result in found[name].items()
+            }
+            there = {seed: result for seed, result in there.items() if result is not None}
             row.append("{:.3f} [{:.3f}, {:.3f}]".format(*estimate(there)["f1"]) if there else "")
         rows.append(row)
+    return _rows(rows)
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -135,15 +144,15 @@ def _signed(values: tuple[float, float, float]) -> str:
 
 def _claims(found: Results) -> str:
     """Each claim beside the difference in F1 that speaks for or against it, as far as its cells are there."""
-    rows = []
+    rows = [["claim", "difference in F1", "seeds", "seen?"], ["---"] * 4]
     for claim in all_claims():
+        row = [claim.sentence, "", "", ""]
         seeds = set(found.get(claim.cell, {})) & set(found.get(claim.other, {}))
-        if not seeds:
-            rows.append(f"| {claim.sentence} | | | |")
-            continue
-        values = estimate(found[claim.cell], found[claim.other])["f1"]
-        rows.append(f"| {claim.sentence} | {_signed(values)} | {len(seeds)} | {claim.verdict(*values[1:])} |")
-    return "\n".join(["| claim | difference in F1 | seeds | seen? |", "| --- | --- | --- | --- |", *rows])
+        if seeds:
+            values = estimate(found[claim.cell], found[claim.other])["f1"]
+            row[1:] = [_signed(values), str(len(seeds)), claim.verdict(*values[1:])]
+        rows.append(row)
+    return _rows(rows)
 
 
 def _plot(path: Path, cells: Results) -> None:

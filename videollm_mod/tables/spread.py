@@ -19,13 +19,13 @@ COUNTS = ("said", "true", "right", "alarms", "quiet_minutes", "questions", "answ
 FORCED = ("forced_right", "forced_said", "forced_true")
 MEANS = ("lm_ppl", "time_diff", "fluency", "lm_correctness")  # of a stream's narrations, then of streams
 Array = NDArray[np.float64]
-Cell = Mapping[int, Mapping[str, Any]]  # seed -> a cell's JSON
+Seeds = Mapping[int, Mapping[str, Any]]  # of a cell: seed -> its JSON
 
 
 def per_stream(tallies: Sequence[Tally]) -> dict[str, list[float | None]]:
     """What a cell's JSON keeps of its streams, to resample them: name -> a number per stream, None where there is none.
 
-    With less than 0.0001 lost of each number.
+    Rounded to four decimals.
     """
     found = {name: [getattr(tally, name) for tally in tallies] for name in (*COUNTS, *MEANS)}
     found |= {name: [tally.forced[place] for tally in tallies] for place, name in enumerate(FORCED)}
@@ -51,7 +51,7 @@ _RATIOS: dict[str, Callable[[Mapping[str, Array]], tuple[Array, Array]]] = {
 METRICS = tuple(_RATIOS)
 
 
-def estimate(cell: Cell, other: Cell | None = None) -> dict[str, tuple[float, float, float]]:
+def estimate(cell: Seeds, other: Seeds | None = None) -> dict[str, tuple[float, float, float]]:
     """metric -> (value, low, high): a cell's mean over seeds; minus that of another, over the seeds that both have."""
     seeds = sorted(cell if other is None else set(cell) & set(other))
     parts = [_draw(cell, seeds), *([_draw(other, seeds)] if other is not None else [])]
@@ -63,7 +63,7 @@ def estimate(cell: Cell, other: Cell | None = None) -> dict[str, tuple[float, fl
     return found
 
 
-def _draw(cell: Cell, seeds: Sequence[int]) -> dict[str, Array]:
+def _draw(cell: Seeds, seeds: Sequence[int]) -> dict[str, Array]:
     """metric -> (1 + RESAMPLES,): as it is, and of each resample. Repeatable: the same for all cells of a size."""
     columns = [_columns(cell[seed]["per_stream"]) for seed in seeds]
     streams, rng = len(columns[0]["said"]), np.random.default_rng(0)

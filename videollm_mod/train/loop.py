@@ -254,8 +254,8 @@ class StreamStage(Stage):
     def _balance(self, scores: Told, frame_index: Tensor) -> Tensor:
         """How far the mean sigma(score) of all vision tokens is from what each layer keeps: squared, mean over layers.
 
-        With a gate that only carries a gradient, every kept token that helps pushes its score up, and in the end all
-        are open. This term closes as many as it opens; it also reaches the tokens that were not kept.
+        With the gate `straight`, every kept token that helps pushes its score up, and in the end all are open. This
+        term closes as many as it opens; it also reaches the tokens that were not kept.
         """
         ratios = self.model.plan.ratios(self.model.num_layers)
         vision = frame_index >= 0
@@ -266,10 +266,8 @@ class StreamStage(Stage):
         def decays(tensor: Tensor) -> bool:
             return tensor.dim() > 1
 
-        recipe, apart = self.recipe, self.recipe.expert_lr != 1.0
-        named = [(name, p) for name, p in self.named_parameters() if not name.startswith("model.encoder.")]
-        experts = [p for name, p in named if "depth_expert" in name and apart]
-        rest = [p for name, p in named if not ("depth_expert" in name and apart)]
+        rest = [p for name, p in self.named_parameters() if not name.startswith("model.encoder.")]
+        recipe = self.recipe
         groups: list[dict[str, Any]] = [
             {"params": [p for p in rest if decays(p)], "weight_decay": recipe.weight_decay},
             {"params": [p for p in rest if not decays(p)], "weight_decay": 0.0},
@@ -277,8 +275,6 @@ class StreamStage(Stage):
         if recipe.tower_lr > 0:
             tower = list(self.model.encoder.parameters())
             groups.append({"params": tower, "weight_decay": recipe.weight_decay, "lr": recipe.tower_lr})
-        if experts:
-            groups.append({"params": experts, "weight_decay": 0.0, "lr": recipe.lr * recipe.expert_lr})
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
 
     def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:

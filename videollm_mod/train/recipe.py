@@ -87,7 +87,6 @@ class Recipe:
     corrupt: float = 0.0  # share of training streams in which one earlier reply is wrong: see corrupt.py
     misled: float = 0.0  # share of the others in which most earlier replies are
     balance: float = 0.0  # weight of (mean sigma(score) - keep)^2 over all vision tokens, a mean over routed layers
-    expert_lr: float = 1.0  # of the experts, in learning rates
     train_experts: bool = True  # False leaves them as they were drawn: the fault of the authors' snapshot
     keep_warmup: int = 0  # steps of the second stage over which the keep ratio falls from 1 to the plan's
     lr: float = 1e-3
@@ -144,7 +143,6 @@ class Recipe:
             (values, "cell_weight", 0.0),
             (values, "misled", 0.0),
             (values, "calibrate_names", True),
-            (values, "expert_lr", 1.0),
             (values, "pretrained", None),
             (values, "reduction", None),
             (values["settings"], "template", "plain"),
