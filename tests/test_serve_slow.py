@@ -173,7 +173,7 @@ def test_ten_thousand_hostile_messages_leave_the_server_and_its_other_streams_as
             assert server.process.poll() is None and get(f"{server.url}/readyz").status_code == 200
             assert refused > sent / 30 and calm_frames >= 3
             print(f"memory {base / 2**20:.0f} MiB after half of the messages, {rss / 2**20:.0f} MiB at the end")
-            assert rss < base + 32 * 2**20, f"memory grew from {base} to {rss}"
+            assert rss < base + 64 * 2**20, f"memory grew from {base} to {rss}"
 
 
 def at_rest(server: Process) -> int:

@@ -124,15 +124,13 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     try:
         model = train(recipe, Path(config.out), resume=config.resume, workers=config.workers, show=show)
     except KeyboardInterrupt:
-        leave()
+        leave(130)
         again = f"stopped; `{_again(config)}` goes on from the last checkpoint"
         if processes > 1:
             again += ", under the same launcher"
         console.print(again, highlight=False, markup=False, soft_wrap=True)
         return {"interrupted": True, "out": config.out, "last_validation": last}
     leave()
-    if rank > 0:
-        return {}
     console.print("calibrating the threshold on validation streams", highlight=False)
     threshold = _calibrate(model, recipe, config.threads + config.workers)
     return {

@@ -8,8 +8,10 @@ with another number of processes, or another way of sharing.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -96,10 +98,21 @@ def connect() -> World:
     return World(dist.get_rank(), dist.get_world_size(), talk, sharded)
 
 
-def leave() -> None:
-    """The end of all common work."""
+def leave(code: int = 0) -> None:
+    """The end of all common work, and of every process but the main one: that exits with `code`, and it returns not.
+
+    A guest goes without the interpreter's own ending. DTensor's caches keep the process group and with it threads in
+    C++, and such a thread, met by the interpreter's last steps, has ended a whole run in `terminate called`.
+    """
+    guest = False
     if dist.is_available() and dist.is_initialized():
+        guest = dist.get_rank() > 0
         dist.destroy_process_group()
+    gc.collect()  # with the cycles that hold them end the group's threads, those of decoders, and workers
+    if guest:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 @contextmanager
