@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -143,7 +144,9 @@ class Process:
 
     def __init__(self, folder: Path, *flags: str) -> None:
         words = [sys.executable, "-m", "videollm_mod", "serve", "--port", "0", "--store", str(folder / "events.db")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._blocks = folder / "blocks"
+        probe = {"PYTHONPATH": str(Path(__file__).parent / "probe"), "PROBE": str(self._blocks)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **probe}
         self.process = subprocess.Popen(
             [*words, "--model", "tiny", "--threads", "1", *flags],
             stderr=subprocess.PIPE,
@@ -176,6 +179,13 @@ class Process:
         """Bytes of memory in use."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def blocks(self) -> int:
+        """Blocks of memory that Python holds, garbage aside."""
+        self._blocks.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        until(self._blocks.exists)
+        return int(self._blocks.read_text())
 
 
 @contextlib.contextmanager

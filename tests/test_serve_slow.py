@@ -147,7 +147,7 @@ def test_ten_thousand_hostile_messages_leave_the_server_and_its_other_streams_as
     with running(tmp_path, "--messages-per-second", "100000", "--streams-per-client", "32", "--linger", "0") as server:
         with server.socket(max_size=2**22) as calm:
             opened(calm, threshold=0.0)
-            calm_frames, base = 0, 0
+            calm_frames, base, before = 0, 0, 0
             while sent < count:
                 clock = [0.0]
                 try:
@@ -168,18 +168,20 @@ def test_ten_thousand_hostile_messages_leave_the_server_and_its_other_streams_as
                     assert hear(calm, "decision")["time"] == calm_frames / 2
                     calm_frames += 1
                     if not base and sent >= count // 2:  # what libraries take at first is no leak: docs/serve.md
-                        base = at_rest(server)
-            rss = at_rest(server)
+                        base, before = at_rest(server)
+            rss, blocks = at_rest(server)
             assert server.process.poll() is None and get(f"{server.url}/readyz").status_code == 200
             assert refused > sent / 30 and calm_frames >= 3
             print(f"memory {base / 2**20:.0f} MiB after half of the messages, {rss / 2**20:.0f} MiB at the end")
+            print(f"blocks of Python's memory {before}, {blocks}")
+            assert blocks < before + 2000, f"Python's objects grew from {before} blocks to {blocks}"
             assert rss < base + 64 * 2**20, f"memory grew from {base} to {rss}"
 
 
-def at_rest(server: Process) -> int:
-    """Bytes of the server's memory once the streams that were broken off are gone, whose caches are no leak either."""
+def at_rest(server: Process) -> tuple[int, int]:
+    """The server's resident bytes and Python's blocks, once the streams that were broken off are gone."""
     until(lambda: get(f"{server.url}/info").json()["streams"] == 1, 30)
-    return server.rss()
+    return server.rss(), server.blocks()
 
 
 # -- load --------------------------------------------------------------------------------------------------------------
