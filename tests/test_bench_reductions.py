@@ -9,45 +9,71 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import reduced
-from videollm_mod.bench.reductions import cells, draw_plot
+from recipes import reduced, vit
+from videollm_mod.bench.reductions import cells
 from videollm_mod.bench.reductions_command import BenchReductions, bench_reductions
-from videollm_mod.bench.reductions_page import page
+from videollm_mod.bench.reductions_page import draw_plot, page
 from videollm_mod.cli import main
+from videollm_mod.depth import DepthPlan
 from videollm_mod.model import load
 from videollm_mod.reductions import from_dict, methods, parse_reduction
-from videollm_mod.train.build import like_start
+from videollm_mod.train.build import build, like_start
 from videollm_mod.train.loop import train
-from videollm_mod.train.recipe import Phase
+from videollm_mod.train.recipe import LMSizes, Phase
 from videollm_mod.types import InputError
 from videollm_mod.world import WorldConfig
 
-CELL = {
+FREE = {
     "name": "uniform 0.25",
     "keep": 0.25,
+    "steps": 0,
     "f1": 0.5,
+    "f1_difference": [-0.25, -0.3, -0.2],
     "lm_ppl": 1.25,
     "question_accuracy": None,
-    "ms_per_frame": 7.5,
-    "flops_per_frame": 2_000_000,
+    "time_share": 0.5,
+    "flops_share": 0.4,
     "kv_share": 0.3,
     "signals_ms": 0.1,
     "choice_ms": 0.2,
 }
-RESULT = {"cells": [CELL], "model": "tiny", "streams": 2, "seconds": 6.0, "cpu": "a CPU", "threads": 1, "torch": "2"}
+ADAPTED = {
+    **FREE,
+    "steps": 100,
+    "f1": 0.75,
+    "f1_difference": [0.0, -0.1, 0.1],
+    "lm_ppl": 1.125,
+    "question_accuracy": 0.5,
+}
+RESULT = {
+    "cells": [FREE, ADAPTED],
+    "model": "tiny",
+    "streams": 2,
+    "seconds": 6.0,
+    "dials": ["scale=1.2"],
+    "adapt": 100,
+    "costs": {"cpu": "a CPU", "threads": 1, "torch": "2"},
+}
 
 
-def test_every_method_is_measured_at_every_share_and_once_with_depth_routing() -> None:
-    found = list(cells(BenchReductions(keep=(0.5, 0.1))))
-    alone = [cell for cell in found if cell.reduction and cell.plan.layers == "full"]
-    paired = [cell for cell in found if cell.reduction and cell.plan.layers != "full"]
-    assert len(alone) == 2 * len(methods()) and len(paired) == len(methods())
-    assert [cell.name for cell in found if cell.reduction is None] == [
-        "dense",
-        "depth routing 0.5",
-        "depth routing 0.1",
-    ]
-    assert len({cell.name for cell in found}) == len(found)
+def test_every_method_is_measured_at_every_share_with_depth_routing_and_both_adapted() -> None:
+    found = list(cells(BenchReductions(keep=(0.5, 0.1), pairs=0.25, adapt=7), experts=False, blocks=6))
+    count = len(methods())
+    free, adapted = ([cell for cell in found if cell.steps == steps] for steps in (0, 7))
+    for some, shares, scorer in ((free, (0.5, 0.1), "uniform"), (adapted, (0.25,), "learned")):
+        alone = [cell for cell in some if cell.reduction and cell.plan.layers == "full"]
+        paired = [cell for cell in some if cell.reduction and cell.plan.layers != "full"]
+        assert len(alone) == len(shares) * count and len(paired) == count
+        assert {cell.plan.scorer for cell in paired} == {scorer}, "no expert has learned before there was any training"
+        bare = [cell.name for cell in some if cell.reduction is None]
+        assert bare == ["dense", *(f"depth routing {share:g}" for share in shares)]
+        assert len({cell.name for cell in some}) == len(some)
+    assert len(found) == len(free) + len(adapted)
+    assert not any(cell.steps for cell in cells(BenchReductions(adapt=0), experts=True, blocks=6))
+    experienced = cells(BenchReductions(), experts=True, blocks=6)
+    assert {cell.plan.scorer for cell in experienced if cell.plan.layers != "full"} == {"learned"}
+    layers = [cell.reduction["layer"] for cell in found if cell.reduction and cell.reduction["name"] == "hi_prune"]
+    assert set(layers) == {2}, "9 of 24, in a tower of 6"
 
 
 def test_the_page_has_a_row_for_every_method_and_no_number_that_was_not_measured() -> None:
@@ -56,7 +82,8 @@ def test_the_page_has_a_row_for_every_method_and_no_number_that_was_not_measured
         assert f"`{name}`" in bare and kind.when in bare
     assert "Not measured yet" in bare and "none compared yet" in bare
     full = page(RESULT, {"DivPrune": {"version": "abc1234", "who is kept": "20 of 20"}}, "reductions.png")
-    assert "| uniform 0.25 | 0.500 | 1.250 | - | 7.5 | 0.10 + 0.20 | 2 | 0.30 |" in full
+    row = "| uniform 0.25 | 0.500 | -0.250 [-0.300, -0.200] | 0.750 | +0.000 [-0.100, +0.100] | 1.250 | 1.125 | - |"
+    assert f"{row} 0.500 | 0.50 | 0.10 + 0.20 | 0.40 | 0.30 |" in full
     assert "| DivPrune (abc1234) | who is kept | 20 of 20 |" in full
     assert "(reductions.png)" in full
 
@@ -80,34 +107,43 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
-    config = BenchReductions(home=tmp_path, page_only=True, only=("uniform",), keep=(0.25,))
+    config = BenchReductions(out=tmp_path / "all.json", page_only=True, only=("uniform",), keep=(0.25,))
     found = bench_reductions(config)
-    assert found["cells"] == [] and found["missing"] == 4  # dense, depth routing, uniform, and both
+    assert found["cells"] == [] and found["missing"] == 8  # dense, depth routing, uniform, and both; as it is, adapted
 
 
 @pytest.mark.slow
 def test_a_cell_is_measured_and_then_taken_from_its_file(tmp_path: Path) -> None:
-    words = ["--quick", "--only", "uniform", "--keep", "0.25", "--threads", "1", "--home", str(tmp_path)]
-    words += [
-        "--out",
-        str(tmp_path / "all.json"),
-        "--page",
-        str(tmp_path / "page.md"),
-        "--plot",
-        str(tmp_path / "p.png"),
-    ]
+    places = {name: tmp_path / name for name in ("all.json", "page.md", "plot.png")}
+    words = ["--quick", "--only", "uniform", "--keep", "0.25", "--threads", "1", "--home", str(tmp_path / "home")]
+    words += ["--out", str(places["all.json"]), "--page", str(places["page.md"]), "--plot", str(places["plot.png"])]
     assert main(["bench", "reductions", *words]) == 0
-    first = json.loads((tmp_path / "all.json").read_text())
-    by_name = {cell["name"]: cell for cell in first["cells"]}
-    dense, reduced = by_name["dense"], by_name["uniform 0.25"]
-    assert reduced["kv_share"] < 0.35 and reduced["flops_per_frame"] < 0.6 * dense["flops_per_frame"]
+    first = json.loads(places["all.json"].read_text())
+    free, adapted = ({cell["name"]: cell for cell in first["cells"] if cell["steps"] == steps} for steps in (0, 2))
+    assert set(free) == set(adapted) == {
+        "dense", "depth routing 0.25", "uniform 0.25", "uniform 0.25 + depth routing 0.2"
+    }  # fmt: skip
+    assert free["uniform 0.25"]["kv_share"] < 0.35 and free["uniform 0.25"]["flops_share"] < 0.6
+    assert free["dense"]["f1_difference"] == [0, 0, 0]
+    assert free["dense"]["train_seconds"] is None and adapted["dense"]["train_seconds"] > 0
+    assert all(cell["time_share"] > 0 for cell in (*free.values(), *adapted.values()))
     assert main(["bench", "reductions", *words]) == 0
-    assert json.loads((tmp_path / "all.json").read_text()) == first
+    assert json.loads(places["all.json"].read_text()) == first
+    assert main(["bench", "reductions", *words, "--costs"]) == 0
+    again = json.loads(places["all.json"].read_text())
+    assert [cell["f1"] for cell in again["cells"]] == [cell["f1"] for cell in first["cells"]]
+    assert [cell["ms_per_frame"] for cell in again["cells"]] != [cell["ms_per_frame"] for cell in first["cells"]]
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [("--only nothing", "is no reduction"), ("--keep 2", "outside"), ("--fidelity gone.json", "is missing")],
+    [
+        ("--only nothing", "is no reduction"),
+        ("--keep 2", "outside"),
+        ("--fidelity gone.json", "is missing"),
+        ("--dials clutter=much", "clutter"),
+        ("--adapt -1", "adapt"),
+    ],
 )
 def test_flags_that_cannot_be_are_refused_before_anything_runs(
     words: str, told: str, capsys: pytest.CaptureFixture[str]
@@ -127,20 +163,37 @@ def test_a_reduction_comes_back_from_plain_values() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_learns_with_a_reduction_in_place(tmp_path: Path) -> None:
-    short = Phase(2, 1, WorldConfig(seconds=4, events_per_minute=15, questions=2))
+@pytest.mark.parametrize("plan", [DepthPlan("full"), DepthPlan("interleaved", keep=0.2)], ids=["alone", "routed"])
+@pytest.mark.parametrize("name", methods())
+def test_a_model_learns_with_a_reduction_in_place(name: str, plan: DepthPlan, tmp_path: Path) -> None:
+    """One method after another, in the form in which it streams, alone and with depth routing."""
+    short = Phase(1, 2, WorldConfig(seconds=4, events_per_minute=15, questions=2))
     recipe = dataclasses.replace(
         reduced.recipe(),
-        start="tiny",
+        start=str(_small(tmp_path)),
+        plan=plan,
         phases=(short,),
-        reduction=parse_reduction("uniform=0.25"),
+        reduction=methods()[name](keep=0.25, **({"layer": 1} if name == "hi_prune" else {})).causal().to_dict(),
         validation_streams=1,
-        validate_every=2,
+        validate_every=1,
+        accumulate=2,
         bf16=False,
     )
     model = train(like_start(recipe), tmp_path / "run", workers=0)
-    before, after = load("tiny", depth="full"), load(model)
-    assert any(
-        not torch.equal(p, q) for (_, p), (_, q) in zip(before.lm.named_parameters(), after.lm.named_parameters())
-    )
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["reduction"]["name"] == "uniform"
+    before, after = load(tmp_path / "start"), load(model)
+    assert any(not torch.equal(p, q) for p, q in zip(before.connector.parameters(), after.connector.parameters()))
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["reduction"]["name"] == recipe.reduction["name"]
+
+
+def _small(folder: Path) -> Path:
+    """A dense model with a small CLIP-like tower, which can give all that a method may ask for."""
+    recipe = dataclasses.replace(vit.recipe(), lm=LMSizes(width=32, layers=4, heads=2, kv_heads=1, head_dim=16, mlp=48))
+    tower = {
+        **vit.CLIP["config"],
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    build(dataclasses.replace(recipe, tower={"kind": "clip", "config": tower})).save_pretrained(folder / "start")
+    return folder / "start"

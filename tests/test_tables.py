@@ -11,13 +11,13 @@ from test_train import small_recipe
 
 from recipes import tables
 from videollm_mod.depth import DepthPlan
+from videollm_mod.evaluate.spread import COUNTS, FORCED, MEANS, estimate
 from videollm_mod.model import StreamSettings, load
 from videollm_mod.tables.cells import MOD, Cell, all_cells, key, routed
 from videollm_mod.tables.claims import Claim, all_claims
 from videollm_mod.tables.command import TablesConfig, fill_tables
 from videollm_mod.tables.fill import Measure, analytic_cost, fill_base, fill_cell, known, measure_costs, result_path
 from videollm_mod.tables.page import read_results, write_page
-from videollm_mod.tables.spread import COUNTS, FORCED, MEANS, estimate
 from videollm_mod.train.recipe import Phase, Recipe
 from videollm_mod.types import InputError
 

@@ -1,17 +1,19 @@
-"""The cells of `bench reductions`: what a model says with a reduction in it, what that costs, and the plot.
+"""The cells of `bench reductions`: what a model says with a reduction in it, as it is and adapted, and what that costs.
 
-Quality is that of the world's test split, as `eval world` has it; a live session runs a method's causal form. Time,
-FLOPs and KV bytes are those of the newest frames of one long silent stream, pictures in, decision out. A method's
-signals and choice are part of that, and told apart: by the tower with and without, and by the choice alone.
+Quality is that of the world's test split, as `eval world` has it; a live session runs a method's causal form, and each
+cell's threshold is calibrated on validation streams. An adapted cell has learned a little more, from the same weights,
+with the method in place. Costs are those of the newest frames of one long silent stream, pictures in, decision out,
+timed in turn with the dense model. A method's signals and choice are part of that, and told apart: by the tower with
+and without, and by the choice alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +22,32 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod.bench.measure import environment, progress, rounded, time_in_turn
+from recipes import reduced
+from videollm_mod.bench.measure import Timing, environment, progress, rounded, time_in_turn
 from videollm_mod.bench.reductions_command import BenchReductions
 from videollm_mod.depth import DepthPlan
+from videollm_mod.evaluate.calibrate import calibrate
 from videollm_mod.evaluate.programs import alone
+from videollm_mod.evaluate.spread import estimate, per_stream
 from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both
-from videollm_mod.evaluate.summary import summarise
+from videollm_mod.evaluate.summary import summarise, tally
+from videollm_mod.evaluate.world import world_of
 from videollm_mod.files import atomic_write
-from videollm_mod.loading import find
+from videollm_mod.loading import described, find
 from videollm_mod.model import StreamingVideoLM, load
 from videollm_mod.packed import unpack_linears
-from videollm_mod.reductions import methods, reducing
+from videollm_mod.reductions import from_dict, methods, reducing
 from videollm_mod.stream.session import StreamSession
+from videollm_mod.train.build import like_start
+from videollm_mod.train.loop import train
+from videollm_mod.train.recipe import Phase
 from videollm_mod.types import Frame, InputError
 from videollm_mod.world import WorldConfig, WorldStream, make_stream
 
 METRICS = ("f1", "timing_f1", "lm_ppl", "question_accuracy", "false_alarms_per_minute")
 DENSE, ROUTED = DepthPlan("full"), DepthPlan("interleaved", keep=0.2)
+Numbers = dict[str, Any]
+Known = dict[str, Numbers]  # key -> what was measured
 
 
 @dataclass(frozen=True)
@@ -47,20 +58,42 @@ class Cell:
     keep: float
     plan: DepthPlan
     reduction: dict[str, Any] | None  # as `Reduction.to_dict` has it
+    steps: int = 0  # of adaptation; 0: the model as it is
+
+    @property
+    def setting(self) -> list[Any]:
+        """What its costs hang on; adapted or not, the sizes are the same."""
+        return [self.plan.to_dict(), self.reduction]
 
 
-def cells(config: BenchReductions) -> Iterator[Cell]:
-    """No reduction; depth routing; every method by itself; every method with depth routing."""
-    yield Cell("dense", 1.0, DENSE, None)
-    for keep in config.keep:
-        yield Cell(f"depth routing {keep:g}", keep, replace(ROUTED, keep=keep), None)
-    wanted = {name: kind for name, kind in methods().items() if not config.only or name in config.only}
-    for name, kind in wanted.items():
-        for keep in config.keep:
-            yield Cell(f"{name} {keep:g}", keep, DENSE, kind(keep=keep).to_dict())
-    for name, kind in wanted.items():
-        reduction = kind(keep=config.pairs).to_dict()
-        yield Cell(f"{name} {config.pairs:g} + depth routing 0.2", config.pairs, ROUTED, reduction)
+def cells(config: BenchReductions, *, experts: bool, blocks: int) -> Iterator[Cell]:
+    """No reduction; depth routing; every method by itself; every method with depth routing; then the adapted ones.
+
+    experts: whether the model has learned some. If not, depth routing chooses evenly until it has been adapted.
+    blocks: of its tower.
+    """
+    free = ROUTED if experts else replace(ROUTED, scorer="uniform", gate="identity")
+    for steps, keeps, routed in ((0, config.keep, free), (config.adapt, (config.pairs,), ROUTED)):
+        if steps == 0 and routed is not free:
+            return
+        yield Cell("dense", 1.0, DENSE, None, steps)
+        for keep in keeps:
+            yield Cell(f"depth routing {keep:g}", keep, replace(routed, keep=keep), None, steps)
+        wanted = [name for name in methods() if not config.only or name in config.only]
+        for name in wanted:
+            for keep in keeps:
+                yield Cell(f"{name} {keep:g}", keep, DENSE, _fitted(name, keep, blocks), steps)
+        for name in wanted:
+            reduction = _fitted(name, config.pairs, blocks)
+            yield Cell(
+                f"{name} {config.pairs:g} + depth routing {ROUTED.keep:g}", config.pairs, routed, reduction, steps
+            )
+
+
+def _fitted(name: str, keep: float, blocks: int) -> dict[str, Any]:
+    """A method with its authors' settings. HiPrune's middle layer is the 9th of CLIP's 24: as far into this tower."""
+    more = {"layer": max(1, round(9 / 24 * blocks))} if name == "hi_prune" else {}
+    return methods()[name](keep=keep, **more).to_dict()
 
 
 def fingerprint(model: str) -> str:
@@ -73,58 +106,141 @@ def fingerprint(model: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def fill(config: BenchReductions) -> dict[str, Any]:
-    """All cells, from their files where they are there; `{"cells": [...], ...}`."""
-    found, missing, weights = [], 0, fingerprint(config.model)
-    for cell in cells(config):
-        path = config.home / f"{_key(cell, config, weights)}.json"
-        if path.is_file():
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        elif config.page_only:
-            missing += 1
-        else:
-            found.append(_measure(cell, config))
-            config.home.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(json.dumps(found[-1], indent=1) + "\n")
-            progress(_line(found[-1]))
-    return {
-        "cells": found,
-        "missing": missing,
-        "model": config.model,
-        "streams": config.streams,
-        "seconds": config.seconds,
-        "quick": config.quick,
-        **environment(),
-    }
+def fill(config: BenchReductions) -> Numbers:
+    """All cells, from `config.out` where they are there; `{"cells": [...], ...}`. Costs first: they want it quiet."""
+    weights, model = fingerprint(config.model), load(config.model)
+    experts = model.plan.layers != "full" and model.plan.scorer == "learned"
+    config_of_tower: Any = getattr(getattr(model.encoder.tower, "model", None), "config", None)
+    blocks = getattr(config_of_tower, "num_hidden_layers", 0)  # the conv tower has none
+    told = json.loads(config.out.read_text(encoding="utf-8")) if config.out.is_file() else {}
+    known: Known = told.get("known", {})
+    wanted = list(cells(config, experts=experts, blocks=blocks))
+    size = [config.frames, config.repeats]
+    cost_keys = [_key("cost", weights, *cell.setting, *size) for cell in wanted]
+    keys = [
+        _key("said", weights, *cell.setting, cell.steps, config.streams, config.seconds, config.dials)
+        for cell in wanted
+    ]
+
+    def result() -> Numbers:
+        found = [
+            {**dataclasses.asdict(cell), "plan": cell.plan.to_dict(), **known.get(key, {}), **known.get(cost_key, {})}
+            for cell, key, cost_key in zip(wanted, keys, cost_keys)
+        ]
+        streams = [cell.pop("per_stream", None) for cell in found]
+        for cell, own in zip(found, streams):
+            if own is not None and streams[0] is not None:  # the dense one as it is
+                difference = estimate({0: {"per_stream": own}}, {0: {"per_stream": streams[0]}})["f1"]
+                cell["f1_difference"] = rounded(list(difference))
+        return {
+            "cells": [cell for cell in found if "f1" in cell or "refused" in cell],
+            "missing": sum("f1" not in cell and "refused" not in cell for cell in found),
+            "model": config.model,
+            "streams": config.streams,
+            "seconds": config.seconds,
+            "dials": list(config.dials),
+            "adapt": config.adapt,
+            "quick": config.quick,
+            "costs": told.get("costs") or environment(),
+            "known": known,
+        }
+
+    def keep(key: str, numbers: Numbers) -> None:
+        known[key] = numbers
+        write(config.out, result())
+
+    if config.page_only:
+        return result()
+    if config.costs or not all(key in known for key in cost_keys):
+        told["costs"] = environment()
+        for cell, key in zip(wanted, cost_keys):
+            if key not in known or (config.costs and cell.steps == 0):
+                keep(key, _or_refused(lambda cell=cell: measure_cost(cell, config)))  # type: ignore[misc]
+                progress(_cost_line(cell, known[key]))
+    for cell, key in zip(wanted, keys):
+        if key not in known and not config.costs:
+            keep(key, _or_refused(lambda cell=cell: measure_quality(cell, config)))  # type: ignore[misc]
+            progress(_line(cell, known[key]))
+    return result()
 
 
-def _key(cell: Cell, config: BenchReductions, weights: str) -> str:
-    """A cell's fingerprint: its result belongs to it only while this is the same."""
-    plan = cell.plan.to_dict()
-    setting = [weights, cell.name, plan, cell.reduction, config.streams, config.seconds, config.frames]
+def write(path: Path, result: Numbers) -> None:
+    """One line a cell, and one a measurement: a file to keep."""
+    known = result["known"]
+    rest = {name: value for name, value in result.items() if name not in ("cells", "known")}
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in rest.items()]
+    lines.append(' "cells": [\n' + ",\n".join(f"  {json.dumps(cell)}" for cell in result["cells"]) + "\n ]")
+    rows = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in known.items())
+    lines.append(' "known": {\n' + ",\n".join(rows) + "\n }")
+    with atomic_write(path) as file:
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _key(*setting: Any) -> str:
+    """A fingerprint: a result belongs to its setting only while this is the same."""
     return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _measure(cell: Cell, config: BenchReductions) -> dict[str, Any]:
-    """A cell's numbers, or why it has none."""
-    told = {"name": cell.name, "keep": cell.keep, "plan": cell.plan.to_dict(), "reduction": cell.reduction}
-    model = load(config.model, depth=cell.plan)
+def _or_refused(measure: Callable[[], Numbers]) -> Numbers:
+    """A cell's numbers, or why it has none: the model's tower, or a live stream, cannot give what the method needs."""
     try:
-        with reducing(model, cell.reduction) as within:
-            if within is not None:
-                within.check_stream()
-            cost = measure_cost(model, config)
-            if within is not None:
-                cost |= measure_own(model, config)
-        world = WorldConfig(seconds=config.seconds, fps=model.settings.fps, size=model.encoder.tower.image_size)
-        jobs = [(make_stream("test", number, world), cell.reduction) for number in range(config.streams)]
-        watched = run_jobs(model, watch_reduced, jobs, workers=config.workers, title=cell.name)
-    except InputError as error:  # the model's tower, or a live stream, cannot give what the method needs
-        return {**told, "refused": str(error)}
-    summary = summarise(watched, model.settings.threshold)
-    numbers = {name: summary[name] for name in METRICS}
-    return rounded({**told, **numbers, "f1_interval": summary["intervals"]["f1"], **cost})
+        return measure()
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+def measure_quality(cell: Cell, config: BenchReductions) -> Numbers:
+    """A cell's numbers on the test split, at the threshold that is best on validation streams."""
+    settings, _, size = described(config.model)
+    world = world_of("medium", config.dials, seconds=config.seconds, fps=settings.fps, size=size)
+    began = time.monotonic()
+    model = load(_adapted(cell, config, world) if cell.steps else config.model, depth=cell.plan)
+    trained = time.monotonic()
+    with reducing(model, cell.reduction) as within:
+        if within is not None:
+            within.check_stream()
+        held = _streams("validation", config.calibration, world)
+        threshold, _ = calibrate(model, held)
+    model.settings = replace(model.settings, threshold=threshold)
+    jobs = [(stream, cell.reduction) for stream in _streams("test", config.streams, world)]
+    watched = run_jobs(model, watch_reduced, jobs, workers=config.workers, title=cell.name)
+    summary = summarise(watched, threshold)
+    return {
+        "threshold": threshold,
+        **rounded({name: summary[name] for name in METRICS}),
+        "f1_interval": rounded(summary["intervals"]["f1"]),
+        "per_stream": per_stream([tally(item, threshold) for item in watched]),
+        "train_seconds": round(trained - began) if cell.steps else None,
+    }
+
+
+def _streams(split: str, count: int, world: WorldConfig) -> list[WorldStream]:
+    return [make_stream(split, number, world) for number in range(count)]
+
+
+def _adapted(cell: Cell, config: BenchReductions, world: WorldConfig) -> Path:
+    """The model after a short training with the method in place, in the form in which it will stream."""
+    reduction = cell.reduction and from_dict(cell.reduction).causal().to_dict()
+    phase = Phase(cell.steps, 4, replace(world, questions=10))
+    recipe = replace(
+        reduced.recipe(),
+        start=str(find(config.model)),
+        plan=cell.plan,
+        reduction=reduction,
+        phases=(phase,),
+        warmup=min(20, cell.steps),
+        accumulate=4,  # what acts on a cache takes one conversation at a time
+        validate_every=cell.steps,
+        validation_streams=8,
+    )
+    folder = config.home / _key(fingerprint(config.model), *cell.setting, cell.steps, dataclasses.asdict(world))
+    if (folder / "model").is_dir():
+        return folder / "model"
+    progress(f"{cell.name}: {cell.steps} steps of adaptation")
+    return train(like_start(recipe), folder, resume=True, workers=0 if config.workers == 1 else 1)
 
 
 def watch_reduced(model: StreamingVideoLM, job: tuple[WorldStream, dict[str, Any] | None]) -> Watched:
@@ -137,47 +253,76 @@ def watch_reduced(model: StreamingVideoLM, job: tuple[WorldStream, dict[str, Any
 # -- what it costs -----------------------------------------------------------------------------------------------------
 
 
-def measure_cost(model: StreamingVideoLM, config: BenchReductions) -> dict[str, Any]:
-    """Time and FLOPs of the newest frame of a silent stream, KV bytes behind it and as a share of the dense cache's."""
-    film = _film(model, config)
-    session = StreamSession(model, threshold=0.0, window=float("inf"))
-    for frame in film[: -config.repeats - 1]:
+def measure_cost(cell: Cell, config: BenchReductions) -> Numbers:
+    """Time and FLOPs of the newest frames of a silent stream, KV bytes behind them, each as a share of the dense
+    model's too; and what the reduction itself takes of that time."""
+    models = {"dense": load(config.model, depth=DENSE), "own": load(config.model, depth=cell.plan)}
+    film = _film(models["dense"], config)
+    with reducing(models["own"], cell.reduction) as within:
+        if within is not None:
+            within.check_stream()
+        sessions = {name: StreamSession(model, threshold=0.0, window=float("inf")) for name, model in models.items()}
+        for session in sessions.values():
+            _push(session, film[: -config.repeats - 1])
+        timing = _in_turn(sessions, film[-config.repeats - 1 : -1])
+        flops = {name: _flops(models[name], session, film[-1]) for name, session in sessions.items()}
+        kv = {name: session.state().kv_bytes for name, session in sessions.items()}
+        own = measure_own(models["own"], film[0], config.repeats) if within is not None else {}
+    return rounded(
+        {
+            "ms_per_frame": timing["own"].wall_ms,
+            "ms_dense": timing["dense"].wall_ms,
+            "time_share": timing["own"].wall_ms / timing["dense"].wall_ms,
+            "flops_per_frame": flops["own"],
+            "flops_share": flops["own"] / flops["dense"],
+            "kv_bytes": kv["own"],
+            "kv_share": kv["own"] / kv["dense"],
+            **own,
+        }
+    )
+
+
+def _push(session: StreamSession, film: Iterable[Frame]) -> None:
+    for frame in film:
         session.push(frame)
-    seconds = []
-    for frame in film[-config.repeats - 1 : -1]:
-        began = time.perf_counter()
-        session.push(frame)
-        seconds.append(time.perf_counter() - began)
+
+
+def _in_turn(sessions: dict[str, StreamSession], film: Iterable[Frame]) -> dict[str, Timing]:
+    """Each frame to one session, then to the other: whatever else the machine does hits both alike."""
+    wall: dict[str, list[float]] = {name: [] for name in sessions}
+    for number, frame in enumerate(film):
+        for name in list(sessions)[:: 1 - 2 * (number % 2)]:
+            began = time.perf_counter()
+            sessions[name].push(frame)
+            wall[name].append(1e3 * (time.perf_counter() - began))
+    return {name: Timing(tuple(times), ()) for name, times in wall.items()}
+
+
+def _flops(model: StreamingVideoLM, session: StreamSession, frame: Frame) -> int:
     unpack_linears(model)  # whose products, and the CPU's fast attention, the counter does not know
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        session.push(film[-1])
-    state = session.state()
-    return {
-        "ms_per_frame": 1e3 * statistics.median(seconds),
-        "flops_per_frame": counter.get_total_flops(),
-        "kv_bytes": state.kv_bytes,
-        "kv_share": state.kv_bytes / state.kv_bytes_dense,
-    }
+        session.push(frame)
+    return counter.get_total_flops()
 
 
-def measure_own(model: StreamingVideoLM, config: BenchReductions) -> dict[str, float]:
+def measure_own(model: StreamingVideoLM, frame: Frame, repeats: int) -> dict[str, float]:
     """What the reduction itself takes per frame, ms: `signals_ms` in the tower (less than nothing where it prunes
     there), `choice_ms` before the decoder. What it does inside the decoder is in the frame's time alone."""
     within = model.reducing
     assert within is not None
-    square = torch.from_numpy(_film(model, config)[0].image)[None]
+    square = torch.from_numpy(frame.image)[None]
     own = type(model.encoder).forward
     runs: dict[str, Callable[[], Any]] = {
         "without": lambda: own(model.encoder, square),
         "with": lambda: model.encoder(square),
     }
     with torch.inference_mode():
-        timing = time_in_turn(runs, config.repeats)
+        timing = time_in_turn(runs, repeats)
         features = model.encoder(square)
         ids, vision = model.template.frame(first=True)
         index = torch.tensor([[0 if is_vision else -1 for is_vision in vision]])
         embeds = model.embed(torch.tensor([ids]), index, features)
-        choice = time_in_turn({"choice": lambda: within.enter(embeds, index, features, None)}, config.repeats)
+        choice = time_in_turn({"choice": lambda: within.enter(embeds, index, features, None)}, repeats)
     return {
         "signals_ms": timing["with"].wall_ms - timing["without"].wall_ms,
         "choice_ms": choice["choice"].wall_ms,
@@ -186,50 +331,19 @@ def measure_own(model: StreamingVideoLM, config: BenchReductions) -> dict[str, f
 
 def _film(model: StreamingVideoLM, config: BenchReductions) -> list[Frame]:
     size, fps = model.encoder.tower.image_size, model.settings.fps
-    world = WorldConfig(seconds=max(config.frames / fps, 1.0), fps=fps, size=size)
+    world = world_of("medium", config.dials, seconds=max(config.frames / fps, 1.0), fps=fps, size=size)
     stream = make_stream("test", 0, world)
     return [Frame(image, time, i) for i, (image, time) in enumerate(zip(stream.frames(), stream.times.tolist()))]
 
 
-def _line(cell: dict[str, Any]) -> str:
-    if "refused" in cell:
-        return f"{cell['name']}: refused: {cell['refused']}"
-    return (
-        f"{cell['name']}: F1 {cell['f1']:.3f}, LM-PPL {cell['lm_ppl']:.3f}, {cell['ms_per_frame']:.1f} ms a frame, "
-        f"KV {cell['kv_share']:.2f}"
-    )
+def _line(cell: Cell, numbers: Numbers) -> str:
+    name = f"{cell.name}, {cell.steps} steps" if cell.steps else cell.name
+    if "refused" in numbers:
+        return f"{name}: refused: {numbers['refused']}"
+    return f"{name}: F1 {numbers['f1']:.3f}, LM-PPL {numbers['lm_ppl']:.3f}"
 
 
-# -- the plot ----------------------------------------------------------------------------------------------------------
-
-
-def draw_plot(result: dict[str, Any], path: Path) -> None:
-    """F1 against measured ms per frame: a line per method over its shares, depth routing and the dense one too."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for cell in result["cells"]:
-        if "refused" not in cell and "+" not in cell["name"]:
-            name = cell["name"].rsplit(" ", 1)[0] if cell["name"] != "dense" else "dense"
-            lines.setdefault(name, []).append((cell["ms_per_frame"], cell["f1"]))
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    for number, (name, points) in enumerate(lines.items()):
-        heavy = name in ("dense", "depth routing")
-        axes.plot(
-            *zip(*points),
-            marker="*" if heavy else "osD^v<>Ph"[number % 9],
-            linewidth=2.5 if heavy else 1,
-            markersize=11 if heavy else 5,
-            color="black" if heavy else None,
-            label=name,
-        )
-    axes.set_xlabel("milliseconds per frame, measured")
-    axes.set_ylabel("event F1")
-    axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, binary=True) as file:
-        figure.savefig(file, format="png", dpi=140)
-    pyplot.close(figure)
+def _cost_line(cell: Cell, numbers: Numbers) -> str:
+    if "refused" in numbers:
+        return f"{cell.name}: refused: {numbers['refused']}"
+    return f"{cell.name}: {numbers['time_share']:.2f} of the dense time a frame, KV {numbers['kv_share']:.2f}"

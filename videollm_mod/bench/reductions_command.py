@@ -1,7 +1,8 @@
-"""`videollm-mod bench reductions`: every token reduction on the same model and streams, cell by cell.
+"""`videollm-mod bench reductions`: every token reduction on one model, as it is and adapted to, cell by cell.
 
 videollm-mod bench reductions --quick                      # two streams, to see that it works
 videollm-mod bench reductions --only uniform faster_vlm    # goes on where it stopped
+videollm-mod bench reductions --costs                      # time and FLOPs anew, when the machine does nothing else
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from videollm_mod.flags import check_keep, check_least
 
@@ -27,10 +30,17 @@ class BenchReductions:
     """Shares of each frame's tokens that are left."""
     pairs: float = 0.25
     """The share at which each method is paired with depth routing, interleaved at 0.2."""
+    adapt: int = 100
+    """Steps of a short training with each method in place, four streams each, after which it is measured again at the
+    share of --pairs; 0: none."""
     streams: int = 20
     """Streams of the world's test split."""
+    calibration: int = 16
+    """Streams of its validation split, on which each cell's threshold is chosen."""
     seconds: float = 30.0
     """Length of each, seconds."""
+    dials: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Dials of the world, such as scale=1.2 events_per_minute=15; `world/config.py` lists them."""
     frames: int = 120
     """Length of the stream on which time is measured."""
     repeats: int = 15
@@ -38,11 +48,13 @@ class BenchReductions:
     workers: int = 1
     """Processes that watch streams. Time is measured by one, before they begin."""
     threads: int = min(2, os.cpu_count() or 1)
-    """CPU threads of PyTorch while time is measured."""
+    """CPU threads of PyTorch."""
     home: Path = Path("out/reductions")
-    """One JSON file per cell: what is there is not done again."""
-    out: Path | None = None
-    """Write the JSON of all cells here."""
+    """Where adapted models are."""
+    out: Path = Path("out/reductions.json")
+    """The JSON of all cells, written as they are measured: what is there is not done again."""
+    costs: bool = False
+    """Measure time, FLOPs and bytes of every cell anew, on a machine that does nothing else; nothing else is done."""
     plot: Path | None = None
     """Draw quality against measured time here, PNG."""
     page: Path | None = None
@@ -58,9 +70,10 @@ class BenchReductions:
 def bench_reductions(config: BenchReductions) -> dict[str, Any]:
     """Run the command; returns the JSON of all cells. Raises InputError for what the user can mend."""
     check_least(
-        1, streams=config.streams, frames=config.frames, repeats=config.repeats, workers=config.workers,
-        threads=config.threads,
+        1, streams=config.streams, calibration=config.calibration, frames=config.frames, repeats=config.repeats,
+        workers=config.workers, threads=config.threads,
     )  # fmt: skip
+    check_least(0, adapt=config.adapt)
     for keep in (*config.keep, config.pairs):
         check_keep(keep)
     from dataclasses import replace
@@ -68,12 +81,14 @@ def bench_reductions(config: BenchReductions) -> dict[str, Any]:
     import torch
 
     from videollm_mod.bench.measure import progress
-    from videollm_mod.bench.reductions import draw_plot, fill
-    from videollm_mod.bench.reductions_page import page
+    from videollm_mod.bench.reductions import fill, write
+    from videollm_mod.bench.reductions_page import draw_plot, page
+    from videollm_mod.evaluate.world import world_of
     from videollm_mod.files import atomic_write, check_writable
     from videollm_mod.reductions import methods
     from videollm_mod.types import InputError
 
+    world_of("medium", config.dials, seconds=config.seconds)
     for name in config.only:
         if name not in methods():
             raise InputError(f"--only '{name}' is no reduction; take one of {', '.join(methods())}.")
@@ -85,20 +100,20 @@ def bench_reductions(config: BenchReductions) -> dict[str, Any]:
             check_writable(target)
     if config.quick:
         progress("--quick: two short streams, to see that it works; the numbers below mean nothing")
-        config = replace(config, streams=2, seconds=6.0, frames=10, repeats=3, home=config.home / "quick")
+        config = replace(
+            config, streams=2, calibration=1, seconds=6.0, frames=10, repeats=3, adapt=min(config.adapt, 2)
+        )
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
         result = fill(config)
     finally:
         torch.set_num_threads(before)
-    if config.out is not None:
-        with atomic_write(config.out) as file:
-            file.write(json.dumps(result, indent=1) + "\n")
+    write(config.out, result)
     if config.plot is not None:
         draw_plot(result, config.plot)
     if config.page is not None:
         told = {name: same for path in config.fidelity for name, same in json.loads(path.read_text("utf-8")).items()}
         with atomic_write(config.page) as file:
             file.write(page(result, told, config.plot.name if config.plot else None))
-    return result
+    return {name: value for name, value in result.items() if name != "known"}

@@ -1,10 +1,13 @@
-"""docs/reductions.md: one row per method, from the registry and from what was measured; nothing is typed in."""
+"""docs/reductions.md and its plot: one row per method, from the registry and from what was measured."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from videollm_mod.files import atomic_write
 from videollm_mod.reductions import Reduction, methods
 
 WHERE = {
@@ -66,11 +69,17 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
     if not measured:
         return "\n".join([*lines, "Not measured yet: `runs/bench_reductions.sh`.", ""])
     assert result is not None
+    where, dials = result["costs"], ", ".join(result["dials"]) or "the usual dials"
     lines += [
-        f"Model `{result['model']}`, {result['streams']} test streams of {result['seconds']:g} s, {result['cpu']}, "
-        f"{result['threads']} thread(s), torch {result['torch']}. The weights are the same in every row: nothing is "
-        "trained. ms, FLOPs: of the newest frame of a long stream, picture to decision. Own cost: of the method's "
-        "signals in the tower and of its choice, ms, part of the ms before.",
+        f"Model `{result['model']}`, {result['streams']} test streams of {result['seconds']:g} s, {dials}. All rows "
+        "have the same weights, and each its own threshold, chosen on validation streams. *Adapted*: after "
+        f"{result['adapt']} steps of training with the method in place, from those weights. Brackets: 95 % of the "
+        "paired bootstrap over streams, against the dense model as it is. Depth routing that has not been adapted has "
+        "no experts, and keeps evenly spaced tokens. Methods that need a question beforehand get the system text.",
+        "",
+        "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, as shares of the dense "
+        f"model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}). Own cost: of "
+        "the method's signals in the tower and of its choice, ms, part of the time before.",
         "",
     ]
     lines += [f"![F1 against milliseconds per frame]({plot})", ""] if plot else []
@@ -115,30 +124,79 @@ def _about(kind: type[Reduction]) -> list[str]:
     return [f"**{kind.title}**", "", "```", document, "```", ""]
 
 
-def _numbers(cells: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    head = ["", "F1", "LM-PPL", "questions", "ms a frame", "own cost", "MFLOP a frame", "KV share"]
+def _numbers(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    head = ["", "F1", "against dense", "adapted", "against dense", "LM-PPL", "adapted", "questions", "adapted"]
+    head += ["time", "own cost, ms", "FLOPs", "KV bytes"]
     rows = []
-    for cell in cells:
-        if "refused" in cell:
-            continue
-        own = [cell[name] for name in ("signals_ms", "choice_ms") if name in cell]
-        rows.append(
-            [
-                cell["name"],
-                _number(cell["f1"], 3),
-                _number(cell["lm_ppl"], 3),
-                _number(cell["question_accuracy"], 3),
-                _number(cell["ms_per_frame"], 1),
-                " + ".join(f"{ms:.2f}" for ms in own) or "-",
-                _number(cell["flops_per_frame"] / 1e6, 0),
-                _number(cell["kv_share"], 2),
-            ]
-        )
+    for name in dict.fromkeys(cell["name"] for cell in cells if "refused" not in cell):
+        both = [
+            [cell for cell in cells if cell["name"] == name and bool(cell["steps"]) == learned] for learned in (0, 1)
+        ]
+        free, adapted = (found[0] if found and "f1" in found[0] else {} for found in both)
+        cost = free or adapted
+        own = [cost[key] for key in ("signals_ms", "choice_ms") if key in cost]
+        row = [name, *_f1(free), *_f1(adapted)]
+        for metric in ("lm_ppl", "question_accuracy"):
+            row += [_number(found.get(metric), 3) for found in (free, adapted)]
+        row += [_number(cost.get("time_share"), 2), " + ".join(f"{ms:.2f}" for ms in own) or "-"]
+        rows.append([*row, *(_number(cost.get(share), 2) for share in ("flops_share", "kv_share"))])
     return head, rows
+
+
+def _f1(cell: dict[str, Any]) -> list[str]:
+    if "f1_difference" not in cell:
+        return [_number(cell.get("f1"), 3), "-"]
+    value, low, high = cell["f1_difference"]
+    return [_number(cell["f1"], 3), "" if value == low == high == 0 else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"]
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def draw_plot(result: dict[str, Any], path: Path) -> None:
+    """F1 against measured time, as a share of the dense model's: as it is, a line per method over its shares; and
+    adapted, a point each, alone and with depth routing."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
+    found = [cell for cell in result["cells"] if "f1" in cell and "time_share" in cell]
+    names = list(dict.fromkeys(cell["name"].split(" + ")[0].rsplit(" ", 1)[0] for cell in found))
+    for number, name in enumerate(names):
+        heavy = name in ("dense", "depth routing")
+        style: dict[str, Any] = {
+            "marker": "*" if heavy else "osD^v<>Ph"[number % 9],
+            "markersize": 12 if heavy else 6,
+            "color": ("black" if name == "dense" else "crimson") if heavy else pyplot.get_cmap("tab20")(number % 20),
+        }
+        of_name = [cell for cell in found if cell["name"].split(" + ")[0].rsplit(" ", 1)[0] == name]
+        alone = [_place(cell) for cell in of_name if not cell["steps"] and "+" not in cell["name"]]
+        panels[0].plot(*zip(*alone), linewidth=2.5 if heavy else 1, label=name, **style) if alone else None
+        for paired in (False, True):
+            learned = [_place(cell) for cell in of_name if cell["steps"] and ("+" in cell["name"]) == paired]
+            if learned:
+                panels[1].plot(*zip(*learned), linestyle="", fillstyle="none" if paired else "full", **style)
+    share = next((cell["keep"] for cell in found if cell["steps"] and cell["name"] != "dense"), "")
+    panels[0].set_title("the model as it is, shares of each method joined")
+    panels[1].set_title(
+        f"after {result['adapt']} steps with the method in place, share {share}; hollow: with depth routing 0.2"
+    )
+    panels[0].set_ylabel("event F1 on its own words")
+    for axes in panels:
+        axes.set_xlabel("time a frame, measured, as a share of the dense model's")
+        axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, binary=True) as file:
+        figure.savefig(file, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def _place(cell: dict[str, Any]) -> tuple[float, float]:
+    return cell["time_share"], cell["f1"]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -409,8 +409,11 @@ def parse_reduction(words: str) -> dict[str, Any]:
 
 
 def reducing(model: StreamingVideoLM, values: dict[str, Any] | None) -> AbstractContextManager[Any]:
-    """A model with a reduction, given as `to_dict` has it, in it; with None, as it is."""
-    return nullcontext() if values is None else from_dict(values).on(model)
+    """A model with a reduction, given as `to_dict` has it, in it; with None, as it is.
+
+    Methods that need a question before they see a frame get what a stream is begun with: the system text.
+    """
+    return nullcontext() if values is None else from_dict(values).on(model, question=model.settings.system)
 
 
 def _eye(n: int, like: Tensor) -> Tensor:

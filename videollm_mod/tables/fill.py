@@ -22,12 +22,12 @@ from videollm_mod.bench.measure import PeakMemory, rounded, time_in_turn
 from videollm_mod.depth import flops
 from videollm_mod.evaluate.calibrate import calibrate
 from videollm_mod.evaluate.result import provenance
+from videollm_mod.evaluate.spread import per_stream
 from videollm_mod.evaluate.streams import Watched, run_streams, watch_both
 from videollm_mod.evaluate.summary import summarise, tally
 from videollm_mod.files import atomic_write, temporary_name
 from videollm_mod.model import load
 from videollm_mod.tables.cells import Cell, key, values_of
-from videollm_mod.tables.spread import per_stream
 from videollm_mod.train.build import build
 from videollm_mod.train.data import StreamSample, stream_sample
 from videollm_mod.train.loop import StreamStage, train

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from videollm_mod.evaluate.spread import estimate
 from videollm_mod.files import atomic_write
 from videollm_mod.tables.cells import MOD, all_cells
 from videollm_mod.tables.claims import all_claims
-from videollm_mod.tables.spread import estimate
 from videollm_mod.world.config import DIFFICULTIES
 
 TITLES = {

@@ -22,7 +22,7 @@ from videollm_mod.loading import described, has_adapter, read_base_tokenizer, re
 from videollm_mod.model import StreamingVideoLM, load
 from videollm_mod.train.recipe import Phase, Recipe
 from videollm_mod.types import InputError
-from videollm_mod.vision import Connector, ConvTower, FrameEncoder
+from videollm_mod.vision import Connector, ConvTower, ConvTowerConfig, FrameEncoder, tower_from_config
 from videollm_mod.world import all_sentences
 from videollm_mod.world.camera import all_camera_sentences
 
@@ -146,7 +146,7 @@ def _fresh(recipe: Recipe, tokenizer: Any) -> StreamingVideoLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    tower = ConvTower(recipe.tower)
+    tower = ConvTower(recipe.tower) if isinstance(recipe.tower, ConvTowerConfig) else tower_from_config(recipe.tower)
     return StreamingVideoLM(
         FrameEncoder(tower, recipe.grid),
         Connector(tower.width, sizes.width),

@@ -380,7 +380,9 @@ def validate(model: StreamingVideoLM, recipe: Recipe, world: World | None = None
         number = min(first + world.rank, recipe.validation_streams - 1)
         sample, kept = stream_sample("validation", number, phase, recipe), dict[int, Tensor]()
         output, batch = forward(model, [sample], kept_out=kept)
-        scores[number] = _score(model, output, batch) | _on_things(kept, batch, sample.matter)
+        scores[number] = _score(model, output, batch)
+        if model.reducing is None:  # with a reduction, routed layers choose among what it left, often step by step
+            scores[number] |= _on_things(kept, batch, sample.matter)
     model.train()
     sums: dict[str, float] = {}
     for _, score in sorted({number: score for own in world.gather(scores) for number, score in own.items()}.items()):

@@ -70,7 +70,7 @@ class Recipe:
     name: str
     phases: tuple[Phase, ...]
     plan: DepthPlan = field(default_factory=DepthPlan)
-    tower: ConvTowerConfig = field(default_factory=ConvTowerConfig)
+    tower: ConvTowerConfig | dict[str, Any] = field(default_factory=ConvTowerConfig)  # or what tower_from_config takes
     grid: tuple[int, int] = (7, 7)
     lm: LMSizes = field(default_factory=LMSizes)
     settings: StreamSettings = field(default_factory=StreamSettings)
