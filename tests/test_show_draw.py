@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videollm_mod.show.clock import clock
-from videollm_mod.show.command import SPARE, SheetSink
 from videollm_mod.show.draw import ACCENT, SHADE, cell_map, draw_kept, draw_shaded
 from videollm_mod.show.overlay import GAP, LABEL, VideoSink, draw_overlay, fit, kept_sheet, plan_layout
+from videollm_mod.show.sheet import SPARE, SheetSink
 from videollm_mod.show.text import fit_lines, text_size, wrap
 from videollm_mod.types import Frame, InputError, StreamEvent
 from videollm_mod.video import letterbox, letterbox_box

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from videollm_mod.files import atomic_write, naming
 from videollm_mod.show.clock import clock
 from videollm_mod.show.overlay import CELL, GAP, GREY, fit
 from videollm_mod.show.text import INK, WHITE, font, text_size, wrap
+from videollm_mod.stream.sinks import FileSink
 from videollm_mod.types import Frame, StreamEvent
 
 COLUMNS = 6
@@ -61,7 +60,7 @@ def draw_strip(shots: list[Shot], cell: int = CELL) -> np.ndarray:
     return np.asarray(canvas)
 
 
-class StripSink:
+class StripSink(FileSink):
     """The sink (see stream/sinks.py) that collects a shot for every frame something was said of, and draws at the end.
 
     Narrations of one frame share a shot, an answer has its own. Where nothing was said, the picture is the last frame
@@ -69,23 +68,12 @@ class StripSink:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._shots: deque[Shot] = deque(maxlen=MOST)
         self._said: list[str] = []  # of the frame that comes next
         self._newest: tuple[np.ndarray, float] | None = None  # of the frames
         self._left_out = 0
         self._finished = False
-        self._stack = ExitStack()  # holds the file: gives it its name, or not
-
-    def __enter__(self) -> StripSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None or issubclass(kind, KeyboardInterrupt):
-            self.finish()
-        self._stack.__exit__(kind, error, trace)
 
     def finish(self) -> None:
         """Draw the picture."""

@@ -56,13 +56,12 @@ def event_to_json(event: StreamEvent) -> str:
     )
 
 
-class _TextSink:
-    """A text file that comes into being with the first frame or event."""
+class FileSink:
+    """A sink's file: what is opened on `_stack` gets its name when the block ends well or by Ctrl-C."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file: IO[str] | None = None
-        self._stack = ExitStack()  # holds the file: gives it its name, or not
+        self._stack = ExitStack()
 
     def __enter__(self) -> Any:
         return self
@@ -76,6 +75,14 @@ class _TextSink:
 
     def finish(self) -> None:
         """Nothing is left to write."""
+
+
+class _TextSink(FileSink):
+    """A text file that comes into being with the first frame or event."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._file: IO[str] | None = None
 
     def frame(self, frame: Frame, session: Any = None) -> None:
         self._write("")
