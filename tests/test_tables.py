@@ -39,14 +39,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(home: Path) -> Path:
-    return fill_base(small(), home / "runs", home / "results", workers=1, say=SAID.append)
+    return fill_base(small(), FEW, home / "runs", home / "results", workers=1, say=SAID.append)
 
 
 @pytest.mark.slow
 def test_the_base_stays_with_the_results_and_is_trained_once(home: Path, base: Path, tmp_path: Path) -> None:
     assert base.is_relative_to(home / "results") and (base.parent / "log.jsonl").exists()
     SAID.clear()
-    assert fill_base(small(), tmp_path, home / "results", workers=1, say=SAID.append) == base
+    assert fill_base(small(), FEW, tmp_path, home / "results", workers=1, say=SAID.append) == base
     assert SAID == [] and not list(tmp_path.iterdir())
 
 

@@ -69,7 +69,7 @@ def fill_tables(config: TablesConfig) -> dict[str, Any]:
     measure = Measure(TEST_WORLD, OTHERS)
     start = base_path(base(), config.results)
     if not config.page:
-        fill_base(base(), config.home, config.results, workers=config.workers, say=say)
+        fill_base(base(), measure, config.home, config.results, workers=config.workers, say=say)
 
     def recipe_of(number: int, seed: int) -> Recipe:
         return wanted[number].recipe(recipe(), start, seed)

@@ -26,11 +26,11 @@ from videollm_mod.evaluate.spread import per_stream
 from videollm_mod.evaluate.streams import Watched, run_streams, watch_both
 from videollm_mod.evaluate.summary import summarise, tally
 from videollm_mod.files import atomic_write, temporary_name
-from videollm_mod.model import load
+from videollm_mod.model import StreamingVideoLM, load
 from videollm_mod.tables.cells import Cell, key, values_of
 from videollm_mod.train.build import build
 from videollm_mod.train.data import StreamSample, stream_sample
-from videollm_mod.train.loop import StreamStage, train
+from videollm_mod.train.loop import StreamStage, stored_as, train
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.world import WorldConfig, make_stream
 
@@ -65,10 +65,10 @@ def base_path(recipe: Recipe, results: Path) -> Path:
     return results / f"base-{key(recipe)}" / "model"
 
 
-def fill_base(recipe: Recipe, home: Path, results: Path, *, workers: int, say: Say) -> Path:
-    """Train the dense model that all cells start from, unless it is there; returns its folder."""
-    model = base_path(recipe, results)
-    kept, run = model.parent, home / model.parent.name
+def fill_base(recipe: Recipe, measure: Measure, home: Path, results: Path, *, workers: int, say: Say) -> Path:
+    """Train and calibrate the dense model that all cells start from, unless it is there; returns its folder."""
+    place = base_path(recipe, results)
+    kept, run = place.parent, home / place.parent.name
     if not kept.is_dir():
         if not (run / "model").is_dir():
             say(f"base: {recipe.steps} steps")
@@ -76,8 +76,18 @@ def fill_base(recipe: Recipe, home: Path, results: Path, *, workers: int, say: S
         results.mkdir(parents=True, exist_ok=True)
         unfinished = temporary_name(kept)
         shutil.copytree(run / "model", unfinished / "model")
+        model = calibrated(load(run / "model"), measure, workers=workers)
+        model.save_pretrained(unfinished / "model", dtype=stored_as(model))
         shutil.copy2(run / "log.jsonl", unfinished)
         os.replace(unfinished, kept)
+    return place
+
+
+def calibrated(model: StreamingVideoLM, measure: Measure, *, workers: int) -> StreamingVideoLM:
+    """The model, with the threshold that is best on the measure's validation streams."""
+    held = [make_stream("validation", number, measure.world) for number in range(measure.calibration)]
+    threshold, _ = calibrate(model, held, workers=workers)
+    model.settings = dataclasses.replace(model.settings, threshold=threshold)
     return model
 
 
@@ -116,10 +126,9 @@ def fill_cell(
         return found
     folder = home / f"{slug(cell.name)}-s{recipe.seed}-{key(recipe)}"
     say(f"{cell.name}, seed {recipe.seed}: {recipe.steps} steps")
-    model = load(train(recipe, folder, resume=True, workers=workers, show=_short(say)))
-    held = [make_stream("validation", number, measure.world) for number in range(measure.calibration)]
-    threshold, _ = calibrate(model, held, workers=workers)
-    model.settings = dataclasses.replace(model.settings, threshold=threshold)
+    trained = load(train(recipe, folder, resume=True, workers=workers, show=_short(say)))
+    model = calibrated(trained, measure, workers=workers)
+    threshold = model.settings.threshold
     worlds = {"": measure.world, **(measure.others if cell.everywhere else {})}
     watched = {}
     for name, world in worlds.items():
