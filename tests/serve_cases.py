@@ -142,8 +142,9 @@ def until(check: Any, timeout: float = PATIENCE) -> Any:
 class Process:
     """`videollm-mod serve` as it is run."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
-        words = [sys.executable, "-m", "videollm_mod", "serve", "--port", "0", "--store", str(folder / "events.db")]
+    def __init__(self, folder: Path, *flags: str, store: str | None = None) -> None:
+        where = store or str(folder / "events.db")
+        words = [sys.executable, "-m", "videollm_mod", "serve", "--port", "0", "--store", where]
         self._blocks = folder / "blocks"
         probe = {"PYTHONPATH": str(Path(__file__).parent / "probe"), "PROBE": str(self._blocks)}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **probe}
@@ -189,8 +190,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *flags: str) -> Iterator[Process]:
-    process = Process(folder, *flags)
+def running(folder: Path, *flags: str, store: str | None = None) -> Iterator[Process]:
+    process = Process(folder, *flags, store=store)
     try:
         yield process
     finally:

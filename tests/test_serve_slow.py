@@ -49,9 +49,16 @@ pytestmark = pytest.mark.slow
 CLIP = Path(vm.__file__).parent / "assets" / "demo.mp4"
 
 
-def test_a_killed_server_loses_no_event_that_a_client_was_shown(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What `--store` is given: an SQLite file, and an empty database of PostgreSQL."""
+    sqlite = request.param == "sqlite"
+    return str(tmp_path / "events.db") if sqlite else str(request.getfixturevalue("postgres").database())
+
+
+def test_a_killed_server_loses_no_event_that_a_client_was_shown(database: str, tmp_path: Path) -> None:
     seen: list[int] = []
-    with running(tmp_path) as server, server.socket() as connection:
+    with running(tmp_path, store=database) as server, server.socket() as connection:
         stream = opened(connection, threshold=1.0, policy="all")["stream"]
 
         def kill() -> None:
@@ -65,7 +72,7 @@ def test_a_killed_server_loses_no_event_that_a_client_was_shown(tmp_path: Path) 
                 connection.send(frame(number / 2, seed=number % 7))
                 seen.append(hear(connection, "event", STARTING)["id"])
         killer.join()
-    store = Store(str(tmp_path / "events.db"))
+    store = Store(database)
     stored = [one.number for one in store.events(stream)]
     assert stored[: len(seen)] == seen == list(range(1, len(seen) + 1))
     store.close()
