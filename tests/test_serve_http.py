@@ -7,19 +7,24 @@ import hashlib
 import hmac
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import gstreamer_camera
 import httpx
 import pytest
+from gstreamer_camera import GStreamerCamera
 from rtsp_camera import RtspCamera
 from serve_cases import PATIENCE, Running, frame, get, hear, opened, picture, post, say, serving, until
 from stream_cases import tiny_model
 from websockets.exceptions import InvalidStatus
 
+import videollm_mod as vm
 from videollm_mod.depth import DepthPlan
 from videollm_mod.serve.app import FILES
 from videollm_mod.serve.auth import SUBPROTOCOL, Doors, token_subprotocol
@@ -28,6 +33,7 @@ from videollm_mod.serve.sources import Rules
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame
 
+CLIP = Path(vm.__file__).parent / "assets" / "demo.mp4"
 TOKEN, OTHER = "a-token-of-anna-0123", "a-token-of-bert-4567"
 
 
@@ -203,6 +209,46 @@ def test_a_camera_that_is_lost_is_opened_again_and_time_goes_on(server: Running)
             times = [one["event"]["time"] for one in web.get(f"/streams/{stream}/events").json()["events"]]
             assert times == sorted(times) and times[-1] - times[said - 1] >= 0.5
             web.delete(f"/streams/{stream}")
+
+
+@pytest.mark.slow
+def test_a_real_rtsp_server_is_narrated_lost_awaited_ever_longer_and_found_again(tmp_path: Path) -> None:
+    if why := gstreamer_camera.missing():
+        pytest.skip(why)
+    model = vm.load("tiny")
+    session = vm.StreamSession(model)
+    wanted = [event for one in vm.open_video(CLIP, fps=2, end=24) for event in session.push(one)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    rules = Rules((f"rtsp://127.0.0.1:{port}",), private=True)
+    with serving(tmp_path, model=model, rules=rules) as server, httpx.Client(base_url=server.url, timeout=30) as web:
+        with GStreamerCamera(CLIP, port) as camera:
+            stream = web.post("/streams", json={"source": camera.address}).json()["id"]
+
+            def said() -> list[dict[str, Any]]:
+                return [one["event"] for one in web.get(f"/streams/{stream}/events").json()["events"]]
+
+            until(lambda: wanted[-1].text in [one["text"] for one in said()])
+            times = {one["text"]: one["time"] for one in said()}
+            # the stream began when it was asked for, the clip later; of its first pictures, which come all at once, the
+            # newest is watched, so that a sentence or two may differ
+            shifts = [times[event.text] - event.time for event in wanted if event.text in times]
+            assert len(shifts) >= 3 and max(shifts) - min(shifts) <= 0.5 and 0 <= min(shifts) < 30
+            assert counted(server)["videollm_mod_source_reconnects_total"] == 0
+            camera.kill()
+        waits = set()
+        while "4" not in waits:
+            row = web.get(f"/streams/{stream}").json()
+            assert row["alive"] and row["state"] in ("watching", "connecting", "waiting")
+            waits |= set(re.findall(r"trying again in (\d+) s", row["state_text"]))
+            time.sleep(0.1)
+        assert waits == {"1", "2", "4"} and counted(server)["videollm_mod_source_reconnects_total"] == 3
+        before = said()
+        with GStreamerCamera(CLIP, port):
+            until(lambda: len(said()) > len(before))
+            assert web.get(f"/streams/{stream}").json()["state"] == "watching"
+        after = said()
+        assert after[: len(before)] == before and after[len(before)]["time"] > before[-1]["time"] + 3  # time went on
 
 
 @pytest.mark.parametrize(
