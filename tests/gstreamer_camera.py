@@ -1,4 +1,4 @@
-"""A real RTSP server, GStreamer's, that plays a clip from its beginning to each client: `python3 gstreamer_camera.py PORT CLIP`.
+"""A real RTSP server, GStreamer's: it plays a clip from its beginning to each client; `gstreamer_camera.py PORT CLIP`.
 
 It is a program of its own, run by the system's Python: Debian has its bindings there (`PACKAGES`). H.264 goes out as it
 is in the file, in real time.

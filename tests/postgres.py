@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own for tests: a fresh cluster in a folder, on a free port of this machine, gone at the end.
+"""A PostgreSQL server of our own for tests: a fresh cluster in a folder, on a free port here, gone at the end.
 
 Debian's package `postgresql` brings the programs, the extra `[postgres]` the driver. PostgreSQL refuses to run as root;
 where the tests do, it runs as another user.

@@ -139,6 +139,56 @@ def until(check: Any, timeout: float = PATIENCE) -> Any:
     return value
 
 
+class Cable:
+    """A port that leads to a server's, until it is cut: what goes through it is broken off, and nobody answers."""
+
+    def __init__(self, to: int) -> None:
+        self._to, self._whole = to, True
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Cable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        self._listening.close()
+
+    def cut(self) -> None:
+        self._whole = False
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._ends.clear()
+
+    def mend(self, to: int) -> None:
+        self._to, self._whole = to, True
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+            except OSError:  # it is closed
+                return
+            if not self._whole:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._to))
+            self._ends += [near, far]
+            for source, drain in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, drain), daemon=True).start()
+
+    def _carry(self, source: socket.socket, drain: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                drain.sendall(data)
+        for end in (source, drain):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 class Process:
     """`videollm-mod serve` as it is run."""
 

@@ -133,9 +133,9 @@ class Hub:
         if self.roster is not None:
             mine = len(await asyncio.to_thread(self.roster.held, None, client))
         if mine >= self.bounds.streams_per_client:
-            raise self._full(f"you have {mine} live streams, as many as one client may; end one of them first")
+            raise self._full(f"you have {counted(mine, 'live stream')}, as many as one client may; end one first")
         if len(self.live) >= self.max_streams:
-            raise self._full(f"the server is full: it watches {len(self.live)} streams already")
+            raise self._full(f"the server is full: it watches {counted(len(self.live))} already")
         if wish.store_frames and not self.may_store_frames:
             raise InputError("this server stores no pictures; leave store_frames out, or start it with --store-frames.")
         settings = self.model.settings
@@ -482,6 +482,10 @@ def _as_before(wish: protocol.Open, settings: str) -> protocol.Open:
     how = json.loads(settings)
     known = {name: how[name] for name in ("policy", "threshold", "window") if name in how}
     return wish.model_copy(update={name: known[name] for name in known.keys() - wish.model_fields_set})
+
+
+def counted(number: int, what: str = "stream") -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _key(stream: Any) -> int:
