@@ -122,6 +122,7 @@ def test_the_page_narrates_its_camera_answers_shows_kept_tokens_and_exports(
     press(page, "show-kept")
     page.until("S.kept !== null && document.getElementById('stage').classList.contains('legend')")
     page.key("ArrowRight")
+    page.key("ArrowRight")
     time.sleep(0.5)  # the newest sentence has come into view
     photograph(page, "page.png")
     page.looks(1360, 860, scheme="dark")
