@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
 import json
@@ -11,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,32 @@ def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server
         assert not web.post(f"/streams/{stream}/end").json()["alive"]
     hook.shutdown()
     hook.server_close()
+
+
+def test_a_recording_at_an_address_is_watched_whole_and_its_end_is_the_streams(tmp_path: Path) -> None:
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            return
+
+    files = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(CLIP.parent)))
+    threading.Thread(target=files.serve_forever, daemon=True).start()
+    rules = Rules(("http://127.0.0.1:*",), private=True)
+    model = vm.load("tiny")
+    session = vm.StreamSession(model)
+    wanted = [event for one in vm.open_video(CLIP, fps=2) for event in session.push(one)]
+    try:
+        with serving(tmp_path, model=model, rules=rules) as server:
+            wish = {"source": f"http://127.0.0.1:{files.server_port}/{CLIP.name}"}
+            url = f"{server.url}/streams/{post(f'{server.url}/streams', json=wish).json()['id']}/events"
+            with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE) as answer:
+                lines = list(answer.iter_lines())
+            said = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith('data: {"type"')]
+            assert [(one["time"], one["text"]) for one in said] == [(event.time, event.text) for event in wanted]
+            assert "event: closed" in lines and counted(server).get("videollm_mod_frames_dropped_total", 0) == 0
+            assert not server.hub.live
+    finally:
+        files.shutdown()
+        files.server_close()
 
 
 @pytest.mark.slow

@@ -292,6 +292,16 @@ class Hub:
             live.room.clear()
             await live.room.wait()
 
+    async def drain(self, live: Live) -> None:
+        """Wait until every picture that was taken is watched, and what was said of them is stored and told."""
+
+        async def watches() -> bool:
+            return bool(live.mailbox or live.feeding or await self.run(lambda: live.stream.waiting))
+
+        while not live.ended and await watches():
+            await asyncio.sleep(0.02)
+        await asyncio.wrap_future(self.worker.settle())
+
     def ask(self, live: Live, text: str, when: float | None) -> None:
         """A question. Raises InputError for one that is empty or too long, or if too many wait."""
         if not text.strip():
