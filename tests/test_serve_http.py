@@ -6,7 +6,9 @@ import base64
 import functools
 import hashlib
 import hmac
+import io
 import json
+import logging
 import re
 import socket
 import threading
@@ -29,6 +31,7 @@ import videollm_mod as vm
 from videollm_mod.depth import DepthPlan
 from videollm_mod.serve.app import FILES
 from videollm_mod.serve.auth import SUBPROTOCOL, Doors, token_subprotocol
+from videollm_mod.serve.guard import JsonLines
 from videollm_mod.serve.limits import Bounds
 from videollm_mod.serve.sources import Rules
 from videollm_mod.stream.session import StreamSession
@@ -118,8 +121,6 @@ def test_the_openai_form_answers_about_pictures_and_says_what_it_saw(server: Run
     body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0.2}
     answer = post(f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
     session = StreamSession(server.hub.model)
-    import io
-
     import numpy as np
     from PIL import Image
 
@@ -196,6 +197,7 @@ def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server
     hook.server_close()
 
 
+@pytest.mark.slow
 def test_a_recording_at_an_address_is_watched_whole_and_its_end_is_the_streams(tmp_path: Path) -> None:
     class Files(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -430,3 +432,122 @@ def test_questions_in_the_openai_form_are_bounded(server: Running) -> None:
     refused = post(f"{server.url}/v1/chat/completions", json=long)
     assert refused.status_code == 400 and "characters" in refused.json()["error"]["message"]
     assert server.hub.live == {}
+
+
+def test_a_full_server_says_over_http_when_to_come_back(tmp_path: Path) -> None:
+    rules = Rules(("rtsp://127.0.0.1:*",), private=True)
+    with serving(tmp_path, rules=rules, max_streams=1) as running, running.socket() as inside:
+        opened(inside)
+        url = f"data:image/jpeg;base64,{base64.b64encode(picture()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        for path, body in (
+            ("/streams", {"source": "rtsp://127.0.0.1:9/door"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": content}]}),
+        ):
+            refused = post(f"{running.url}{path}", json=body)
+            assert refused.status_code == 503 and "full" in refused.json()["error"]["message"]
+            assert 1 <= float(refused.headers["retry-after"]) <= 60
+
+
+def test_one_client_may_have_so_many_streams_and_takes_none_from_another(tmp_path: Path) -> None:
+    doors = Doors("0.0.0.0", {TOKEN: "anna", OTHER: "bert"})
+    anna, bert = ({"additional_headers": {"Authorization": f"Bearer {token}"}} for token in (TOKEN, OTHER))
+    with serving(tmp_path, doors=doors, bounds=Bounds(streams_per_client=1)) as running:
+        with running.socket(**anna) as first, running.socket(**anna) as second, running.socket(**bert) as third:
+            opened(first)
+            say(second, type="open", version=1)
+            error = hear(second, "error")
+            assert error["code"] == "full" and "as many as one client may" in error["message"]
+            opened(third)
+
+
+def test_pictures_are_stored_only_where_client_and_server_want_it(server: Running, tmp_path: Path) -> None:
+    kept, plain = spoken(server, store_frames=True), spoken(server)
+    assert len(server.hub.store.frame_times(kept)) == 3 and server.hub.store.frame_times(plain) == []
+    with serving(tmp_path) as strict, strict.socket() as connection:
+        say(connection, type="open", version=1, store_frames=True)
+        assert "stores no pictures" in hear(connection, "error")["message"]
+
+
+def test_the_log_is_json_lines_that_hold_no_secret(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    handler, logger = logging.StreamHandler(stream), logging.getLogger("videollm_mod.serve")
+    handler.setFormatter(JsonLines())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    rules = Rules(("rtsp://127.0.0.1:*",), private=True)
+    try:
+        with serving(tmp_path, doors=Doors("0.0.0.0", {TOKEN: "anna"}), rules=rules) as running:
+            web = httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE)
+            wish = {"source": "rtsp://me:hush-hush@127.0.0.1:9/door", "webhook_secret": "whisper"}
+            made = web.post("/streams", json=wish).json()
+            web.get("/search", params={"q": "a private question"})
+            web.delete(f"/streams/{made['id']}")
+            assert "hush-hush" not in json.dumps(made) and "whisper" not in json.dumps(made)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {"time", "level", "what"} <= set.intersection(*(set(line) for line in lines))
+    requests = [(line["method"], line["path"], line["status"]) for line in lines if line["what"] == "request"]
+    assert ("POST", "/streams", 201) in requests and ("GET", "/search", 200) in requests
+    assert any(line.get("stream") == made["id"] and line["what"] == "stream closed" for line in lines)
+    for secret in (TOKEN, "hush-hush", "whisper", "private question"):
+        assert secret not in stream.getvalue()
+
+
+def test_metrics_tell_of_streams_frames_lag_steps_drops_bytes_and_tokens(server: Running) -> None:
+    spoken(server)
+    text = get(f"{server.url}/metrics").text
+    for name, kind in (
+        ("streams", "gauge"), ("fps", "gauge"), ("lag_seconds", "histogram"), ("step_seconds", "histogram"),
+        ("frames_dropped_total", "counter"), ("kv_bytes", "gauge"), ("kv_bytes_dense", "gauge"),
+        ("tokens_total", "counter"), ("events_total", "counter"), ("refused_total", "counter"),
+        ("source_reconnects_total", "counter"),
+    ):  # fmt: skip
+        assert f"# TYPE videollm_mod_{name} {kind}" in text
+
+
+@pytest.mark.parametrize("hides", ["a redirect", "a playlist"])
+def test_an_allowed_address_leads_nowhere_else(hides: str, tmp_path: Path) -> None:
+    """Neither a redirect nor a playlist makes the server open an address that nobody allowed."""
+    asked: list[str] = []
+
+    class Inner(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    class Outer(Inner):
+        def do_GET(self) -> None:
+            aim = f"http://127.0.0.1:{inner.server_port}/inside.ts"
+            if hides == "a redirect":
+                self.send_response(302)
+                self.send_header("Location", aim)
+                self.end_headers()
+                return
+            body = f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{aim}\n#EXT-X-ENDLIST\n".encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/vnd.apple.mpegurl")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    inner, outer = (ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Inner, Outer))
+    for one in (inner, outer):
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+    rules = Rules((f"http://127.0.0.1:{outer.server_port}",), private=True)
+    try:
+        with serving(tmp_path, rules=rules) as running:
+            wish = {"source": f"http://127.0.0.1:{outer.server_port}/list.m3u8"}
+            stream = post(f"{running.url}/streams", json=wish).json()["id"]
+            until(lambda: get(f"{running.url}/streams/{stream}").json()["state"] == "waiting")
+            assert asked == []
+    finally:
+        for one in (inner, outer):
+            one.shutdown()
+            one.server_close()

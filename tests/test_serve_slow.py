@@ -256,7 +256,7 @@ def test_streams_up_to_the_limit_are_served_and_twice_as_many_are_refused(tmp_pa
 
 def test_the_real_openai_client_gets_answers_whole_and_in_pieces(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai", reason="the openai client is not installed: pip install -e '.[slow]'")
-    with serving(tmp_path) as server:
+    with serving(tmp_path, model=vm.load("tiny")) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="not needed", max_retries=0)
         assert client.models.list().data[0].id == "tiny"
         url = f"data:image/jpeg;base64,{base64.b64encode(picture()).decode()}"
@@ -271,6 +271,13 @@ def test_the_real_openai_client_gets_answers_whole_and_in_pieces(tmp_path: Path)
             usage = chunk.usage or usage
             words += [choice.delta.content or "" for choice in chunk.choices]
         assert "".join(words) == whole.choices[0].message.content and usage is not None
+        film = f"data:video/mp4;base64,{base64.b64encode(CLIP.read_bytes()).decode()}"
+        watch: Any = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": film}}]}]
+        told = client.chat.completions.create(model="tiny", messages=watch, stream=True)
+        narration = "".join(choice.delta.content or "" for chunk in told for choice in chunk.choices)
+        session = vm.StreamSession(server.hub.model)
+        said = [event for one in vm.open_video(CLIP, fps=2) for event in session.push(one)]
+        assert narration == "".join(f"[{event.time:.1f}] {event.text}\n" for event in said) and len(said) >= 8
         with pytest.raises(openai.BadRequestError, match="fetches nothing"):
             content[0] = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
             client.chat.completions.create(model="tiny", messages=messages)

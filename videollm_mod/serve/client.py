@@ -179,10 +179,11 @@ class LiveStream:
 
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else None
         try:
-            self._socket = open_socket(
+            opening = open_socket(
                 self._url, additional_headers=headers, subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
                 open_timeout=self._timeout, max_size=LARGEST, compression=None,
             )  # fmt: skip
+            self._socket = opening.__enter__()  # older versions of websockets have connected already
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403):
