@@ -341,6 +341,23 @@ def test_a_file_is_narrated_at_the_times_at_which_things_happen(server: Running,
     said = [when for when in said if when < 20]
     assert len(said) == len(wanted)
     assert all(abs(when - event.time) <= 0.5 for when, event in zip(said, wanted))
+    # and against what truly happens in the clip
+    (line,) = CLIP.with_suffix(".jsonl").read_text().splitlines()
+    segments = json.loads(line)["segments"]
+    unasked = [one for one, last in zip(segments, [{}, *segments]) if "user" not in (one["role"], last.get("role"))]
+    happened = [one["time"] for one in unasked if one["time"] < 19]
+    assert len(happened) >= 3 and all(min(abs(when - true) for when in said) <= 1.0 for true in happened)
+
+    # search brings the film to the time at which it was said
+    page.key("/")
+    page.write("when did the triangle leave?")
+    page.key("Enter")
+    page.until("S.review !== null && !document.getElementById('video').seeking")
+    here = page.run("Number(document.querySelector('li.here').dataset.time)")
+    assert here in said and abs(page.run("document.getElementById('video').currentTime") - here) < 0.1
+    page.key("Escape")
+    page.key("Escape")
+    page.until("document.getElementById('video').currentTime > 20")
     press(page, "stop")
     until(lambda: not server.hub.live)
 
