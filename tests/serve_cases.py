@@ -80,11 +80,17 @@ class Running(Listening):
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *, doors: Doors | None = None, rules: Any = None, model: Any = None, **hub: Any
+    folder: Path,
+    *,
+    doors: Doors | None = None,
+    rules: Any = None,
+    model: Any = None,
+    store: str | None = None,
+    **hub: Any,
 ) -> Iterator[Running]:
-    """A running server whose events go to a new file in `folder`, or to the one that is there."""
+    """A running server whose events go to a new file in `folder`, or to the one that is there, or to `store`."""
     model = model or random_model()
-    made = Hub(model, Store(str(folder / "events.db")), **hub)
+    made = Hub(model, Store(store or str(folder / "events.db")), **hub)
     running = Running(Server(made, doors or Doors("127.0.0.1", {}), **({} if rules is None else {"rules": rules})))
     try:
         yield running

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+from postgres import Postgres
 from serve_cases import (
     PATIENCE,
     STARTING,
@@ -338,10 +339,22 @@ def test_video_comes_in_over_webrtc_and_words_go_out_over_its_channel(tmp_path: 
         until(lambda: not server.hub.live)
 
 
-def test_the_openapi_description_holds_under_schemathesis(tmp_path: Path) -> None:
+def test_a_database_that_crashes_under_a_live_stream_costs_no_sentence(postgres: Postgres, tmp_path: Path) -> None:
+    with serving(tmp_path, store=postgres.database()) as server, server.socket() as connection:
+        stream = opened(connection, threshold=1.0, policy="all")["stream"]
+        for number in range(6):
+            if number == 3:
+                postgres.restart()
+            connection.send(frame(number / 2))
+            assert hear(connection, "event")["id"] == number + 1
+        assert [one.number for one in server.hub.store.events(stream)] == [1, 2, 3, 4, 5, 6]
+        assert get(f"{server.url}/readyz").status_code == 200
+
+
+def test_the_openapi_description_holds_under_schemathesis(database: str, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install -e '.[slow]'")
     program = Path(sys.executable).with_name("schemathesis")
-    with serving(tmp_path, bounds=Bounds(streams_per_client=100)) as server:
+    with serving(tmp_path, store=database, bounds=Bounds(streams_per_client=100)) as server:
         words = [str(program), "run", f"{server.url}/openapi.json", "--max-examples", "15", "--seed", "1"]
         checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
         done = subprocess.run([*words, "--checks", checks], capture_output=True, text=True, timeout=600)
