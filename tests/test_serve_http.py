@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -20,8 +21,10 @@ from typing import Any
 
 import gstreamer_camera
 import httpx
+import numpy as np
 import pytest
 from gstreamer_camera import GStreamerCamera
+from PIL import Image
 from rtsp_camera import RtspCamera
 from serve_cases import PATIENCE, Running, frame, get, hear, opened, picture, post, say, serving, until
 from stream_cases import tiny_model
@@ -36,6 +39,7 @@ from videollm_mod.serve.limits import Bounds
 from videollm_mod.serve.sources import Rules
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame
+from videollm_mod.video import VideoWriter
 
 CLIP = Path(vm.__file__).parent / "assets" / "demo.mp4"
 TOKEN, OTHER = "a-token-of-anna-0123", "a-token-of-bert-4567"
@@ -60,6 +64,23 @@ def spoken(server: Running, frames: int = 3, **wishes: Any) -> str:
         say(connection, type="close")
         hear(connection, "closed")
     return stream
+
+
+@contextlib.contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    """A web server with the files of a folder; its address."""
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_what_was_said_is_listed_searched_exported_and_erased(server: Running) -> None:
@@ -121,9 +142,6 @@ def test_the_openai_form_answers_about_pictures_and_says_what_it_saw(server: Run
     body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0.2}
     answer = post(f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
     session = StreamSession(server.hub.model)
-    import numpy as np
-    from PIL import Image
-
     for number, one in enumerate(pictures):
         session.push(Frame(np.asarray(Image.open(io.BytesIO(one))), number / 2, number))
     assert answer["choices"][0]["message"]["content"] == session.ask("What happened?").text
@@ -139,10 +157,6 @@ def test_the_openai_form_answers_about_pictures_and_says_what_it_saw(server: Run
 
 
 def test_the_openai_form_narrates_a_whole_video(server: Running, tmp_path: Path) -> None:
-    import numpy as np
-
-    from videollm_mod.video import VideoWriter
-
     path = tmp_path / "clip.mp4"
     with VideoWriter(path, fps=4) as writer:
         for number in range(8):
@@ -199,29 +213,22 @@ def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server
 
 @pytest.mark.slow
 def test_a_recording_at_an_address_is_watched_whole_and_its_end_is_the_streams(tmp_path: Path) -> None:
-    class Files(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            return
-
-    files = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(CLIP.parent)))
-    threading.Thread(target=files.serve_forever, daemon=True).start()
     rules = Rules(("http://127.0.0.1:*",), private=True)
     model = vm.load("tiny")
     session = vm.StreamSession(model)
     wanted = [event for one in vm.open_video(CLIP, fps=2) for event in session.push(one)]
-    try:
-        with serving(tmp_path, model=model, rules=rules) as server:
-            wish = {"source": f"http://127.0.0.1:{files.server_port}/{CLIP.name}"}
-            url = f"{server.url}/streams/{post(f'{server.url}/streams', json=wish).json()['id']}/events"
-            with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE) as answer:
-                lines = list(answer.iter_lines())
-            said = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith('data: {"type"')]
-            assert [(one["time"], one["text"]) for one in said] == [(event.time, event.text) for event in wanted]
-            assert "event: closed" in lines and counted(server).get("videollm_mod_frames_dropped_total", 0) == 0
-            assert not server.hub.live
-    finally:
-        files.shutdown()
-        files.server_close()
+    with file_server(CLIP.parent) as address, serving(tmp_path, model=model, rules=rules) as server:
+        wish = {"source": f"{address}/{CLIP.name}"}
+        stream = post(f"{server.url}/streams", json=wish).json()["id"]
+        heard = list(vm.connect(server.url, stream=stream, timeout=PATIENCE).events())  # until it has ended
+        assert [(one.time, one.text) for one in heard] == [(event.time, event.text) for event in wanted]
+        url = f"{server.url}/streams/{stream}/events"
+        with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE) as answer:
+            lines = list(answer.iter_lines())
+        said = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith('data: {"type"')]
+        assert [(one["time"], one["text"]) for one in said] == [(event.time, event.text) for event in wanted]
+        assert "event: closed" in lines and counted(server).get("videollm_mod_frames_dropped_total", 0) == 0
+        assert not server.hub.live
 
 
 @pytest.mark.slow
@@ -425,6 +432,27 @@ def test_a_source_is_watched_again_after_a_restart_until_it_is_ended(tmp_path: P
         post(f"{again.url}/streams/{stream}/end")
     with serving(tmp_path, rules=rules) as third:
         assert not get(f"{third.url}/streams/{stream}").json()["alive"]
+
+
+def test_a_recording_that_is_watched_again_goes_on_behind_what_was_said_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, fps=4) as writer:
+        for number in range(12):
+            writer.write(np.full((32, 32, 3), 20 * number, np.uint8))
+    rules = Rules(("http://127.0.0.1:*",), private=True)
+    with file_server(tmp_path) as address:
+        wish = {"source": f"{address}/clip.mp4", "threshold": 1.0}
+        with serving(tmp_path, rules=rules) as running:
+            stream = post(f"{running.url}/streams", json=wish).json()["id"]
+            until(lambda: not running.hub.live)
+            first = running.hub.store.events(stream)
+            with running.hub.store.engine.begin() as connection:  # as if the server had been killed
+                connection.exec_driver_sql("UPDATE streams SET ended = NULL")
+        with serving(tmp_path, rules=rules) as again:
+            until(lambda: not again.hub.live)
+            said = again.hub.store.events(stream)
+        times = [one.event.time for one in said]
+        assert len(first) == 6 and len(said) == 12 and times == sorted(set(times))
 
 
 def test_questions_in_the_openai_form_are_bounded(server: Running) -> None:

@@ -132,7 +132,7 @@ class LiveStream:
                 self._come_back()
 
     def events(self) -> Iterator[StreamEvent]:
-        """Everything that is said from now on, as it comes: of a source that the server watches."""
+        """Everything that is said from now on, as it comes, until the stream ends: of a source the server watches."""
         while not self._closed:
             while self._said:
                 yield self._said.popleft()
@@ -140,6 +140,9 @@ class LiveStream:
                 self._read(None)
             except _Lost:
                 self._come_back()
+            except StreamLost:
+                if not self._closed:
+                    raise
         yield from self._take()
 
     def close(self) -> None:
