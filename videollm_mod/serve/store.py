@@ -37,6 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from videollm_mod.doctor import install_command
 from videollm_mod.types import InputError, StreamEvent
 
 ROW_BYTES = 120  # what an event takes beside its words, about: keys, numbers, its place in the indexes
@@ -131,7 +132,10 @@ class Store:
             self.make(tables, FULL_TEXT if self.sqlite else (POSTGRES_INDEX,))
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             # the error's own words may hold the URL's password
-            raise InputError("--store is no path and no database URL whose driver is installed; correct it.") from error
+            install = install_command(extra="postgres")
+            raise InputError(
+                f"--store is no path and no URL whose driver is installed; correct it, or run {install}."
+            ) from error
         except OSError as error:
             raise InputError(f"--store {url} cannot be written; give another path.") from error
         except SQLAlchemyError as error:
