@@ -29,7 +29,8 @@ def program() -> str | None:
 class Page:
     """One tab."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, port: str) -> None:
+        self._port = port
         self._socket = connect(address, max_size=2**26, compression=None)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -71,6 +72,11 @@ class Page:
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
 
+    def another(self) -> Page:
+        """A second tab of the same browser, in a window of its own."""
+        made = self.call("Target.createTarget", url="about:blank", newWindow=True)["targetId"]
+        return Page(f"ws://127.0.0.1:{self._port}/devtools/page/{made}", self._port)
+
     def looks(self, width: int, height: int, *, scheme: str = "light", phone: bool = False) -> None:
         """Size of the window, and light or dark."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
@@ -78,7 +84,7 @@ class Page:
 
     def key(self, key: str) -> None:
         text = {"text": key} if len(key) == 1 else {}
-        codes = {"ArrowRight": 39, "ArrowLeft": 37, "Escape": 27, " ": 32, "Enter": 13}
+        codes = {"ArrowRight": 39, "ArrowLeft": 37, "Escape": 27, " ": 32, "Enter": 13, "Tab": 9}
         code = codes.get(key, ord(key.upper()[0]))
         if key == "Enter":
             text = {"text": "\r"}
@@ -116,13 +122,17 @@ class Page:
 def chromium(
     folder: Path, camera: Path | None = None, *, refuse: bool = False, downloads: Path | None = None
 ) -> Iterator[Page]:
-    """A browser with a fake camera that plays a .y4m file again and again; `refuse`: it may not be used."""
+    """A browser with a fake camera that plays a .y4m file again and again; `refuse`: it may not be used.
+
+    Asked for a screen, it gives the tab that asks.
+    """
     found = program()
     assert found is not None
     words = [
         found, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-dev-shm-usage", "--mute-audio", "--remote-debugging-port=0", f"--user-data-dir={folder}",
-        "--use-fake-device-for-media-stream", "--autoplay-policy=no-user-gesture-required", "--remote-allow-origins=*",
+        "--auto-accept-this-tab-capture", "--use-fake-device-for-media-stream",
+        "--autoplay-policy=no-user-gesture-required", "--remote-allow-origins=*",
     ]  # fmt: skip
     words += ["--deny-permission-prompts"] if refuse else ["--use-fake-ui-for-media-stream"]
     if camera is not None:
@@ -135,7 +145,7 @@ def chromium(
             time.sleep(0.1)
         port = told.read_text().splitlines()[0]
         tabs = httpx.get(f"http://127.0.0.1:{port}/json/list").json()
-        page = Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
+        page = Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"), port)
         if downloads is not None:
             page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
         yield page

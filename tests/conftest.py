@@ -12,6 +12,7 @@ import pytest
 import torch
 from depth_cases import tiny_model
 from hypothesis import HealthCheck, settings
+from postgres import Postgres, missing
 from transformers import PreTrainedModel
 
 from videollm_mod.depth import get_plan
@@ -47,3 +48,13 @@ def llama(models: Callable[..., PreTrainedModel]) -> Iterator[PreTrainedModel]:
     decoder = models("llama", torch.float64)
     yield decoder
     assert get_plan(decoder) is None, "a test has left its routing on the shared model"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of our own; tests that want one are left out where there is none."""
+    if why := missing():
+        pytest.skip(why)
+    server = Postgres()
+    yield server
+    server.close()

@@ -75,6 +75,7 @@ const world = {
   getComputedStyle: () => ({ getPropertyValue: () => "" }), fetch: (path, options) => fetch(new URL(path, url), options),
   WebSocket: class extends RealSocket { get bufferedAmount() { return 0; } }, performance, setTimeout, clearTimeout, setInterval, clearInterval,
   Blob, DataView, ArrayBuffer, URLSearchParams, atob, btoa, devicePixelRatio: 1, addEventListener: () => {},
+  matchMedia: () => ({ addEventListener: () => {} }),
 };
 world.window = world;
 const scripts = [...html.matchAll(/<script src="([^"]+)" defer>/g)].map(([, name]) => readFileSync(join(page, name), "utf8"));

@@ -80,11 +80,17 @@ class Running(Listening):
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *, doors: Doors | None = None, rules: Any = None, model: Any = None, **hub: Any
+    folder: Path,
+    *,
+    doors: Doors | None = None,
+    rules: Any = None,
+    model: Any = None,
+    store: str | None = None,
+    **hub: Any,
 ) -> Iterator[Running]:
-    """A running server whose events go to a new file in `folder`, or to the one that is there."""
+    """A running server whose events go to a new file in `folder`, or to the one that is there, or to `store`."""
     model = model or random_model()
-    made = Hub(model, Store(str(folder / "events.db")), **hub)
+    made = Hub(model, Store(store or str(folder / "events.db")), **hub)
     running = Running(Server(made, doors or Doors("127.0.0.1", {}), **({} if rules is None else {"rules": rules})))
     try:
         yield running
@@ -139,11 +145,62 @@ def until(check: Any, timeout: float = PATIENCE) -> Any:
     return value
 
 
+class Cable:
+    """A port that leads to a server's, until it is cut: what goes through it is broken off, and nobody answers."""
+
+    def __init__(self, to: int) -> None:
+        self._to, self._whole = to, True
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Cable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        self._listening.close()
+
+    def cut(self) -> None:
+        self._whole = False
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._ends.clear()
+
+    def mend(self, to: int) -> None:
+        self._to, self._whole = to, True
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+            except OSError:  # it is closed
+                return
+            if not self._whole:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._to))
+            self._ends += [near, far]
+            for source, drain in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, drain), daemon=True).start()
+
+    def _carry(self, source: socket.socket, drain: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                drain.sendall(data)
+        for end in (source, drain):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 class Process:
     """`videollm-mod serve` as it is run."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
-        words = [sys.executable, "-m", "videollm_mod", "serve", "--port", "0", "--store", str(folder / "events.db")]
+    def __init__(self, folder: Path, *flags: str, store: str | None = None) -> None:
+        where = store or str(folder / "events.db")
+        words = [sys.executable, "-m", "videollm_mod", "serve", "--port", "0", "--store", where]
         self._blocks = folder / "blocks"
         probe = {"PYTHONPATH": str(Path(__file__).parent / "probe"), "PROBE": str(self._blocks)}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **probe}
@@ -189,8 +246,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *flags: str) -> Iterator[Process]:
-    process = Process(folder, *flags)
+def running(folder: Path, *flags: str, store: str | None = None) -> Iterator[Process]:
+    process = Process(folder, *flags, store=store)
     try:
         yield process
     finally:

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import hashlib
 import hmac
+import io
 import json
+import logging
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import gstreamer_camera
 import httpx
+import numpy as np
 import pytest
+from gstreamer_camera import GStreamerCamera
+from PIL import Image
 from rtsp_camera import RtspCamera
 from serve_cases import PATIENCE, Running, frame, get, hear, opened, picture, post, say, serving, until
 from stream_cases import tiny_model
 from websockets.exceptions import InvalidStatus
 
+import videollm_mod as vm
 from videollm_mod.depth import DepthPlan
 from videollm_mod.serve.app import FILES
 from videollm_mod.serve.auth import SUBPROTOCOL, Doors, token_subprotocol
+from videollm_mod.serve.guard import JsonLines
 from videollm_mod.serve.limits import Bounds
 from videollm_mod.serve.sources import Rules
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame
+from videollm_mod.video import VideoWriter
 
+CLIP = Path(vm.__file__).parent / "assets" / "demo.mp4"
 TOKEN, OTHER = "a-token-of-anna-0123", "a-token-of-bert-4567"
 
 
@@ -50,6 +64,23 @@ def spoken(server: Running, frames: int = 3, **wishes: Any) -> str:
         say(connection, type="close")
         hear(connection, "closed")
     return stream
+
+
+@contextlib.contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    """A web server with the files of a folder; its address."""
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_what_was_said_is_listed_searched_exported_and_erased(server: Running) -> None:
@@ -111,11 +142,6 @@ def test_the_openai_form_answers_about_pictures_and_says_what_it_saw(server: Run
     body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0.2}
     answer = post(f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
     session = StreamSession(server.hub.model)
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     for number, one in enumerate(pictures):
         session.push(Frame(np.asarray(Image.open(io.BytesIO(one))), number / 2, number))
     assert answer["choices"][0]["message"]["content"] == session.ask("What happened?").text
@@ -131,10 +157,6 @@ def test_the_openai_form_answers_about_pictures_and_says_what_it_saw(server: Run
 
 
 def test_the_openai_form_narrates_a_whole_video(server: Running, tmp_path: Path) -> None:
-    import numpy as np
-
-    from videollm_mod.video import VideoWriter
-
     path = tmp_path / "clip.mp4"
     with VideoWriter(path, fps=4) as writer:
         for number in range(8):
@@ -190,6 +212,26 @@ def test_a_camera_is_watched_by_the_server_and_its_events_go_to_a_webhook(server
 
 
 @pytest.mark.slow
+def test_a_recording_at_an_address_is_watched_whole_and_its_end_is_the_streams(tmp_path: Path) -> None:
+    rules = Rules(("http://127.0.0.1:*",), private=True)
+    model = vm.load("tiny")
+    session = vm.StreamSession(model)
+    wanted = [event for one in vm.open_video(CLIP, fps=2) for event in session.push(one)]
+    with file_server(CLIP.parent) as address, serving(tmp_path, model=model, rules=rules) as server:
+        wish = {"source": f"{address}/{CLIP.name}"}
+        stream = post(f"{server.url}/streams", json=wish).json()["id"]
+        heard = list(vm.connect(server.url, stream=stream, timeout=PATIENCE).events())  # until it has ended
+        assert [(one.time, one.text) for one in heard] == [(event.time, event.text) for event in wanted]
+        url = f"{server.url}/streams/{stream}/events"
+        with httpx.stream("GET", url, headers={"Accept": "text/event-stream"}, timeout=PATIENCE) as answer:
+            lines = list(answer.iter_lines())
+        said = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith('data: {"type"')]
+        assert [(one["time"], one["text"]) for one in said] == [(event.time, event.text) for event in wanted]
+        assert "event: closed" in lines and counted(server).get("videollm_mod_frames_dropped_total", 0) == 0
+        assert not server.hub.live
+
+
+@pytest.mark.slow
 def test_a_camera_that_is_lost_is_opened_again_and_time_goes_on(server: Running) -> None:
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         with RtspCamera(seconds=30) as camera:
@@ -203,6 +245,46 @@ def test_a_camera_that_is_lost_is_opened_again_and_time_goes_on(server: Running)
             times = [one["event"]["time"] for one in web.get(f"/streams/{stream}/events").json()["events"]]
             assert times == sorted(times) and times[-1] - times[said - 1] >= 0.5
             web.delete(f"/streams/{stream}")
+
+
+@pytest.mark.slow
+def test_a_real_rtsp_server_is_narrated_lost_awaited_ever_longer_and_found_again(tmp_path: Path) -> None:
+    if why := gstreamer_camera.missing():
+        pytest.skip(why)
+    model = vm.load("tiny")
+    session = vm.StreamSession(model)
+    wanted = [event for one in vm.open_video(CLIP, fps=2, end=24) for event in session.push(one)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    rules = Rules((f"rtsp://127.0.0.1:{port}",), private=True)
+    with serving(tmp_path, model=model, rules=rules) as server, httpx.Client(base_url=server.url, timeout=30) as web:
+        with GStreamerCamera(CLIP, port) as camera:
+            stream = web.post("/streams", json={"source": camera.address}).json()["id"]
+
+            def said() -> list[dict[str, Any]]:
+                return [one["event"] for one in web.get(f"/streams/{stream}/events").json()["events"]]
+
+            until(lambda: wanted[-1].text in [one["text"] for one in said()])
+            times = {one["text"]: one["time"] for one in said()}
+            # the stream began when it was asked for, the clip later; of its first pictures, which come all at once, the
+            # newest is watched, so that a sentence or two may differ
+            shifts = [times[event.text] - event.time for event in wanted if event.text in times]
+            assert len(shifts) >= 3 and max(shifts) - min(shifts) <= 0.5 and 0 <= min(shifts) < 30
+            assert counted(server)["videollm_mod_source_reconnects_total"] == 0
+            camera.kill()
+        waits = set()
+        while "4" not in waits:
+            row = web.get(f"/streams/{stream}").json()
+            assert row["alive"] and row["state"] in ("watching", "connecting", "waiting")
+            waits |= set(re.findall(r"trying again in (\d+) s", row["state_text"]))
+            time.sleep(0.1)
+        assert waits == {"1", "2", "4"} and counted(server)["videollm_mod_source_reconnects_total"] == 3
+        before = said()
+        with GStreamerCamera(CLIP, port):
+            until(lambda: len(said()) > len(before))
+            assert web.get(f"/streams/{stream}").json()["state"] == "watching"
+        after = said()
+        assert after[: len(before)] == before and after[len(before)]["time"] > before[-1]["time"] + 3  # time went on
 
 
 @pytest.mark.parametrize(
@@ -352,8 +434,148 @@ def test_a_source_is_watched_again_after_a_restart_until_it_is_ended(tmp_path: P
         assert not get(f"{third.url}/streams/{stream}").json()["alive"]
 
 
+def test_a_recording_that_is_watched_again_goes_on_behind_what_was_said_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, fps=4) as writer:
+        for number in range(12):
+            writer.write(np.full((32, 32, 3), 20 * number, np.uint8))
+    rules = Rules(("http://127.0.0.1:*",), private=True)
+    with file_server(tmp_path) as address:
+        wish = {"source": f"{address}/clip.mp4", "threshold": 1.0}
+        with serving(tmp_path, rules=rules) as running:
+            stream = post(f"{running.url}/streams", json=wish).json()["id"]
+            until(lambda: not running.hub.live)
+            first = running.hub.store.events(stream)
+            with running.hub.store.engine.begin() as connection:  # as if the server had been killed
+                connection.exec_driver_sql("UPDATE streams SET ended = NULL")
+        with serving(tmp_path, rules=rules) as again:
+            until(lambda: not again.hub.live)
+            said = again.hub.store.events(stream)
+        times = [one.event.time for one in said]
+        assert len(first) == 6 and len(said) == 12 and times == sorted(set(times))
+
+
 def test_questions_in_the_openai_form_are_bounded(server: Running) -> None:
     long = {"messages": [{"role": "user", "content": "x" * (Bounds().question_characters + 1)}]}
     refused = post(f"{server.url}/v1/chat/completions", json=long)
     assert refused.status_code == 400 and "characters" in refused.json()["error"]["message"]
     assert server.hub.live == {}
+
+
+def test_a_full_server_says_over_http_when_to_come_back(tmp_path: Path) -> None:
+    rules = Rules(("rtsp://127.0.0.1:*",), private=True)
+    with serving(tmp_path, rules=rules, max_streams=1) as running, running.socket() as inside:
+        opened(inside)
+        url = f"data:image/jpeg;base64,{base64.b64encode(picture()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        for path, body in (
+            ("/streams", {"source": "rtsp://127.0.0.1:9/door"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": content}]}),
+        ):
+            refused = post(f"{running.url}{path}", json=body)
+            assert refused.status_code == 503 and "full" in refused.json()["error"]["message"]
+            assert 1 <= float(refused.headers["retry-after"]) <= 60
+
+
+def test_one_client_may_have_so_many_streams_and_takes_none_from_another(tmp_path: Path) -> None:
+    doors = Doors("0.0.0.0", {TOKEN: "anna", OTHER: "bert"})
+    anna, bert = ({"additional_headers": {"Authorization": f"Bearer {token}"}} for token in (TOKEN, OTHER))
+    with serving(tmp_path, doors=doors, bounds=Bounds(streams_per_client=1)) as running:
+        with running.socket(**anna) as first, running.socket(**anna) as second, running.socket(**bert) as third:
+            opened(first)
+            say(second, type="open", version=1)
+            error = hear(second, "error")
+            assert error["code"] == "full" and "as many as one client may" in error["message"]
+            opened(third)
+
+
+def test_pictures_are_stored_only_where_client_and_server_want_it(server: Running, tmp_path: Path) -> None:
+    kept, plain = spoken(server, store_frames=True), spoken(server)
+    assert len(server.hub.store.frame_times(kept)) == 3 and server.hub.store.frame_times(plain) == []
+    with serving(tmp_path) as strict, strict.socket() as connection:
+        say(connection, type="open", version=1, store_frames=True)
+        assert "stores no pictures" in hear(connection, "error")["message"]
+
+
+def test_the_log_is_json_lines_that_hold_no_secret(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    handler, logger = logging.StreamHandler(stream), logging.getLogger("videollm_mod.serve")
+    handler.setFormatter(JsonLines())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    rules = Rules(("rtsp://127.0.0.1:*",), private=True)
+    try:
+        with serving(tmp_path, doors=Doors("0.0.0.0", {TOKEN: "anna"}), rules=rules) as running:
+            web = httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE)
+            wish = {"source": "rtsp://me:hush-hush@127.0.0.1:9/door", "webhook_secret": "whisper"}
+            made = web.post("/streams", json=wish).json()
+            web.get("/search", params={"q": "a private question"})
+            web.delete(f"/streams/{made['id']}")
+            assert "hush-hush" not in json.dumps(made) and "whisper" not in json.dumps(made)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {"time", "level", "what"} <= set.intersection(*(set(line) for line in lines))
+    requests = [(line["method"], line["path"], line["status"]) for line in lines if line["what"] == "request"]
+    assert ("POST", "/streams", 201) in requests and ("GET", "/search", 200) in requests
+    assert any(line.get("stream") == made["id"] and line["what"] == "stream closed" for line in lines)
+    for secret in (TOKEN, "hush-hush", "whisper", "private question"):
+        assert secret not in stream.getvalue()
+
+
+def test_metrics_tell_of_streams_frames_lag_steps_drops_bytes_and_tokens(server: Running) -> None:
+    spoken(server)
+    text = get(f"{server.url}/metrics").text
+    for name, kind in (
+        ("streams", "gauge"), ("fps", "gauge"), ("lag_seconds", "histogram"), ("step_seconds", "histogram"),
+        ("frames_dropped_total", "counter"), ("kv_bytes", "gauge"), ("kv_bytes_dense", "gauge"),
+        ("tokens_total", "counter"), ("events_total", "counter"), ("refused_total", "counter"),
+        ("source_reconnects_total", "counter"),
+    ):  # fmt: skip
+        assert f"# TYPE videollm_mod_{name} {kind}" in text
+
+
+@pytest.mark.parametrize("hides", ["a redirect", "a playlist"])
+def test_an_allowed_address_leads_nowhere_else(hides: str, tmp_path: Path) -> None:
+    """Neither a redirect nor a playlist makes the server open an address that nobody allowed."""
+    asked: list[str] = []
+
+    class Inner(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    class Outer(Inner):
+        def do_GET(self) -> None:
+            aim = f"http://127.0.0.1:{inner.server_port}/inside.ts"
+            if hides == "a redirect":
+                self.send_response(302)
+                self.send_header("Location", aim)
+                self.end_headers()
+                return
+            body = f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{aim}\n#EXT-X-ENDLIST\n".encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/vnd.apple.mpegurl")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    inner, outer = (ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Inner, Outer))
+    for one in (inner, outer):
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+    rules = Rules((f"http://127.0.0.1:{outer.server_port}",), private=True)
+    try:
+        with serving(tmp_path, rules=rules) as running:
+            wish = {"source": f"http://127.0.0.1:{outer.server_port}/list.m3u8"}
+            stream = post(f"{running.url}/streams", json=wish).json()["id"]
+            until(lambda: get(f"{running.url}/streams/{stream}").json()["state"] == "waiting")
+            assert asked == []
+    finally:
+        for one in (inner, outer):
+            one.shutdown()
+            one.server_close()

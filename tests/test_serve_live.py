@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jsonschema
 import numpy as np
 import pytest
-from serve_cases import PATIENCE, Running, frame, get, hear, opened, picture, say, serving, until
+from serve_cases import PATIENCE, Running, frame, get, hear, opened, picture, random_model, say, serving, until
 from stream_cases import frames, tiny_model
 from websockets.exceptions import ConnectionClosed
 
@@ -18,6 +18,7 @@ from videollm_mod.depth import DepthPlan
 from videollm_mod.serve import protocol
 from videollm_mod.serve.client import ServerFull
 from videollm_mod.serve.limits import Bounds
+from videollm_mod.stream.engine import Engine, EngineFull
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, InputError
 
@@ -229,6 +230,28 @@ def test_a_stream_that_does_not_fit_into_the_memory_is_refused(tmp_path_factory:
         with running.socket() as connection:
             say(connection, type="open", version=1)
             assert hear(connection, "error")["code"] == "full"
+
+
+def test_who_was_let_in_by_its_bytes_goes_on_when_another_does_not_fit(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    def fits(most: int) -> bool:
+        try:
+            Engine(random_model(), max_bytes=most).open(window=4.0)
+        except EngineFull:
+            return False
+        return True
+
+    least = next(most for most in range(10_000, 10_000_000, 10_000) if fits(most))
+    with serving(tmp_path_factory.mktemp("kv"), max_bytes=least) as running, running.socket() as inside:
+        opened(inside, threshold=0.0, window=4.0)
+        with running.socket() as outside:
+            say(outside, type="open", version=1, window=4.0)
+            error = hear(outside, "error")
+            assert error["code"] == "full" and "memory" in error["message"] and error["retry_after"] >= 1
+        for number in range(30):  # far beyond its window
+            inside.send(frame(number / 2))
+            assert hear(inside, "decision")["time"] == number / 2
 
 
 def test_a_stream_that_nobody_comes_back_to_is_ended(tmp_path_factory: pytest.TempPathFactory) -> None:

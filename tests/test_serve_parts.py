@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import sqlite3
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from postgres import Postgres
 from serve_cases import picture
+from sqlalchemy.exc import IntegrityError
 
 from videollm_mod.depth.quantised import QuantisedLayer
 from videollm_mod.serve import protocol
 from videollm_mod.serve.auth import Doors, Refused, read_tokens, token_subprotocol
 from videollm_mod.serve.command import ServeConfig, build, check_flags
 from videollm_mod.serve.limits import Bounds, Rate, TooLarge, decode_picture
+from videollm_mod.serve.roster import Roster
 from videollm_mod.serve.schemas import documents
 from videollm_mod.serve.sources import Rules, hidden, is_private
 from videollm_mod.serve.store import Store, Stored
@@ -29,11 +34,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 A, B = "a" * 22, "b" * 22
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    made = Store(str(tmp_path / "events.db"))
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """An empty store with a stream of anna's, in both databases."""
+    sqlite = request.param == "sqlite"
+    made = Store(str(tmp_path / "events.db") if sqlite else request.getfixturevalue("postgres").database())
     made.begin(A, "anna")
-    return made
+    yield made
+    made.close()
 
 
 def said(stream: str, number: int, text: str, *, wall: float = 1e9, question: str | None = None) -> Stored:
@@ -50,7 +58,9 @@ def test_docs_hold_the_openapi_description_and_the_schema_of_messages_as_they_ar
 # -- store -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_added_is_on_the_disk_when_add_returns(store: Store, tmp_path: Path) -> None:
+def test_what_is_added_is_on_the_disk_when_add_returns(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "events.db"))
+    store.begin(A, "anna")
     store.add([said(A, 1, "A ring appears."), said(A, 2, "It leaves.")])
     with sqlite3.connect(f"file:{tmp_path}/events.db?mode=ro", uri=True) as other:
         assert other.execute("select text from events order by number").fetchall() == [
@@ -78,17 +88,65 @@ def test_a_whole_question_finds_what_was_said_whatever_the_form_of_its_words(sto
 
 
 @given(st.text(max_size=40))
-def test_no_search_breaks_the_index(words: str) -> None:
-    with_one = Store("sqlite://")
-    with_one.begin(A, "anna")
-    with_one.add([said(A, 1, 'A "quoted" AND NOT near* sentence')])
-    assert isinstance(with_one.search(words, "anna"), list)
-    with_one.close()
+def test_no_search_breaks_the_index(store: Store, words: str) -> None:
+    if not store.last_number(A):
+        store.add([said(A, 1, 'A "quoted" AND NOT near* sentence')])
+    assert isinstance(store.search(words, "anna"), list)
+
+
+def test_a_character_that_no_database_takes_costs_no_sentence(store: Store) -> None:
+    store.begin(B, "anna", title="door\0")
+    store.add([said(B, 1, "A ring\0 appears.", question="What\0?")])
+    (found,) = store.search("ring", "anna")
+    assert (found.event.text, found.event.question) == ("A ring appears.", "What?")
+    assert store.stream(B, "anna")["title"] == "door"  # type: ignore[index]
+
+
+def test_all_that_was_said_is_given_back_however_much(store: Store) -> None:
+    store.add([said(A, number, "A ring appears.") for number in range(1, 12_001)])
+    assert len(store.events(A)) == 12_000 and len(store.events(A, after=11_990)) == 10
+
+
+@pytest.mark.slow
+def test_postgresql_searches_by_its_index_and_two_may_make_its_tables_at_once(postgres: Postgres) -> None:
+    url, gate, made, failed = postgres.database(), threading.Barrier(4), [], []
+
+    def make() -> None:
+        gate.wait(60)
+        try:
+            made.append(Store(url))
+            Roster(made[-1])
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    [one.start() for one in threads]
+    [one.join(60) for one in threads]
+    assert not failed
+    made[0].begin(A, "anna")
+    made[0].add([said(A, number, f"word{number} appears.") for number in range(1, 2001)])
+    query = made[0]._matching(["word77"], True).compile(dialect=made[0].engine.dialect)
+    with made[0].engine.connect() as connection:
+        connection.exec_driver_sql("SET enable_seqscan = off")  # a table this small would be read through
+        plan = connection.exec_driver_sql(f"EXPLAIN {query}", query.params).scalars().all()
+    assert any("Index Scan on said" in line for line in plan)
+    [one.close() for one in made]
+
+
+@pytest.mark.slow
+def test_postgresql_that_crashes_and_comes_back_loses_no_event(postgres: Postgres) -> None:
+    store = Store(postgres.database())
+    store.begin(A, "anna")
+    store.add([said(A, 1, "A ring appears.")])
+    postgres.restart()
+    store.add([said(A, 2, "It leaves.")])  # the old connections are noticed
+    assert [one.number for one in store.events(A)] == [1, 2]
+    store.close()
 
 
 def test_an_event_number_is_given_once(store: Store) -> None:
     store.add([said(A, 1, "one")])
-    with pytest.raises(Exception, match="UNIQUE"):
+    with pytest.raises(IntegrityError):
         store.add([said(A, 2, "two"), said(A, 1, "again")])
     assert store.last_number(A) == 1  # all or none
 
@@ -153,7 +211,7 @@ def test_tokens_are_read_with_their_names_and_short_ones_refused(tmp_path: Path)
     path.write_text("# who may\nanna 0123456789abcdef\n\n0123456789abcdeg\n")
     tokens = read_tokens(path, {"VIDEOLLM_MOD_TOKEN": "0123456789abcdeh"})
     assert tokens == {"0123456789abcdef": "anna", "0123456789abcdeg": "client4", "0123456789abcdeh": "owner"}
-    for text in ("short", "anna b c", ""):
+    for text in ("short", "anna b c", "", f"{'a' * 81} 0123456789abcdef"):
         path.write_text(text)
         with pytest.raises(InputError):
             read_tokens(path, {})

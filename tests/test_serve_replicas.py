@@ -51,9 +51,23 @@ ONE, TWO = Replica("one", "http://127.0.0.1:1", 11, most=4), Replica("two", "htt
 CLIP = Path(vm.__file__).parent / "assets" / "demo.mp4"
 
 
+BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+
+
+def database_of(request: pytest.FixtureRequest, folder: Path) -> str:
+    """An empty database of the kind that the test's parameter names, as `--store` takes it."""
+    sqlite = request.param == "sqlite"
+    return str(folder / "events.db") if sqlite else str(request.getfixturevalue("postgres").database())
+
+
+@pytest.fixture(params=BOTH)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return database_of(request, tmp_path)
+
+
 @pytest.fixture
-def roster(tmp_path: Path) -> Roster:
-    found = Roster(Store(str(tmp_path / "events.db")))
+def roster(database: str) -> Roster:
+    found = Roster(Store(database))
     assert not found.beat(ONE) and not found.beat(TWO)  # they begin
     return found
 
@@ -96,14 +110,14 @@ def test_what_a_replica_tells_is_read_by_the_others_and_its_leaving_frees_all(ro
     assert roster.held() == set() and roster.take("s", "anna", "two")
 
 
-def test_of_many_that_want_a_stream_at_once_one_gets_it(tmp_path: Path) -> None:
-    path, names = str(tmp_path / "events.db"), [f"replica{number}" for number in range(6)]
-    Roster(Store(path))
+def test_of_many_that_want_a_stream_at_once_one_gets_it(database: str) -> None:
+    names = [f"replica{number}" for number in range(6)]
+    Roster(Store(database))
     won: list[str] = []
     gate = threading.Barrier(len(names))
 
     def want(name: str) -> None:
-        mine = Roster(Store(path))  # a connection of its own, as another process has
+        mine = Roster(Store(database))  # a connection of its own, as another process has
         mine.beat(Replica(name, "", os.getpid()))
         for number in range(5):
             gate.wait(60)
@@ -122,8 +136,8 @@ def test_of_many_that_want_a_stream_at_once_one_gets_it(tmp_path: Path) -> None:
 class Cluster:
     """Two servers on one store, and the front before them."""
 
-    def __init__(self, folder: Path, **hub: object) -> None:
-        self.path, self.doors = str(folder / "events.db"), Doors("127.0.0.1", {})
+    def __init__(self, database: str, **hub: object) -> None:
+        self.path, self.doors = database, Doors("127.0.0.1", {})
         self.roster = Roster(Store(self.path))
         self.replicas = {name: self.start(name, **hub) for name in ("one", "two")}
         until(lambda: len(self.roster.replicas()) == 2)
@@ -146,9 +160,9 @@ class Cluster:
             one.stop()
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
+@pytest.fixture(scope="module", params=BOTH)
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(database_of(request, tmp_path_factory.mktemp("cluster")))
     yield made
     made.stop()
 
@@ -237,9 +251,9 @@ def test_events_are_followed_through_the_front_to_their_end(cluster: Cluster, we
 
 
 def test_a_stream_whose_replica_has_gone_begins_anew_elsewhere_with_what_was_said_and_its_client_is_told(
-    tmp_path: Path,
+    database: str,
 ) -> None:
-    cluster = Cluster(tmp_path)
+    cluster = Cluster(database)
     try:
         black, white = (Frame(plain(value), time, 0) for value, time in ((0, 0.0), (200, 0.5)))
         with (
@@ -293,9 +307,11 @@ def test_replicas_are_refused_where_they_cannot_be_run(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("grpc") is None, reason="Ray Serve is not installed: pip install -e '.[cluster]'")
-def test_of_two_replicas_on_ray_serve_one_is_killed_and_its_client_goes_on_in_the_other(tmp_path: Path) -> None:
-    with running(tmp_path, "--replicas", "2") as server:
-        roster = Roster(Store(str(tmp_path / "events.db")))
+def test_of_two_replicas_on_ray_serve_one_is_killed_and_its_client_goes_on_in_the_other(
+    database: str, tmp_path: Path
+) -> None:
+    with running(tmp_path, "--replicas", "2", store=database) as server:
+        roster = Roster(Store(database))
         begun = roster.replicas()
         assert len({one.pid for one in begun} | {server.process.pid}) == 3
         clip = list(vm.open_video(CLIP, fps=2, end=3.0))

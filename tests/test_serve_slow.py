@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+from postgres import Postgres
 from serve_cases import (
     PATIENCE,
     STARTING,
@@ -49,9 +50,16 @@ pytestmark = pytest.mark.slow
 CLIP = Path(vm.__file__).parent / "assets" / "demo.mp4"
 
 
-def test_a_killed_server_loses_no_event_that_a_client_was_shown(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What `--store` is given: an SQLite file, and an empty database of PostgreSQL."""
+    sqlite = request.param == "sqlite"
+    return str(tmp_path / "events.db") if sqlite else str(request.getfixturevalue("postgres").database())
+
+
+def test_a_killed_server_loses_no_event_that_a_client_was_shown(database: str, tmp_path: Path) -> None:
     seen: list[int] = []
-    with running(tmp_path) as server, server.socket() as connection:
+    with running(tmp_path, store=database) as server, server.socket() as connection:
         stream = opened(connection, threshold=1.0, policy="all")["stream"]
 
         def kill() -> None:
@@ -65,7 +73,7 @@ def test_a_killed_server_loses_no_event_that_a_client_was_shown(tmp_path: Path) 
                 connection.send(frame(number / 2, seed=number % 7))
                 seen.append(hear(connection, "event", STARTING)["id"])
         killer.join()
-    store = Store(str(tmp_path / "events.db"))
+    store = Store(database)
     stored = [one.number for one in store.events(stream)]
     assert stored[: len(seen)] == seen == list(range(1, len(seen) + 1))
     store.close()
@@ -249,7 +257,7 @@ def test_streams_up_to_the_limit_are_served_and_twice_as_many_are_refused(tmp_pa
 
 def test_the_real_openai_client_gets_answers_whole_and_in_pieces(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai", reason="the openai client is not installed: pip install -e '.[slow]'")
-    with serving(tmp_path) as server:
+    with serving(tmp_path, model=vm.load("tiny")) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="not needed", max_retries=0)
         assert client.models.list().data[0].id == "tiny"
         url = f"data:image/jpeg;base64,{base64.b64encode(picture()).decode()}"
@@ -264,6 +272,13 @@ def test_the_real_openai_client_gets_answers_whole_and_in_pieces(tmp_path: Path)
             usage = chunk.usage or usage
             words += [choice.delta.content or "" for choice in chunk.choices]
         assert "".join(words) == whole.choices[0].message.content and usage is not None
+        film = f"data:video/mp4;base64,{base64.b64encode(CLIP.read_bytes()).decode()}"
+        watch: Any = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": film}}]}]
+        told = client.chat.completions.create(model="tiny", messages=watch, stream=True)
+        narration = "".join(choice.delta.content or "" for chunk in told for choice in chunk.choices)
+        session = vm.StreamSession(server.hub.model)
+        said = [event for one in vm.open_video(CLIP, fps=2) for event in session.push(one)]
+        assert narration == "".join(f"[{event.time:.1f}] {event.text}\n" for event in said) and len(said) >= 8
         with pytest.raises(openai.BadRequestError, match="fetches nothing"):
             content[0] = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
             client.chat.completions.create(model="tiny", messages=messages)
@@ -324,10 +339,22 @@ def test_video_comes_in_over_webrtc_and_words_go_out_over_its_channel(tmp_path: 
         until(lambda: not server.hub.live)
 
 
-def test_the_openapi_description_holds_under_schemathesis(tmp_path: Path) -> None:
+def test_a_database_that_crashes_under_a_live_stream_costs_no_sentence(postgres: Postgres, tmp_path: Path) -> None:
+    with serving(tmp_path, store=postgres.database()) as server, server.socket() as connection:
+        stream = opened(connection, threshold=1.0, policy="all")["stream"]
+        for number in range(6):
+            if number == 3:
+                postgres.restart()
+            connection.send(frame(number / 2))
+            assert hear(connection, "event")["id"] == number + 1
+        assert [one.number for one in server.hub.store.events(stream)] == [1, 2, 3, 4, 5, 6]
+        assert get(f"{server.url}/readyz").status_code == 200
+
+
+def test_the_openapi_description_holds_under_schemathesis(database: str, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install -e '.[slow]'")
     program = Path(sys.executable).with_name("schemathesis")
-    with serving(tmp_path, bounds=Bounds(streams_per_client=100)) as server:
+    with serving(tmp_path, store=database, bounds=Bounds(streams_per_client=100)) as server:
         words = [str(program), "run", f"{server.url}/openapi.json", "--max-examples", "15", "--seed", "1"]
         checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
         done = subprocess.run([*words, "--checks", checks], capture_output=True, text=True, timeout=600)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from videollm_mod.types import InputError
 
 TOKEN_VARIABLE = "VIDEOLLM_MOD_TOKEN"
-SHORTEST = 16  # characters of a token
+SHORTEST, LONGEST_NAME = 16, 80  # characters of a token, of a client's name
 LOCAL = "local"  # the name of a client that needs no token
 SUBPROTOCOL = "videollm-mod.v1"
 
@@ -138,4 +138,6 @@ def read_tokens(path: Path | None, environment: Mapping[str, str] = os.environ) 
     for token, name in found.items():
         if len(token) < SHORTEST or not token.isascii():
             raise InputError(f"the token of {name} is too short; give {SHORTEST} characters or more, ASCII.")
+        if len(name) > LONGEST_NAME:
+            raise InputError(f"the name {name[:20]}... of a token is too long; give {LONGEST_NAME} characters at most.")
     return found

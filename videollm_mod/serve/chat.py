@@ -58,7 +58,7 @@ def add_chat(app: FastAPI, server: Server) -> None:
                 pass
         return JSONResponse(conversation.completion().model_dump())
 
-    replies = {200: {"model": openai.ChatCompletion, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    replies = {200: {"model": openai.ChatCompletion, "content": {"text/event-stream": {}}}}
     app.add_api_route("/v1/chat/completions", chat, methods=["POST"], tags=["openai"], responses=replies)  # type: ignore[arg-type]
 
 

@@ -132,7 +132,7 @@ class LiveStream:
                 self._come_back()
 
     def events(self) -> Iterator[StreamEvent]:
-        """Everything that is said from now on, as it comes: of a source that the server watches."""
+        """Everything that is said from now on, as it comes, until the stream ends: of a source the server watches."""
         while not self._closed:
             while self._said:
                 yield self._said.popleft()
@@ -140,6 +140,9 @@ class LiveStream:
                 self._read(None)
             except _Lost:
                 self._come_back()
+            except StreamLost:
+                if not self._closed:
+                    raise
         yield from self._take()
 
     def close(self) -> None:
@@ -179,10 +182,11 @@ class LiveStream:
 
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else None
         try:
-            self._socket = open_socket(
+            opening = open_socket(
                 self._url, additional_headers=headers, subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
                 open_timeout=self._timeout, max_size=LARGEST, compression=None,
             )  # fmt: skip
+            self._socket = opening.__enter__()  # older versions of websockets have connected already
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403):

@@ -133,9 +133,9 @@ class Hub:
         if self.roster is not None:
             mine = len(await asyncio.to_thread(self.roster.held, None, client))
         if mine >= self.bounds.streams_per_client:
-            raise self._full(f"you have {mine} live streams, as many as one client may; end one of them first")
+            raise self._full(f"you have {counted(mine, 'live stream')}, as many as one client may; end one first")
         if len(self.live) >= self.max_streams:
-            raise self._full(f"the server is full: it watches {len(self.live)} streams already")
+            raise self._full(f"the server is full: it watches {counted(len(self.live))} already")
         if wish.store_frames and not self.may_store_frames:
             raise InputError("this server stores no pictures; leave store_frames out, or start it with --store-frames.")
         settings = self.model.settings
@@ -291,6 +291,16 @@ class Hub:
         while live.policy == "all" and len(live.mailbox) >= MAILBOX["all"] and not live.ended:
             live.room.clear()
             await live.room.wait()
+
+    async def drain(self, live: Live) -> None:
+        """Wait until every picture that was taken is watched, and what was said of them is stored and told."""
+
+        async def watches() -> bool:
+            return bool(live.mailbox or live.feeding or await self.run(lambda: live.stream.waiting))
+
+        while not live.ended and await watches():
+            await asyncio.sleep(0.02)
+        await asyncio.wrap_future(self.worker.settle())
 
     def ask(self, live: Live, text: str, when: float | None) -> None:
         """A question. Raises InputError for one that is empty or too long, or if too many wait."""
@@ -482,6 +492,10 @@ def _as_before(wish: protocol.Open, settings: str) -> protocol.Open:
     how = json.loads(settings)
     known = {name: how[name] for name in ("policy", "threshold", "window") if name in how}
     return wish.model_copy(update={name: known[name] for name in known.keys() - wish.model_fields_set})
+
+
+def counted(number: int, what: str = "stream") -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _key(stream: Any) -> int:

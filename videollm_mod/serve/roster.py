@@ -63,7 +63,7 @@ class Roster:
         # SQLite's is exact to a millisecond
         clock = "(julianday('now') - 2440587.5) * 86400.0" if store.sqlite else "extract(epoch from clock_timestamp())"
         self._now: Any = literal_column(f"({clock})", Float)
-        tables.create_all(self._engine)
+        store.make(tables)
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
@@ -115,8 +115,8 @@ class Roster:
         free = holders.c.replica.not_in(living) | (holders.c.replica == name)
         row = insert(holders).values(stream=stream, replica=name, client=client)
         taken = row.on_conflict_do_update(index_elements=["stream"], set_={"replica": name}, where=free)
-        with self._engine.begin() as connection:
-            return bool(connection.execute(taken).rowcount)
+        with self._engine.begin() as connection:  # a count of inserted rows is not to be had from every driver
+            return connection.execute(taken.returning(holders.c.stream)).first() is not None
 
     def release(self, stream: str, name: str) -> None:
         with self._engine.begin() as connection:

@@ -205,8 +205,6 @@ class Watcher:
         """Push frames until the source ends; returns whether that was its end, and not a loss."""
         video = open_target(self._rules.resolve(self._address), self._fps)
         try:
-            if not video.live:
-                self._live.policy = "all"  # a recording loses no frame
             offset: float | None = None
             for frame in video:
                 if self._leaving.is_set() or self._live.ended:
@@ -215,8 +213,10 @@ class Watcher:
                     self._tell("watching")
                     # time goes on through a loss, so that events lie where they happened
                     offset = time.monotonic() - self._zero - frame.time if video.live else 0.0
-                    offset = max(offset, self._live.taken + 1 / self._fps - frame.time) if self._live.frames else offset
+                    offset = max(offset, self._live.taken + 1 / self._fps - frame.time)
                 self._await(self._hub.push(self._live, max(0.0, frame.time + offset), frame.image))
+            if not video.live:
+                self._await(self._hub.drain(self._live))
             return not video.live
         finally:
             video.close()

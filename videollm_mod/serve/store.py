@@ -37,10 +37,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from videollm_mod.doctor import install_command
 from videollm_mod.types import InputError, StreamEvent
 
 ROW_BYTES = 120  # what an event takes beside its words, about: keys, numbers, its place in the indexes
 BUSY = 10.0  # s that a writer waits for another process
+MAKING = 0x76_6D_6F_64  # PostgreSQL's lock while tables are made
 
 tables = MetaData()
 streams = Table(
@@ -127,18 +129,27 @@ class Store:
             self.engine: Engine = create_engine(address, pool_pre_ping=not self.sqlite)
             if self.sqlite:
                 event.listen(self.engine, "connect", _prepare_sqlite)
-            with self.engine.begin() as connection:
-                tables.create_all(connection)
-                for statement in FULL_TEXT if self.sqlite else (POSTGRES_INDEX,):
-                    connection.execute(text(statement))
+            self.make(tables, FULL_TEXT if self.sqlite else (POSTGRES_INDEX,))
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             # the error's own words may hold the URL's password
-            raise InputError("--store is no path and no database URL whose driver is installed; correct it.") from error
+            install = install_command(extra="postgres")
+            raise InputError(
+                f"--store is no path and no URL whose driver is installed; correct it, or run {install}."
+            ) from error
         except OSError as error:
             raise InputError(f"--store {url} cannot be written; give another path.") from error
         except SQLAlchemyError as error:
             shown = url if "://" not in url else "the database"
             raise InputError(f"--store: {shown} cannot be opened; check the path, the server, the rights.") from error
+
+    def make(self, wanted: MetaData, statements: Sequence[str] = ()) -> None:
+        """Make the tables that are not there yet, and what else they need; several processes may at once."""
+        with self.engine.begin() as connection:
+            if not self.sqlite:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({MAKING})"))
+            wanted.create_all(connection)
+            for statement in statements:
+                connection.execute(text(statement))
 
     def close(self) -> None:
         self.engine.dispose()
@@ -155,7 +166,8 @@ class Store:
         with self.engine.begin() as connection:
             again = connection.execute(update(streams).where(streams.c.id == stream).values(ended=None))
             if again.rowcount == 0:
-                row = dict(id=stream, client=client, title=title, source=source, began=time.time(), settings=settings)
+                named = dict(title=_storable(title), source=source, settings=settings)
+                row = dict(id=stream, client=client, began=time.time(), **named)
                 connection.execute(insert(streams).values(row))
 
     def end(self, stream: str) -> None:
@@ -211,8 +223,9 @@ class Store:
         rows = [
             {
                 "stream": one.stream, "number": one.number, "wall": one.wall, "time": one.event.time,
-                "kind": one.event.kind, "text": one.event.text, "frame": one.event.frame,
-                "question": one.event.question, "asked": one.event.asked, "probability": one.event.probability,
+                "kind": one.event.kind, "text": _storable(one.event.text), "frame": one.event.frame,
+                "question": one.event.question and _storable(one.event.question),
+                "asked": one.event.asked, "probability": one.event.probability,
                 "bytes": ROW_BYTES + 2 * len(one.event.text) + 2 * len(one.event.question or ""),
             }
             for one in said
@@ -220,7 +233,7 @@ class Store:
         with self.engine.begin() as connection:
             connection.execute(insert(events), rows)
 
-    def events(self, stream: str, after: int = 0, limit: int = 10_000) -> list[Stored]:
+    def events(self, stream: str, after: int = 0, limit: int | None = None) -> list[Stored]:
         """What was said in a stream after event number `after`, oldest first."""
         query = select(events).where(events.c.stream == stream, events.c.number > after)
         with self.engine.connect() as connection:
@@ -253,14 +266,18 @@ class Store:
         return []
 
     def _matching(self, words: Sequence[str], every: bool) -> Any:
+        """Events with all of the words, or with any, best first."""
         if self.sqlite:
             said = text("SELECT rowid AS hit, rank AS place FROM said WHERE said MATCH :words")
             quoted = (" AND " if every else " OR ").join(f'"{word}"' for word in words)
             hits = said.bindparams(words=quoted).columns(hit=Integer, place=Float).subquery()
             return select(events).join(hits, hits.c.hit == events.c.id).order_by(hits.c.place, events.c.id)
-        document = func.to_tsvector("english", events.c.text + " " + func.coalesce(events.c.question, ""))
-        query = func.to_tsquery("english", (" & " if every else " | ").join(words))
-        matches = document.op("@@")(query)
+        joined = (" & " if every else " | ").join(words)
+        spoken = events.c.text + " " + func.coalesce(events.c.question, "")
+        document, query = func.to_tsvector("english", spoken), func.to_tsquery("english", joined)
+        # PostgreSQL's English knows no "the" or "off": where nothing else is asked for, each word is taken as it stands
+        plain = func.to_tsvector("simple", spoken).bool_op("@@")(func.to_tsquery("simple", joined))
+        matches = document.bool_op("@@")(query) | ((func.numnode(query) == 0) & plain)
         return select(events).where(matches).order_by(func.ts_rank(document, query).desc(), events.c.id)
 
     # -- pictures ------------------------------------------------------------------------------------------------------
@@ -321,6 +338,11 @@ def _trim(connection: Any, table: Table, excess: int) -> int:
     before = select(table.c.id, (running - table.c.bytes).label("before")).subquery()
     doomed = select(before.c.id).where(before.c.before < excess)
     return int(connection.execute(delete(table).where(table.c.id.in_(doomed))).rowcount)
+
+
+def _storable(words: str) -> str:
+    """PostgreSQL takes every character but this one, which nobody sees."""
+    return words.replace("\0", "")
 
 
 def _stored(row: Any) -> Stored:

@@ -40,13 +40,17 @@ async def watch_again(server: Server, row: dict[str, Any]) -> bool:
 async def watch(server: Server, client: str, wish: NewStream, id: str | None = None, sent: int = 0) -> Live:
     """Open a stream for a source, and follow it."""
     hub, rules = server.hub, server.rules
-    rules.check(wish.source)
+    live_source = rules.check(wish.source).scheme == "rtsp"
     if wish.webhook:
         rules.check(wish.webhook, HOOKS)
     await asyncio.to_thread(rules.resolve, wish.source)  # refused now rather than told later
     fps = wish.fps or hub.model.settings.fps
     wanted = protocol.Open(
-        threshold=wish.threshold, window=wish.window, store_frames=wish.store_frames, title=wish.title
+        policy="newest" if live_source else "all",  # a recording loses no frame
+        threshold=wish.threshold,
+        window=wish.window,
+        store_frames=wish.store_frames,
+        title=wish.title,
     )
     live = await hub.open(client, wanted, source=hidden(wish.source), id=id)
     if id is not None:

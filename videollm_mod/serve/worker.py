@@ -30,7 +30,7 @@ class Worker:
         self.engine = engine
         self._handle = handle
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._said: queue.Queue[tuple[list[Any], float] | None] = queue.Queue(BACKLOG)
+        self._said: queue.Queue[tuple[list[Any], float] | Future[None] | None] = queue.Queue(BACKLOG)
         self._wake = threading.Event()
         self._stopping = False
         self._failures = 0
@@ -63,6 +63,12 @@ class Worker:
         future: Future[T] = Future()
         self._calls.put((function, future))
         self.wake()
+        return future
+
+    def settle(self) -> Future[None]:
+        """Done when all that the model has said until now is written down and handed on."""
+        future: Future[None] = Future()
+        self.call(lambda: self._said.put(future))
         return future
 
     def _run(self) -> None:
@@ -99,6 +105,9 @@ class Worker:
 
     def _write(self) -> None:
         while (item := self._said.get()) is not None:
+            if isinstance(item, Future):
+                item.set_result(None)
+                continue
             try:
                 self._handle(*item)
             except Exception:

@@ -178,7 +178,8 @@ class EngineStream:
             raise InputError("the stream is closed; open another.")
 
     @property
-    def _waiting(self) -> bool:
+    def waiting(self) -> bool:
+        """Whether a frame or a question waits, or a sentence is in the making."""
         return self._session.speaking or len(self._queue) > 0
 
 
@@ -262,12 +263,12 @@ class Engine:
     def waiting(self) -> bool:
         """Whether a step would have something to do."""
         with self._arrived:
-            return any(stream._waiting for stream in self._streams)
+            return any(stream.waiting for stream in self._streams)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until something waits, or for `timeout` seconds; returns whether something does."""
         with self._arrived:
-            return self._arrived.wait_for(lambda: any(stream._waiting for stream in self._streams), timeout)
+            return self._arrived.wait_for(lambda: any(stream.waiting for stream in self._streams), timeout)
 
     @property
     def kv_bytes(self) -> int:
@@ -325,7 +326,7 @@ class Engine:
     def _turns(self) -> list[_Turn]:
         """What each stream wants to run; none of those that have nothing to do."""
         with self._arrived:
-            streams = [stream for stream in self._streams if stream._waiting]
+            streams = [stream for stream in self._streams if stream.waiting]
             watching = sum(stream._queue.frames > 0 for stream in streams)
         chunk = frames_at_once(self.model, watching)
         turns = (self._turn(stream, chunk) for stream in streams)

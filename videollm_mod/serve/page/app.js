@@ -5,7 +5,11 @@ $("use-camera").onclick = useCamera;
 $("use-screen").onclick = useScreen;
 $("use-file").onclick = () => $("file").click();
 $("file").onchange = () => { if ($("file").files[0]) useFile($("file").files[0]); $("file").value = ""; };
-$("use-address").onclick = () => { $("address-form").hidden = !$("address-form").hidden; $("address").focus(); };
+$("use-address").onclick = () => {
+  if (S.info && !S.info.sources) { notice("This server watches no addresses: it was started without --allow-source."); return; }
+  $("address-form").hidden = !$("address-form").hidden;
+  $("address").focus();
+};
 $("address-form").onsubmit = (event) => { event.preventDefault(); useAddress($("address").value.trim()); };
 $("pause").onclick = togglePause;
 $("stop").onclick = stop;
@@ -25,7 +29,10 @@ $("ask-form").onsubmit = (event) => {
 $("search-form").onsubmit = (event) => { event.preventDefault(); search($("search").value); };
 $("search").oninput = () => { if (!$("search").value) $("found").hidden = true; };
 document.querySelectorAll("[data-format]").forEach((button) => { button.onclick = () => download(button.dataset.format); });
-window.addEventListener("resize", drawOverlay);
+window.addEventListener("resize", () => { drawOverlay(); drawSpark(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawSpark);
+
+document.addEventListener("click", (event) => { if (!$("export").contains(event.target)) $("export").open = false; });
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input[type=text], input[type=search], input[type=password]");
@@ -52,8 +59,6 @@ document.addEventListener("keydown", (event) => {
     $("model").textContent = `model ${S.info.model}, ${S.info.fps} frames/s`;
     $("ask").maxLength = S.info.question_characters;
     $("store-row").hidden = !S.info.store_frames;
-    $("use-address").disabled = !S.info.sources;
-    if (!S.info.sources) $("use-address").title = "This server was started without --allow-source";
     setState("idle", "Ready");
   } catch (error) {
     setState("lost", "Server not reached");

@@ -17,7 +17,8 @@ const now = () => (S.kind === "file" ? $("video").currentTime : (performance.now
 
 function capture() {
   const video = $("video");
-  if (!S.review) $("badge-text").textContent = `${S.kind === "file" ? "FILE" : "LIVE"}  ${clock(now())}`;
+  const watched = document.body.dataset.state === "live" || S.kind === "file";
+  if (!S.review) $("badge-text").textContent = `${watched ? S.kind === "file" ? "FILE" : "LIVE" : "NOT WATCHED"}  ${clock(now())}`;
   if (!S.welcome || S.paused || S.review || S.encoding || video.readyState < 2 || !video.videoWidth) return;
   const fps = S.welcome.fps, tick = Math.floor(now() * fps + 1e-6);
   if (tick <= S.tick || !S.socket || S.socket.readyState !== WebSocket.OPEN) return;

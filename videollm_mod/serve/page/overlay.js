@@ -35,12 +35,14 @@ function shownPicture() {
 function clearOverlay() {
   const layer = $("overlay");
   layer.getContext("2d").clearRect(0, 0, layer.width, layer.height);
+  $("stage").classList.remove("legend");
 }
 
 function drawOverlay() {
   const layer = $("overlay"), box = $("stage").getBoundingClientRect(), dense = window.devicePixelRatio || 1;
   layer.width = Math.round(box.width * dense);
   layer.height = Math.round(box.height * dense);
+  $("stage").classList.remove("legend");
   const size = shownPicture();
   if (!size || !S.kept || !S.welcome || S.review || !$("show-kept").checked) return;
   const pen = layer.getContext("2d");
@@ -76,6 +78,7 @@ function drawOverlay() {
   pen.fillStyle = "rgb(0 0 0 / .66)";
   pen.fillRect(layer.width - width, layer.height - 26 * dense, width, 26 * dense);
   pen.fillStyle = "#b9f3ea";
+  $("stage").classList.add("legend");
   pen.fillText(words, layer.width - width + 10 * dense, layer.height - 9 * dense);
 }
 

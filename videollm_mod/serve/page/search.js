@@ -1,6 +1,8 @@
 // Asking, searching, taking home.
 "use strict";
 
+const SMALL_WORDS = new Set("a an and are at did do does from had has have how in is it of on the there to was were what when where which who".split(" "));
+
 function enableAsk(on) {
   $("ask").disabled = $("ask-send").disabled = !on;
 }
@@ -18,7 +20,8 @@ async function search(text) {
     const hits = (await (await api(`search?q=${encodeURIComponent(text)}${place}`)).json()).events;
     found.hidden = false;
     found.replaceChildren(hits.length ? `${hits.length} found, best first. ` : "Nothing was said with these words. ");
-    const words = text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
+    const all = text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || [], telling = all.filter((word) => !SMALL_WORDS.has(word));
+    const words = telling.length ? telling : all;
     for (const hit of hits.slice(0, 5)) {
       const list = document.createElement("ol");
       list.className = "timeline hits";

@@ -132,7 +132,7 @@ function finish(why) {
 }
 
 async function stop() {
-  if (S.ended) return;
+  if (!$("welcome").hidden) return; // it has ended; one that was refused has not
   if (S.kind === "address") { try { await api(`streams/${S.stream}/end`, { method: "POST" }); } catch { /* it had ended */ } }
   else send({ type: "close" });
   finish("You ended the stream.");
