@@ -72,6 +72,17 @@ def test_what_comes_out_is_routed_and_its_experts_have_learned(dense: Path, tmp_
     assert not torch.allclose(model.state_dict()[name], before[name], atol=1e-4)
 
 
+def test_experts_of_the_model_to_go_on_from_are_taken_or_left_behind(tmp_path: Path) -> None:
+    tiny_model(DepthPlan("interleaved", 0.4)).float().save_pretrained(tmp_path / "routed")
+    recipe = toy(tmp_path / "routed", plan=DepthPlan("interleaved", 0.2))
+    stored, taken = vm.load(tmp_path / "routed").state_dict(), build(recipe).state_dict()
+    left = build(dataclasses.replace(recipe, fresh_experts=True)).state_dict()
+    assert set(left) == set(taken) == set(stored)
+    for name, tensor in stored.items():
+        assert torch.equal(taken[name], tensor)
+        assert torch.equal(left[name], tensor) != ("depth_expert" in name), name
+
+
 @pytest.mark.slow
 def test_a_model_with_lora_goes_on_with_it_and_its_base_stays_as_it_is(dense: Path, tmp_path: Path) -> None:
     adapted = apply_lora(vm.load(dense), LoraSettings(rank=2))

@@ -16,6 +16,7 @@ from videollm_mod.adapters import apply_lora, has_lora
 from videollm_mod.data.features import check_fits, tower_digest
 from videollm_mod.data.frames import features_of_file
 from videollm_mod.data.own import has_features, read_videos
+from videollm_mod.depth import DepthPlan
 from videollm_mod.depth.swap import find_decoder
 from videollm_mod.dialogue import word_tokenizer
 from videollm_mod.loading import described, has_adapter, read_base_tokenizer, read_lm, read_tower
@@ -59,7 +60,8 @@ def build(recipe: Recipe) -> StreamingVideoLM:
 def _known(recipe: Recipe, start: str) -> StreamingVideoLM:
     """The model to go on from: a decoder that LoRA leaves alone in the recipe's arithmetic, all else in float32."""
     adapted = recipe.lora is not None or has_adapter(start)
-    return load(start, dtype=frozen_dtype(recipe) if adapted else torch.float32, learned=torch.float32)
+    depth = DepthPlan("full") if recipe.fresh_experts else None
+    return load(start, depth=depth, dtype=frozen_dtype(recipe) if adapted else torch.float32, learned=torch.float32)
 
 
 def frozen_dtype(recipe: Recipe) -> torch.dtype:

@@ -80,6 +80,7 @@ class Recipe:
     start: str | None = None  # a model to go on from: its tower, decoder and words, instead of fresh ones
     first: Recipe | None = None  # a run of its own that comes before this one, in FOLDER/first, and gives it its start
     pretrained: tuple[str, str] | None = None  # decoder and tower to begin from (folders or hub ids), a fresh connector
+    fresh_experts: bool = False  # leave those of the model to go on from behind: they may have learned otherwise
     as_start: bool = False  # grid, settings, frame rate and picture size are those of that model: see build.like_start
     lora: LoraSettings | None = None  # train LoRA, connector and experts on a model to go on from, and save those alone
     data: str | None = None  # a JSONL file of streams (data/own.py), instead of world streams
@@ -138,6 +139,7 @@ class Recipe:
         usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in MEANS}
         newer = [
             (values, "as_start", False),
+            (values, "fresh_experts", False),
             (values, "first", None),
             (values, "lora", None),
             (values, "cell_weight", 0.0),
