@@ -12,7 +12,11 @@ from videollm_mod.world import WorldConfig
 
 
 def recipe() -> Recipe:
-    """Stretches of half a minute; the tower learns along, slowly."""
+    """Stretches of half a minute; the tower learns along, slowly.
+
+    The experts begin anew, and layers keep all tokens at first: those of the bundled models learned by another gate what
+    to avoid, and of a token that is not kept nobody learns how much it matters.
+    """
     return Recipe(
         name="own",
         start="tiny",
@@ -20,6 +24,8 @@ def recipe() -> Recipe:
         plan=DepthPlan(layers="interleaved", keep=0.2),
         settings=StreamSettings(system="Say what happens.", decide="own", window=15.0),
         phases=(Phase(800, 2, WorldConfig(seconds=30)),),
+        fresh_experts=True,
+        keep_warmup=200,
         lr=4e-4,
         corrupt=0.3,
         validate_every=100,
