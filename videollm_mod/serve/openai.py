@@ -151,9 +151,7 @@ def plan_steps(request: ChatRequest, bounds: Bounds) -> list[Step]:
         # a question is about the pictures beside it, also where it stands before them; without any it has no answer
         steps += [*shown, question] if question and seen else shown
     if not seen:
-        raise InputError(
-            "no message of the user holds a picture or a video to answer from; send one with the question."
-        )
+        raise InputError("no message of the user holds a picture or a video; send one to ask about.")
     return steps
 
 
