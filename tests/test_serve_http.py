@@ -450,7 +450,7 @@ def test_a_recording_that_is_watched_again_goes_on_behind_what_was_said_of_it(tm
         wish = {"source": f"{address}/clip.mp4", "threshold": 1.0}
         with serving(tmp_path, rules=rules) as running:
             stream = post(f"{running.url}/streams", json=wish).json()["id"]
-            until(lambda: not running.hub.live)
+            until(lambda: running.hub.store.stream(stream, "local")["ended"])  # type: ignore[index]
             first = running.hub.store.events(stream)
             with running.hub.store.engine.begin() as connection:  # as if the server had been killed
                 connection.exec_driver_sql("UPDATE streams SET ended = NULL")
@@ -571,13 +571,12 @@ def test_the_log_is_json_lines_that_hold_no_secret(tmp_path: Path) -> None:
 
 
 def test_the_log_names_the_stream_whose_source_is_not_watched_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(str(tmp_path / "events.db"))
     store.begin("s" * 22, "local", source="rtsp://gone.example/x")
     store.remember("s" * 22, json.dumps({"address": "rtsp://gone.example/x"}))
     store.close()
-    monkeypatch.setattr(logging.getLogger("videollm_mod.serve"), "propagate", True)
     with serving(tmp_path):
         pass
     (record,) = [one for one in caplog.records if one.getMessage() == "a source is not watched again"]

@@ -233,7 +233,6 @@ def run(app: Any, config: ServeConfig, bounds: Any) -> int:
 
     from videollm_mod.types import InputError
 
-    log_to_stderr(config.log_requests)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -253,6 +252,7 @@ def run(app: Any, config: ServeConfig, bounds: Any) -> int:
             ) from error
         why = (error.strerror or "it cannot be used").lower()
         raise InputError(f"cannot listen on {config.host}:{config.port} ({why}); give another --port.") from error
+    log_to_stderr(config.log_requests)
     port = int(listening.getsockname()[1])
     print(f"open {where_to_look(config, port)}; Ctrl-C ends it", file=sys.stderr, flush=True)
     server = uvicorn.Server(settings(app, bounds))
