@@ -149,6 +149,7 @@ def test_half_a_command_and_a_misspelt_one_are_told_what_was_meant(
         ("watch clip.mp4 --speed x", "--speed 'x' is unknown; take one of realtime, max."),
         ("watch clip.mp4 --kv x", "--kv 'x' is unknown; take one of int8, fp8."),
         ("watch clip.mp4 other.mp4", "'other.mp4' is too many; leave it out"),
+        ("serve --port abc", "--port 'abc' is not a whole number; write for example --port 8000."),
         ("train", "RECIPE is missing; give a recipe"),
         ("train tiny --steps 3", "there is no flag --steps"),
         ("bench depth --tokens 10 many", "--tokens '10 many' is not a whole number; write for example --tokens 10 50."),

@@ -37,6 +37,7 @@ from videollm_mod.serve.auth import SUBPROTOCOL, Doors, token_subprotocol
 from videollm_mod.serve.guard import JsonLines
 from videollm_mod.serve.limits import Bounds
 from videollm_mod.serve.sources import Rules
+from videollm_mod.serve.store import Store
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame
 from videollm_mod.video import VideoWriter
@@ -166,6 +167,9 @@ def test_the_openai_form_narrates_a_whole_video(server: Running, tmp_path: Path)
     answer = post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=PATIENCE)
     text, events = answer.json()["choices"][0]["message"]["content"], answer.json()["events"]
     assert text == "".join(f"[{event['time']:.1f}] {event['text']}\n" for event in events)
+    tokenizer = server.hub.model.template.tokenizer
+    told = sum(len(tokenizer(event["text"], add_special_tokens=False)["input_ids"]) for event in events)
+    assert answer.json()["usage"]["completion_tokens"] == told
     message["content"][0]["video_url"]["url"] = "data:video/mp4;base64,AAAA"  # type: ignore[index]
     refused = post(f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": [message]}, timeout=PATIENCE)
     assert refused.status_code == 400 and "cannot be read" in refused.json()["error"]["message"]
@@ -333,7 +337,9 @@ def test_pages_of_other_sites_and_rebound_names_are_kept_out(server: Running) ->
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as web:
         assert web.get("/info", headers={"Origin": "https://evil.example"}).status_code == 403
         assert web.get("/info", headers={"Origin": server.url}).status_code == 200
-        assert web.get("/info", headers={"Host": "evil.example"}).status_code == 421
+        for path in ("/info", *FILES):
+            assert web.get(path, headers={"Host": "evil.example"}).status_code == 421
+        assert web.get("/healthz", headers={"Host": "evil.example"}).status_code == 200
         assert web.post("/streams", json={}, headers={"Sec-Fetch-Site": "cross-site"}).status_code in (403, 422)
         assert web.get("/info", headers={"Origin": "null"}).status_code == 403
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}):
@@ -444,7 +450,7 @@ def test_a_recording_that_is_watched_again_goes_on_behind_what_was_said_of_it(tm
         wish = {"source": f"{address}/clip.mp4", "threshold": 1.0}
         with serving(tmp_path, rules=rules) as running:
             stream = post(f"{running.url}/streams", json=wish).json()["id"]
-            until(lambda: not running.hub.live)
+            until(lambda: running.hub.store.stream(stream, "local")["ended"])  # type: ignore[index]
             first = running.hub.store.events(stream)
             with running.hub.store.engine.begin() as connection:  # as if the server had been killed
                 connection.exec_driver_sql("UPDATE streams SET ended = NULL")
@@ -453,6 +459,45 @@ def test_a_recording_that_is_watched_again_goes_on_behind_what_was_said_of_it(tm
             said = again.hub.store.events(stream)
         times = [one.event.time for one in said]
         assert len(first) == 6 and len(said) == 12 and times == sorted(set(times))
+
+
+def test_an_address_that_a_web_server_refuses_is_not_asked_again_and_says_why(server: Running, tmp_path: Path) -> None:
+    with file_server(tmp_path) as address:
+        stream = post(f"{server.url}/streams", json={"source": f"{address}/nothing.mp4"}).json()["id"]
+        row = until(lambda: (found := get(f"{server.url}/streams/{stream}").json())["ended"] and found)
+    assert row["state"] == "ended" and "404" in row["state_text"] and ".." not in row["state_text"]
+    assert counted(server).get("videollm_mod_source_reconnects_total", 0) == 0
+
+
+def test_a_source_that_cannot_be_reached_is_tried_again_and_says_so_in_one_sentence(server: Running) -> None:
+    stream = post(f"{server.url}/streams", json={"source": "rtsp://127.0.0.1:9/door"}).json()["id"]
+    row = until(lambda: (found := get(f"{server.url}/streams/{stream}").json())["state"] == "waiting" and found)
+    assert row["state_text"].endswith("check the address and the network; trying again in 1 s")
+    httpx.delete(f"{server.url}/streams/{stream}", timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "wish", "status", "words"),
+    [
+        ("GET", "/streams/nope", {}, 404, "there is no stream nope."),
+        ("GET", f"/streams/{'x' * 22}", {}, 404, f"there is no stream {'x' * 22}."),
+        ("GET", "/search?q=", {}, 422, "give words to search for."),
+        ("GET", "/search", {}, 422, "give words to search for, as q."),
+        ("POST", "/streams", {"content": b'{"source": "x"}'}, 422, "with the header Content-Type: application/json."),
+        ("POST", "/streams", {"data": {"source": "x"}}, 422, "with the header Content-Type: application/json."),
+        ("POST", "/v1/chat/completions", {"json": {"messages": []}}, 422, "messages is empty; send one"),
+        (
+            "POST", "/v1/chat/completions", {"json": {"messages": [{"role": "user", "content": "Who is there?"}]}},
+            400, "holds a picture or a video; send one to ask about.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_often_asked_wrongly_is_told_in_a_sentence(
+    server: Running, method: str, path: str, wish: dict[str, Any], status: int, words: str
+) -> None:
+    answer = httpx.request(method, server.url + path, timeout=PATIENCE, **wish)
+    assert answer.status_code == status and words in answer.json()["error"]["message"]
+    assert server.hub.live == {}
 
 
 def test_questions_in_the_openai_form_are_bounded(server: Running) -> None:
@@ -523,6 +568,20 @@ def test_the_log_is_json_lines_that_hold_no_secret(tmp_path: Path) -> None:
     assert any(line.get("stream") == made["id"] and line["what"] == "stream closed" for line in lines)
     for secret in (TOKEN, "hush-hush", "whisper", "private question"):
         assert secret not in stream.getvalue()
+
+
+def test_the_log_names_the_stream_whose_source_is_not_watched_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(str(tmp_path / "events.db"))
+    store.begin("s" * 22, "local", source="rtsp://gone.example/x")
+    store.remember("s" * 22, json.dumps({"address": "rtsp://gone.example/x"}))
+    store.close()
+    with serving(tmp_path):
+        pass
+    (record,) = [one for one in caplog.records if one.getMessage() == "a source is not watched again"]
+    line = json.loads(JsonLines().format(record))
+    assert line["stream"] == "s" * 22 and "rtsp://gone.example is not on this server's list" in line["reason"]
 
 
 def test_metrics_tell_of_streams_frames_lag_steps_drops_bytes_and_tokens(server: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 
@@ -16,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 import videollm_mod as vm
 from videollm_mod.depth import DepthPlan
 from videollm_mod.serve import protocol
-from videollm_mod.serve.client import ServerFull
+from videollm_mod.serve.client import ServerFull, ServerUnreachable
 from videollm_mod.serve.limits import Bounds
 from videollm_mod.stream.engine import Engine, EngineFull
 from videollm_mod.stream.session import StreamSession
@@ -190,6 +191,47 @@ def test_the_first_message_must_open(server: Running) -> None:
             connection.recv(timeout=5)
 
 
+def test_a_question_before_any_picture_is_refused_and_the_connection_goes_on(server: Running) -> None:
+    with server.socket() as connection:
+        opened(connection, threshold=0.0)
+        say(connection, type="ask", text="What happened?")
+        error = hear(connection, "error")
+        assert (error["code"], error["fatal"]) == ("bad_message", False)
+        assert error["message"] == "nothing has been seen yet; send a frame first."
+        connection.send(frame(0.0))
+        say(connection, type="ask", text="What happened?")
+        assert hear(connection, "event")["kind"] == "answer"
+        say(connection, type="close")
+
+
+def test_a_stream_that_is_closed_right_after_a_question_answers_it_first(server: Running) -> None:
+    with server.socket() as connection:
+        opened(connection, threshold=0.0)
+        connection.send(frame(0.0))
+        say(connection, type="ask", text="What happened?")
+        say(connection, type="close")
+        kinds = []
+        while "closed" not in kinds:
+            kinds.append(json.loads(connection.recv(timeout=PATIENCE))["type"])
+        assert kinds.count("event") == 1
+
+
+def test_the_twentieth_refused_message_ends_the_connection_with_a_reason(server: Running) -> None:
+    with server.socket() as connection:
+        stream = opened(connection)["stream"]
+        for _ in range(20):
+            say(connection, type="nonsense")
+        with pytest.raises(ConnectionClosed) as closed:
+            while not (error := hear(connection, "error"))["fatal"]:
+                pass
+            connection.recv(timeout=PATIENCE)
+        assert error["message"].startswith("20 messages were refused")
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
+    with server.socket() as connection:
+        assert opened(connection, stream=stream)["resumed"]  # the stream waited
+        say(connection, type="close")
+
+
 def test_too_many_messages_are_refused_and_then_the_connection_ends(tmp_path_factory: pytest.TempPathFactory) -> None:
     with serving(tmp_path_factory.mktemp("rate"), bounds=Bounds(messages_per_second=5)) as running:
         with running.socket() as connection:
@@ -336,3 +378,26 @@ def test_a_model_step_that_fails_is_told_by_readyz_and_the_server_recovers(
 def test_an_address_that_is_none_is_told_before_anything_is_sent() -> None:
     with pytest.raises(InputError, match="no server's address"):
         vm.connect("ftp://somewhere")
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"stream": "nope"}, "stream nope cannot be; give the id of a stream"),
+        ({"threshold": 5}, "threshold 5 cannot be; give a probability from 0 to 1"),
+        ({"window": -1}, "window -1 cannot be; give seconds above 0"),
+        ({"record_kept": "x"}, "record_kept x cannot be; give True or False"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told_in_a_sentence(wish: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        vm.connect("http://127.0.0.1:9", **wish)
+    assert str(refused.value).startswith(words) and "\n" not in str(refused.value)
+
+
+def test_a_server_that_is_not_there_is_a_connection_error_that_names_the_address_given() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(ConnectionError, match=f"{address} cannot be reached") as refused:
+        vm.connect(address)
+    assert isinstance(refused.value, ServerUnreachable) and isinstance(refused.value, InputError)

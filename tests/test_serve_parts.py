@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from videollm_mod.depth.quantised import QuantisedLayer
 from videollm_mod.serve import protocol
 from videollm_mod.serve.auth import Doors, Refused, read_tokens, token_subprotocol
-from videollm_mod.serve.command import ServeConfig, build, check_flags
+from videollm_mod.serve.command import ServeConfig, build, check_flags, run, where_to_look
 from videollm_mod.serve.limits import Bounds, Rate, TooLarge, decode_picture
 from videollm_mod.serve.roster import Roster
 from videollm_mod.serve.schemas import documents
@@ -68,6 +68,20 @@ def test_what_is_added_is_on_the_disk_when_add_returns(tmp_path: Path) -> None:
             ("It leaves.",),
         ]
         assert other.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_the_stores_new_file_is_its_owners_alone_and_an_old_ones_mode_is_left(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("new.db", "by_url.db", "old.db")]
+    paths[2].touch(0o644)
+    stores = [Store(str(paths[0])), Store(f"sqlite:///{paths[1]}"), Store(str(paths[2]))]
+    for store in stores:
+        store.begin(A, "anna")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert {"new.db", "new.db-wal", "new.db-shm", "by_url.db", "by_url.db-wal"} <= set(modes)
+    assert {mode for name, mode in modes.items() if not name.startswith("old")} == {0o600}
+    assert modes["old.db"] == 0o644
+    for store in stores:
+        store.close()
 
 
 def test_a_whole_question_finds_what_was_said_whatever_the_form_of_its_words(store: Store) -> None:
@@ -243,6 +257,39 @@ def test_flags_that_cannot_be_are_refused_before_anything_is_loaded(
     assert words in str(refused.value) and str(refused.value).count("\n") == 0
 
 
+def test_a_database_that_cannot_be_used_and_a_short_token_are_told_with_the_mend(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"mysql:// is no database that can be used; .*SQLite.*postgresql") as refused:
+        Store("mysql://me:secret@host/x")
+    assert "secret" not in str(refused.value)
+    with pytest.raises(InputError, match="the token in VIDEOLLM_MOD_TOKEN is too short"):
+        read_tokens(None, {"VIDEOLLM_MOD_TOKEN": "short"})
+
+
+@pytest.mark.parametrize(
+    ("config", "token", "words"),
+    [
+        (ServeConfig(), "", "http://127.0.0.1:8011/ in a browser"),
+        (ServeConfig(host="::1"), "", "http://[::1]:8011/ in a browser"),
+        (
+            ServeConfig(host="0.0.0.0"), "0123456789abcdef",
+            "http://127.0.0.1:8011/ in a browser, from other machines by this one's name or address and port 8011, "
+            "and type a token in there (or open /#token=TOKEN)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_printed_can_be_opened(
+    config: ServeConfig, token: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDEOLLM_MOD_TOKEN", token)
+    assert where_to_look(config, 8011) == words
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1"])
+def test_a_host_that_is_no_address_of_this_machine_is_told_so(host: str) -> None:
+    with pytest.raises(InputError, match=rf"--host {host} is no address"):
+        run(None, ServeConfig(host=host, port=0), Bounds())
+
+
 def test_a_large_model_is_served_in_bf16_with_rounded_caches(tmp_path: Path) -> None:
     config = ServeConfig(model="tiny", dtype="bfloat16", kv="int8", store=str(tmp_path / "events.db"))
     _, hub = build(config, *check_flags(config))
@@ -272,6 +319,13 @@ def test_addresses_inside_count_as_private_however_they_are_wrapped(number: str)
 @pytest.mark.parametrize("number", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_addresses_of_the_internet_do_not(number: str) -> None:
     assert not is_private(number)
+
+
+def test_a_source_that_is_not_on_the_list_is_named_with_its_port() -> None:
+    with pytest.raises(InputError, match=r"^rtsp://10\.0\.0\.7:9000 is not on this server's list"):
+        Rules(("rtsp://10.0.0.*",)).check("rtsp://me:pw@10.0.0.7:9000/x")
+    with pytest.raises(InputError, match=r"^http://\[::1\] is not on this server's list"):
+        Rules().check("http://[::1]/x")
 
 
 def test_only_what_the_list_names_may_be_opened() -> None:
@@ -359,3 +413,10 @@ def test_kept_tokens_give_back_what_was_put_in(bits: list[bool]) -> None:
 def test_a_rate_lets_a_burst_through_and_then_no_more() -> None:
     rate = Rate(5)
     assert sum(rate.allows() for _ in range(100)) in (10, 11)
+
+
+def test_another_version_is_told_with_the_one_that_is_spoken() -> None:
+    with pytest.raises(InputError, match=r"^version is 2; this server speaks 1\.$"):
+        protocol.read_client('{"type": "open", "version": 2}')
+    with pytest.raises(InputError, match=r"^version is no number; this server speaks 1\.$"):
+        protocol.read_client('{"type": "open", "version": "secret"}')

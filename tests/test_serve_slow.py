@@ -79,12 +79,13 @@ def test_a_killed_server_loses_no_event_that_a_client_was_shown(database: str, t
     store.close()
 
 
-def test_the_command_ends_on_ctrl_c_with_one_json_object(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_on_ctrl_c_and_sigterm_with_one_json_object(number: signal.Signals, tmp_path: Path) -> None:
     with running(tmp_path) as server:
         with vm.connect(server.url, threshold=1.0, timeout=PATIENCE) as stream:
             for one in vm.open_video(CLIP, fps=2, end=1.0):
                 stream.push(one)
-        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(number)
         assert server.process.stdout is not None
         last = server.process.stdout.read().strip().splitlines()[-1]
         assert server.process.wait(PATIENCE) == 0 and json.loads(last)["events"] == 2

@@ -66,3 +66,9 @@ def test_other_shapes_and_types_are_refused() -> None:
             letterbox(wrong, 8)
     with pytest.raises(ValueError, match="at least 1"):
         letterbox_box(0, 4, 8)
+
+
+def test_a_picture_that_may_not_be_written_to_is_taken_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    picture = np.full((1, 8, 4, 3), 9, np.uint8)
+    picture.flags.writeable = False
+    assert letterbox(picture, 8)[0, 0, 2:6].eq(9).all() and not picture.flags.writeable and not list(recwarn)

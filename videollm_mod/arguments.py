@@ -136,6 +136,8 @@ def _why(event: Any, known: Sequence[str], words: Sequence[str], prog: str) -> s
     if happened == "InstantiationFailure" and sign in EXAMPLES and given:
         default = argument.field.default
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else EXAMPLES[sign]
+        if type(default) is int and default > 0:
+            shown = str(default)
         return f"{name} '{given}' is not {KINDS[sign]}; write for example {name} {shown}."
     return None
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from fastapi import Depends, FastAPI, HTTPException, Response, WebSocket
+from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 
@@ -84,8 +84,13 @@ def _add_open_routes(app: FastAPI, server: Server) -> None:
     def file(name: str, kind: str) -> Callable[[], FileResponse]:
         return lambda: FileResponse(PAGE / name, media_type=kind)
 
+    def by_our_name(request: Request) -> None:
+        server.doors.check_host(request.headers.get("host", ""))
+
     for address, (name, kind) in FILES.items():
-        app.add_api_route(address, file(name, kind), methods=["GET"], include_in_schema=False)
+        app.add_api_route(
+            address, file(name, kind), methods=["GET"], include_in_schema=False, dependencies=[Depends(by_our_name)]
+        )
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> Health:

@@ -42,7 +42,7 @@ class Doors:
 
     def client(self, headers: Mapping[str, str], *, changes: bool) -> str:
         """The client's name. `changes`: the request is a WebSocket or alters something. Raises Refused."""
-        self._check_host(headers.get("host", ""))
+        self.check_host(headers.get("host", ""))
         self._check_origin(headers, changes)
         if not self.tokens:
             return LOCAL
@@ -55,7 +55,7 @@ class Doors:
             raise Refused(401, "a token is needed: send it as `Authorization: Bearer TOKEN`.")
         return name
 
-    def _check_host(self, host: str) -> None:
+    def check_host(self, host: str) -> None:
         """A name that a foreign page had pointed at us (DNS rebinding) is not let in; a token does the same."""
         if self.tokens:
             return
@@ -133,11 +133,14 @@ def read_tokens(path: Path | None, environment: Mapping[str, str] = os.environ) 
             found[words[-1]] = words[0] if len(words) == 2 else f"client{number}"
         if not found:
             raise InputError(f"--token-file {path} holds no token; write one a line.")
-    if environment.get(TOKEN_VARIABLE):
-        found[environment[TOKEN_VARIABLE]] = "owner"
+    own = environment.get(TOKEN_VARIABLE)
+    if own:
+        found[own] = "owner"
     for token, name in found.items():
         if len(token) < SHORTEST or not token.isascii():
-            raise InputError(f"the token of {name} is too short; give {SHORTEST} characters or more, ASCII.")
+            which = f"in {TOKEN_VARIABLE}" if token == own else f"of {name} in --token-file {path}"
+            wrong = "is too short" if token.isascii() else "is not ASCII"
+            raise InputError(f"the token {which} {wrong}; give {SHORTEST} ASCII characters or more.")
         if len(name) > LONGEST_NAME:
             raise InputError(f"the name {name[:20]}... of a token is too long; give {LONGEST_NAME} characters at most.")
     return found

@@ -21,12 +21,19 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from videollm_mod.serve import protocol
 from videollm_mod.serve.auth import SUBPROTOCOL
 from videollm_mod.types import Frame, InputError, StreamEvent
 
 LARGEST = 2**20  # bytes of a message from the server
+MENDS = {  # what the options may be
+    "stream": "the id of a stream, 22 characters",
+    "threshold": "a probability from 0 to 1",
+    "window": "seconds above 0",
+    "title": "200 characters at most",
+}
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # s between two tries to connect
 
 
@@ -40,6 +47,10 @@ class ServerFull(InputError):
 
 class StreamLost(InputError):
     """The server ended the stream, or could not be reached again; what it said is stored."""
+
+
+class ServerUnreachable(InputError, ConnectionError):
+    """Nobody answers at the server's address, or the connection was lost before anything was said."""
 
 
 class LiveStream:
@@ -63,7 +74,7 @@ class LiveStream:
         """url: the server's, http(s):// or ws(s)://. stream: the `id` of one to go on in.
 
         timeout: seconds to wait for an answer, and to try to come back. quality, max_side: of the JPEGs that are sent.
-        Raises InputError, ServerFull, or StreamLost.
+        Raises InputError; of its kinds ServerUnreachable (also a ConnectionError), ServerFull, or StreamLost.
         """
         parts = urlsplit(url)
         scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
@@ -71,10 +82,16 @@ class LiveStream:
             raise InputError(f"{url} is no server's address; give one such as http://127.0.0.1:8000.")
         self._url = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/live"
         self._token, self._timeout, self._quality, self._max_side = token, timeout, quality, max_side
-        self._wish = protocol.Open(
-            stream=stream, threshold=threshold, window=window, policy="all", kept=record_kept,
-            store_frames=store_frames, title=title,
-        )  # fmt: skip
+        self._given = url
+        try:
+            self._wish = protocol.Open(
+                stream=stream, threshold=threshold, window=window, policy="all", kept=record_kept,
+                store_frames=store_frames, title=title,
+            )  # fmt: skip
+        except ValidationError as error:
+            name = {"kept": "record_kept"}.get(str(error.errors()[0]["loc"][0]), str(error.errors()[0]["loc"][0]))
+            given = str(error.errors()[0]["input"])[:60]
+            raise InputError(f"{name} {given} cannot be; give {MENDS.get(name, 'True or False')}.") from None
         self._socket: Any = None
         self._said: deque[StreamEvent] = deque()  # that nobody has been given yet
         self._last = 0  # number of the newest event
@@ -110,7 +127,7 @@ class LiveStream:
                 if self._decided.speaks:
                     self._until(lambda: any(event.time >= frame.time for event in self._said))
                 return self._take()
-            except _Lost:
+            except ServerUnreachable:
                 self._come_back()
                 if self.welcome.time >= frame.time and not self._decided:
                     return self._take()  # it arrived; what was said of it has come with the stored events, or will
@@ -128,7 +145,7 @@ class LiveStream:
                 answer = next(event for event in self._said if event.question == words)
                 self._said.remove(answer)
                 return answer
-            except _Lost:
+            except ServerUnreachable:
                 self._come_back()
 
     def events(self) -> Iterator[StreamEvent]:
@@ -138,7 +155,7 @@ class LiveStream:
                 yield self._said.popleft()
             try:
                 self._read(None)
-            except _Lost:
+            except ServerUnreachable:
                 self._come_back()
             except StreamLost:
                 if not self._closed:
@@ -155,7 +172,7 @@ class LiveStream:
                 while not self._closed:
                     self._read(5.0)
         except Exception as error:
-            if not (isinstance(error, _Lost | InputError | TimeoutError) or _is_loss(error)):
+            if not (isinstance(error, InputError | TimeoutError) or _is_loss(error)):
                 raise
         finally:
             self._socket.close()
@@ -192,7 +209,9 @@ class LiveStream:
             if status in (401, 403):
                 raise InputError("the server did not let us in; give its token.") from error
             if isinstance(error, OSError | TimeoutError) or _is_loss(error) or status is not None:
-                raise _Lost(f"{self._url} cannot be reached; check the address and that the server runs.") from error
+                raise ServerUnreachable(
+                    f"{self._given} cannot be reached; check the address and that the server runs."
+                ) from error
             raise
         self._socket.send(self._wish.model_dump_json())
         message = self._receive(self._timeout)
@@ -214,7 +233,7 @@ class LiveStream:
             try:
                 self.welcome = self._connect()
                 return
-            except _Lost as error:
+            except ServerUnreachable as error:
                 if time.monotonic() + pause > until:
                     raise StreamLost(f"{error} The stream was {self.id}.") from error
                 time.sleep(pause)
@@ -254,7 +273,7 @@ class LiveStream:
             raise StreamLost(f"the server said nothing for {timeout:g} s.") from None
         except Exception as error:
             if _is_loss(error):
-                raise _Lost("the connection was lost.") from error
+                raise ServerUnreachable("the connection was lost.") from error
             raise
 
     def _send(self, message: str | bytes) -> None:
@@ -262,7 +281,7 @@ class LiveStream:
             self._socket.send(message)
         except Exception as error:
             if _is_loss(error):
-                raise _Lost("the connection was lost.") from error
+                raise ServerUnreachable("the connection was lost.") from error
             raise
 
     def _take(self) -> list[StreamEvent]:
@@ -279,10 +298,6 @@ class LiveStream:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=self._quality, subsampling=0)
         return buffer.getvalue()
-
-
-class _Lost(InputError):
-    """The connection has gone; it is tried again."""
 
 
 def _is_loss(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""`videollm-mod serve`: the page and the server, until Ctrl-C.
+"""`videollm-mod serve`: the page and the server, until Ctrl-C or SIGTERM.
 
     videollm-mod serve                                              # http://127.0.0.1:8000, for this machine alone
     videollm-mod serve --host 0.0.0.0 --token-file tokens.txt --allow-source "rtsp://10.0.0.*" --allow-private
@@ -9,8 +9,10 @@ Everything is checked before the model is loaded, and the model is loaded before
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +22,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, stored_as
+from videollm_mod.pace import catch_interrupts
 
 PLAN_HELP = f"Which layers route: {PLANS}; the model's own if not given."
 STORE = "~/.local/share/videollm-mod/serve.db"
@@ -230,28 +233,51 @@ def run(app: Any, config: ServeConfig, bounds: Any) -> int:
 
     from videollm_mod.types import InputError
 
-    log_to_stderr(config.log_requests)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((config.host, config.port))
+    except socket.gaierror as error:
+        listening.close()
+        raise InputError(
+            f"--host {config.host} is no address; give 127.0.0.1, 0.0.0.0 for all of this machine's, or a name of it."
+        ) from error
     except OSError as error:
         listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(
+                f"--host {config.host} is no address of this machine; give 127.0.0.1, 0.0.0.0 or one of its own."
+            ) from error
         why = (error.strerror or "it cannot be used").lower()
         raise InputError(f"cannot listen on {config.host}:{config.port} ({why}); give another --port.") from error
+    log_to_stderr(config.log_requests)
     port = int(listening.getsockname()[1])
-    shown = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"open http://{shown}:{port}/ in a browser; Ctrl-C ends it", file=sys.stderr, flush=True)
+    print(f"open {where_to_look(config, port)}; Ctrl-C ends it", file=sys.stderr, flush=True)
     server = uvicorn.Server(settings(app, bounds))
     try:
-        server.run(sockets=[listening])
+        with catch_interrupts((signal.SIGTERM,)):  # by which systemd and docker end a program
+            server.run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn raises the signal again when it has shut down
         pass
     finally:
         listening.close()
     return port
+
+
+def where_to_look(config: ServeConfig, port: int) -> str:
+    """What to open in a browser: an address that can be opened, and how the token is given."""
+    from videollm_mod.serve.auth import TOKEN_VARIABLE
+
+    everywhere = config.host in ("0.0.0.0", "::", "")
+    host = "127.0.0.1" if everywhere else f"[{config.host}]" if ":" in config.host else config.host
+    words = f"http://{host}:{port}/ in a browser"
+    if everywhere:
+        words += f", from other machines by this one's name or address and port {port}"
+    if config.token_file is not None or os.environ.get(TOKEN_VARIABLE):
+        words += ", and type a token in there (or open /#token=TOKEN)"
+    return words
 
 
 def settings(app: Any, bounds: Any) -> Any:

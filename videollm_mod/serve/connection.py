@@ -55,7 +55,7 @@ class _Connection:
         self._socket, self._server, self._hub, self._client = socket, server, server.hub, client
         self._listener = Listener()
         self._rate = Rate(self._hub.bounds.messages_per_second)
-        self._strikes = 0
+        self._strikes, self._code = 0, 1000
         self._after = 0  # the newest event that was sent
 
     async def run(self) -> None:
@@ -110,7 +110,7 @@ class _Connection:
                 if isinstance(end, Exception) and not isinstance(end, WebSocketDisconnect | RuntimeError):
                     log.error("a connection failed", exc_info=end)
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-                await asyncio.wait_for(self._socket.close(), 5.0)
+                await asyncio.wait_for(self._socket.close(self._code), 5.0)
 
     async def _cut_off(self) -> None:
         """Ends when the client has not read for so long that its queue was full."""
@@ -137,11 +137,13 @@ class _Connection:
                 if isinstance(message, tuple):
                     await hub.push(live, *message)
                 elif isinstance(message, protocol.Ask):
+                    while live.feeding and not live.pushed and not live.ended:  # of the first picture, sent just before
+                        await asyncio.sleep(0.01)
                     hub.ask(live, message.text, message.time)
                 elif isinstance(message, protocol.Show):
                     live.kept = message.kept
                 elif isinstance(message, protocol.Close):
-                    await hub.close(live, "you ended it.")
+                    await hub.close_when_answered(live, "you ended it.")
                     return
                 else:
                     raise InputError("the stream is open already; open another over another connection.")
@@ -162,7 +164,12 @@ class _Connection:
     def _strike(self) -> bool:
         """One refused message more; whether that was too many."""
         self._strikes += 1
-        return self._strikes >= STRIKES
+        if self._strikes < STRIKES:
+            return False
+        words = f"{STRIKES} messages were refused, so this connection ends; the stream waits for another."
+        self._listener.tell(protocol.Failure(code="bad_message", message=words, fatal=True))
+        self._code = 1008
+        return True
 
     async def _receive(self) -> Any:
         """The next message: a protocol message, or (time, picture). Raises InputError, Refusal, WebSocketDisconnect."""

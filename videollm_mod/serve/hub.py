@@ -41,6 +41,8 @@ METER_SECONDS = 1.0
 RETAIN_SECONDS = 600.0
 DISK_TRIES = 3
 RECALLED = 8  # sentences that a reopened stream is told of
+PATIENCE = 30.0  # s that a stream's end waits for an answer
+FAREWELLS = 256  # ended sources of which it is remembered why
 DECODERS = 2  # threads that decode pictures
 
 
@@ -71,6 +73,7 @@ class Hub:
         self.metrics = Metrics()
         self.worker = Worker(Engine(model, max_bytes=max_bytes), self._handle)
         self.live: dict[str, Live] = {}
+        self.farewells: dict[str, protocol.State] = {}  # why sources have ended, the newest
         self.total_events = self.total_frames = 0
         self._by_stream: dict[int, Live] = {}  # id() of the engine's stream -> ours
         self._decoders = ThreadPoolExecutor(DECODERS, "decode")
@@ -240,8 +243,19 @@ class Hub:
             await asyncio.to_thread(self.store.end, live.id)
         if self.roster is not None:
             await asyncio.to_thread(self.roster.release, live.id, self.replica.name)
+        if ended and live.source is not None:
+            self.farewells[live.id] = protocol.State(state="ended", text=reason)
+            while len(self.farewells) > FAREWELLS:
+                del self.farewells[next(iter(self.farewells))]
         live.tell(protocol.Closed(reason=reason) if ended else None)  # None: whoever listens may come back
         log.info("stream closed", extra={"stream": live.id, "reason": reason, "frames": live.frames})
+
+    async def close_when_answered(self, live: Live, reason: str) -> None:
+        """End a stream once the questions that wait are answered, or PATIENCE seconds are over."""
+        until = time.monotonic() + PATIENCE
+        while live.questions and not live.ended and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        await self.close(live, reason if not live.questions else f"{reason} A question was not answered in time.")
 
     def welcome(self, live: Live, *, resumed: bool, reopened: bool = False) -> protocol.Welcome:
         model, bounds = self.model, self.bounds
@@ -303,13 +317,17 @@ class Hub:
         await asyncio.wrap_future(self.worker.settle())
 
     def ask(self, live: Live, text: str, when: float | None) -> None:
-        """A question. Raises InputError for one that is empty or too long, or if too many wait."""
+        """A question. Raises InputError for one that is empty or too long, or if too many wait; Refusal if nothing has
+        been seen."""
         if not text.strip():
             raise InputError("the question is empty; ask something.")
         if len(text) > self.bounds.question_characters:
             raise InputError(
                 f"the question has {len(text)} characters; ask with at most {self.bounds.question_characters}."
             )
+        if live.taken < 0:
+            mend = "send a frame first" if live.source is None else "ask again when it is watched"
+            raise Refusal("bad_message", f"nothing has been seen yet; {mend}.")
         if live.questions >= self.bounds.questions_waiting:
             raise InputError(f"{live.questions} questions wait for their answers already; ask again later.")
         if when is not None and when > self.bounds.stream_seconds:

@@ -120,7 +120,7 @@ Step = np.ndarray | _Film | str  # a picture, a video, a question
 def plan_steps(request: ChatRequest, bounds: Bounds) -> list[Step]:
     """What the conversation shows and asks, in order. Raises InputError for what cannot be had."""
     steps: list[Step] = []
-    pictures = 0
+    pictures, seen = 0, False
     for message in request.messages:
         parts = message.content
         if message.role != "user" or parts is None:
@@ -147,10 +147,11 @@ def plan_steps(request: ChatRequest, bounds: Bounds) -> list[Step]:
             raise InputError(
                 f"the question has {len(question)} characters; ask with at most {bounds.question_characters}."
             )
-        # a question is about the pictures beside it, also where it stands before them
-        steps += [*shown, question] if question else shown
-    if not steps:
-        raise InputError("no message of the user holds a text, a picture or a video; send one.")
+        seen = seen or bool(shown)
+        # a question is about the pictures beside it, also where it stands before them; without any it has no answer
+        steps += [*shown, question] if question and seen else shown
+    if not seen:
+        raise InputError("no message of the user holds a picture or a video; send one to ask about.")
     return steps
 
 
@@ -172,12 +173,12 @@ class Chat:
         self._hub, self._live, self._steps = hub, live, steps
         self._listener = Listener()
         hub.attach(live, self._listener, feeds=True)
-        self._tokens = request.max_completion_tokens or request.max_tokens
+        self._most = request.max_completion_tokens or request.max_tokens
         self._time = -1.0
         self.events: list[protocol.Event] = []
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.text, self.finish = "", "stop"
-        self.pieces = 0
+        self.tokens = 0  # of the reply
         self.usage = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
 
     async def words(self) -> AsyncGenerator[str, None]:
@@ -192,19 +193,23 @@ class Chat:
                     if not told:
                         continue
                     self.text += told
-                    self.pieces += 1
+                    self.tokens += 1 if isinstance(piece, str) else self._count(piece.text)
                     yield told
-                    if self._tokens is not None and self.pieces >= self._tokens:
+                    if self._most is not None and self.tokens >= self._most:
                         self.finish = "length"
                         break
                 if self.finish == "length":
                     break
             state = await self._hub.run(self._live.stream.state)
-            prompt = max(0, state.seen - self.pieces)
-            self.usage = Usage(prompt_tokens=prompt, completion_tokens=self.pieces, total_tokens=prompt + self.pieces)
+            prompt = max(0, state.seen - self.tokens)
+            self.usage = Usage(prompt_tokens=prompt, completion_tokens=self.tokens, total_tokens=prompt + self.tokens)
         finally:
             self._hub.detach(self._live, self._listener)
             await asyncio.shield(self._hub.close(self._live, "the request was answered."))
+
+    def _count(self, text: str) -> int:
+        """A sentence's tokens."""
+        return len(self._hub.model.template.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @staticmethod
     def _line(piece: str | protocol.Event) -> str:

@@ -22,6 +22,15 @@ log = logging.getLogger("videollm_mod.serve")
 STATUS = {"full": 503, "unknown_stream": 404, "ended": 409, "storage": 503, "model": 500, "elsewhere": 503}
 
 
+WRONG = {  # what is often wrong, in words of our own
+    ("query.q", "missing"): "give words to search for, as q.",
+    ("query.q", "string_too_short"): "give words to search for.",
+    ("body", "missing"): "the body is empty; send JSON.",
+    ("body.messages", "missing"): "the request has no messages; send one with a picture or a video.",
+    ("body.messages", "too_short"): "messages is empty; send one with a picture or a video.",
+}
+
+
 class Problem(BaseModel):
     """What is wrong, in a sentence."""
 
@@ -168,6 +177,13 @@ def add_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str | int))[:100]
+        if tuple(first["loc"]) == ("path", "id"):
+            return refuse(404, f"there is no stream {str(first.get('input'))[:40]}.", "unknown_stream")
+        kind = request.headers.get("content-type", "")
+        if tuple(first["loc"]) == ("body",) and request.method == "POST" and "json" not in kind:
+            return refuse(422, "the body must be JSON, with the header Content-Type: application/json.", "bad_request")
+        if known := WRONG.get((where, first["type"])):
+            return refuse(422, known, "bad_request")
         words = "is no JSON" if first["type"] == "json_invalid" else str(first["msg"])[:200]
         return refuse(422, f"{where}: {words}.", "bad_request")
 

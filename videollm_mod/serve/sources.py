@@ -85,7 +85,9 @@ class Rules:
         if url.scheme not in schemes or not host or "\\" in address:
             raise InputError(f"the address must begin with {' or '.join(f'{name}://' for name in schemes)} and a host.")
         if not any(_matches(pattern, url.scheme, host, port) for pattern in self.allowed):
-            raise InputError(f"{url.scheme}://{host} is not on this server's list of sources; see --allow-source.")
+            shown = f"[{host}]" if ":" in host else host
+            shown += f":{port}" if port is not None else ""
+            raise InputError(f"{url.scheme}://{shown} is not on this server's list of sources; see --allow-source.")
         return url
 
     def resolve(self, address: str, schemes: Sequence[str] = WATCHED) -> Target:
@@ -185,7 +187,8 @@ class Watcher:
             except Refusal as error:
                 why, finished = error.message.rstrip("."), True
             except InputError as error:
-                why = str(error).replace(self._address, hidden(self._address))
+                why = str(error).replace(self._address, hidden(self._address)).rstrip(".")
+                finished = self._is_not_there(error)
             except Exception:
                 log.exception("a source failed")
                 why = "the source failed"
@@ -200,6 +203,13 @@ class Watcher:
         if not self._leaving.is_set() and not self._live.ended:
             self._tell("ended", why)
             self._await(self._hub.close(self._live, f"{why}."))
+
+    def _is_not_there(self, error: InputError) -> bool:
+        """Whether a web server has said that it will not give this, so that asking again is of no use."""
+        import av
+
+        final = (av.HTTPBadRequestError, av.HTTPUnauthorizedError, av.HTTPForbiddenError, av.HTTPNotFoundError)
+        return urlsplit(self._address).scheme in HOOKS and isinstance(error.__cause__, final)
 
     def _follow(self) -> bool:
         """Push frames until the source ends; returns whether that was its end, and not a loss."""

@@ -6,6 +6,8 @@ that somebody saw. SQLAlchemy's Core; every method may be called from any thread
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -123,11 +125,17 @@ class Store:
         """url: a path of a SQLite file, or an SQLAlchemy URL such as postgresql+psycopg://user@host/name."""
         address = url if "://" in url else f"sqlite:///{Path(url).expanduser().absolute()}"
         self.sqlite = address.startswith("sqlite")
+        if not self.sqlite and not address.startswith("postgresql"):
+            raise InputError(
+                f"--store {address.partition('://')[0][:40]}:// is no database that can be used; give the path of an "
+                "SQLite file or postgresql+psycopg://USER@HOST/NAME."
+            )
         try:
             if self.sqlite and "://" not in url:
                 Path(url).expanduser().absolute().parent.mkdir(parents=True, exist_ok=True)
             self.engine: Engine = create_engine(address, pool_pre_ping=not self.sqlite)
             if self.sqlite:
+                _make_own(self.engine.url.database)
                 event.listen(self.engine, "connect", _prepare_sqlite)
             self.make(tables, FULL_TEXT if self.sqlite else (POSTGRES_INDEX,))
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
@@ -350,6 +358,13 @@ def _stored(row: Any) -> Stored:
         row["time"], row["kind"], row["text"], row["frame"], row["question"], row["asked"], row["probability"]
     )
     return Stored(row["stream"], row["number"], row["wall"], said)
+
+
+def _make_own(path: str | None) -> None:
+    """A new file of SQLite is its owner's alone, for it will hold secrets; what lies beside it gets the same mode."""
+    if path and not path.startswith((":memory:", "file:")):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:

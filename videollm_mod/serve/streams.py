@@ -31,16 +31,17 @@ def add_stream_routes(app: FastAPI, server: Server) -> None:
     async def known(id: str, client: str) -> dict[str, Any]:
         row = await asyncio.to_thread(hub.store.stream, id, client)
         if row is None:
-            raise Refusal("unknown_stream", "there is no such stream.")
+            raise Refusal("unknown_stream", f"there is no stream {id}.")
         return row
 
     def told(row: dict[str, Any], elsewhere: Collection[str] = ()) -> StreamInfo:
         live = hub.live.get(row["id"])
+        state = live.state if live else hub.farewells.get(row["id"])
         return StreamInfo(
             **{name: row[name] for name in ("id", "title", "source", "began", "ended", "events")},
             alive=live is not None or row["id"] in elsewhere,
-            state=live.state.state if live and live.state else None,
-            state_text=live.state.text if live and live.state else "",
+            state=state.state if state else None,
+            state_text=state.text if state else "",
             meters=hub.meters(live) if live else None,
         )
 
@@ -64,6 +65,7 @@ def add_stream_routes(app: FastAPI, server: Server) -> None:
         live = hub.live.get(id)
         if live is not None:
             await hub.close(live, "it was deleted.")
+        hub.farewells.pop(id, None)
         await asyncio.to_thread(hub.store.erase, id)
         return Health(ok=True)
 

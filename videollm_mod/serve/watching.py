@@ -32,7 +32,7 @@ async def watch_again(server: Server, row: dict[str, Any]) -> bool:
     try:
         await watch(server, row["client"], wish, id=row["id"], sent=row["sent"])
     except (InputError, Refusal) as error:
-        log.warning("a source is not watched again: %s", error)
+        log.warning("a source is not watched again", extra={"stream": row["id"], "reason": str(error)})
         return False
     return True
 

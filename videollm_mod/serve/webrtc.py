@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from videollm_mod.serve import protocol
 from videollm_mod.serve.limits import Rate
-from videollm_mod.serve.live import Listener, Live
+from videollm_mod.serve.live import Listener, Live, Refusal
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:
@@ -144,10 +144,10 @@ class _Call:
             elif isinstance(message, protocol.Show):
                 self._live.kept = message.kept
             elif isinstance(message, protocol.Close):
-                self._hub.spawn(self._hub.close(self._live, "you ended it."))
+                self._hub.spawn(self._hub.close_when_answered(self._live, "you ended it."))
             else:
                 raise InputError("the stream is open already.")
-        except InputError as error:
+        except (InputError, Refusal) as error:
             self._listener.tell(protocol.Failure(code="bad_message", message=str(error)))
 
     async def _tell(self, channel: Any) -> None:

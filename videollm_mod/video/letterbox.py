@@ -28,7 +28,7 @@ def letterbox(images: np.ndarray | torch.Tensor, size: int, fill: tuple[int, int
     any resampling if the pictures are size x size already. Raises ValueError for another shape or type.
     """
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))  # PyTorch warns of what is read-only
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"letterbox takes (frames, height, width, 3) uint8, not {tuple(images.shape)} {images.dtype}")
     x0, y0, x1, y1 = letterbox_box(images.shape[1], images.shape[2], size)
