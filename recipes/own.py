@@ -14,8 +14,8 @@ from videollm_mod.world import WorldConfig
 def recipe() -> Recipe:
     """Stretches of half a minute; the tower learns along, slowly.
 
-    The experts begin anew, and layers keep all tokens at first: those of the bundled models learned by another gate what
-    to avoid, and of a token that is not kept nobody learns how much it matters.
+    The experts begin anew, and layers keep all tokens at first: those of the bundled models learned what to avoid, by
+    another gate, and of a token that is not kept nobody learns how much it matters.
     """
     return Recipe(
         name="own",
