@@ -1,7 +1,7 @@
 """A dense model with a vision transformer, at the scale of the paper's tables: what token reductions are compared on.
 
-Most of them listen to a transformer's attention, which the bundled model's convolutional tower has not. This one is
-CLIP's vision model, small: 80 px, patches of 8 px, pooled to 1 + 5x5 tokens a frame; 6 layers of 128. It learns to see
+Ten of them listen to a vision transformer, which the bundled model's convolutional tower is not. This one is CLIP's
+vision model, small: 80 px, patches of 8 px, pooled to 1 + 5x5 tokens a frame; 6 layers of 128. It learns to see
 first, and stays as it is when streams are learned, as published towers do.
 """
 

@@ -418,5 +418,7 @@ def test_a_rate_lets_a_burst_through_and_then_no_more() -> None:
 def test_another_version_is_told_with_the_one_that_is_spoken() -> None:
     with pytest.raises(InputError, match=r"^version is 2; this server speaks 1\.$"):
         protocol.read_client('{"type": "open", "version": 2}')
+    with pytest.raises(InputError):  # more digits than Python turns into a number
+        protocol.read_client('{"type": "open", "version": ' + "9" * 5000 + "}")
     with pytest.raises(InputError, match=r"^version is no number; this server speaks 1\.$"):
         protocol.read_client('{"type": "open", "version": "secret"}')

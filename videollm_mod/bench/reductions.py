@@ -46,6 +46,7 @@ from videollm_mod.world import WorldConfig, WorldStream, make_stream
 
 METRICS = ("f1", "timing_f1", "lm_ppl", "question_accuracy", "false_alarms_per_minute")
 DENSE, ROUTED = DepthPlan("full"), DepthPlan("interleaved", keep=0.2)
+EVEN = DepthPlan("interleaved", keep=0.2, scorer="uniform", gate="identity")
 Numbers = dict[str, Any]
 Known = dict[str, Numbers]  # key -> what was measured
 
@@ -72,22 +73,24 @@ def cells(config: BenchReductions, *, experts: bool, blocks: int) -> Iterator[Ce
     experts: whether the model has learned some. If not, depth routing chooses evenly until it has been adapted.
     blocks: of its tower.
     """
-    free = ROUTED if experts else replace(ROUTED, scorer="uniform", gate="identity")
-    for steps, keeps, routed in ((0, config.keep, free), (config.adapt, (config.pairs,), ROUTED)):
-        if steps == 0 and routed is not free:
-            return
-        yield Cell("dense", 1.0, DENSE, None, steps)
+    yield from _cells(config, config.keep, ROUTED if experts else EVEN, blocks)
+    if config.adapt:
+        yield from _cells(config, (config.pairs,), ROUTED, blocks, steps=config.adapt)
+
+
+def _cells(
+    config: BenchReductions, keeps: tuple[float, ...], routed: DepthPlan, blocks: int, steps: int = 0
+) -> Iterator[Cell]:
+    yield Cell("dense", 1.0, DENSE, None, steps)
+    for keep in keeps:
+        yield Cell(f"depth routing {keep:g}", keep, replace(routed, keep=keep), None, steps)
+    wanted = [name for name in methods() if not config.only or name in config.only]
+    for name in wanted:
         for keep in keeps:
-            yield Cell(f"depth routing {keep:g}", keep, replace(routed, keep=keep), None, steps)
-        wanted = [name for name in methods() if not config.only or name in config.only]
-        for name in wanted:
-            for keep in keeps:
-                yield Cell(f"{name} {keep:g}", keep, DENSE, _fitted(name, keep, blocks), steps)
-        for name in wanted:
-            reduction = _fitted(name, config.pairs, blocks)
-            yield Cell(
-                f"{name} {config.pairs:g} + depth routing {ROUTED.keep:g}", config.pairs, routed, reduction, steps
-            )
+            yield Cell(f"{name} {keep:g}", keep, DENSE, _fitted(name, keep, blocks), steps)
+    for name in wanted:
+        words = f"{name} {config.pairs:g} + depth routing {routed.keep:g}"
+        yield Cell(words, config.pairs, routed, _fitted(name, config.pairs, blocks), steps)
 
 
 def _fitted(name: str, keep: float, blocks: int) -> dict[str, Any]:
@@ -117,10 +120,8 @@ def fill(config: BenchReductions) -> Numbers:
     wanted = list(cells(config, experts=experts, blocks=blocks))
     size = [config.frames, config.repeats]
     cost_keys = [_key("cost", weights, *cell.setting, *size) for cell in wanted]
-    keys = [
-        _key("said", weights, *cell.setting, cell.steps, config.streams, config.seconds, config.dials)
-        for cell in wanted
-    ]
+    judged = [config.streams, config.calibration, config.seconds, config.dials]
+    keys = [_key("said", weights, *cell.setting, cell.steps, *judged) for cell in wanted]
 
     def result() -> Numbers:
         found = [
@@ -151,15 +152,15 @@ def fill(config: BenchReductions) -> Numbers:
 
     if config.page_only:
         return result()
-    if config.costs or not all(key in known for key in cost_keys):
+    costly = {key: cell for key, cell in zip(cost_keys, wanted) if config.costs or key not in known}
+    if costly:
         told["costs"] = environment()
-        for cell, key in zip(wanted, cost_keys):
-            if key not in known or (config.costs and cell.steps == 0):
-                keep(key, _or_refused(lambda cell=cell: measure_cost(cell, config)))  # type: ignore[misc]
-                progress(_cost_line(cell, known[key]))
-    for cell, key in zip(wanted, keys):
+    for key, cell in costly.items():
+        keep(key, _or_refused(measure_cost, cell, config))
+        progress(_cost_line(cell, known[key]))
+    for key, cell in zip(keys, wanted):
         if key not in known and not config.costs:
-            keep(key, _or_refused(lambda cell=cell: measure_quality(cell, config)))  # type: ignore[misc]
+            keep(key, _or_refused(measure_quality, cell, config))
             progress(_line(cell, known[key]))
     return result()
 
@@ -181,10 +182,10 @@ def _key(*setting: Any) -> str:
     return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _or_refused(measure: Callable[[], Numbers]) -> Numbers:
+def _or_refused(measure: Callable[[Cell, BenchReductions], Numbers], cell: Cell, config: BenchReductions) -> Numbers:
     """A cell's numbers, or why it has none: the model's tower, or a live stream, cannot give what the method needs."""
     try:
-        return measure()
+        return measure(cell, config)
     except InputError as error:
         return {"refused": str(error)}
 

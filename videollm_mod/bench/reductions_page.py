@@ -70,12 +70,14 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         return "\n".join([*lines, "Not measured yet: `runs/bench_reductions.sh`.", ""])
     assert result is not None
     where, dials = result["costs"], ", ".join(result["dials"]) or "the usual dials"
+    even = any(cell["plan"]["scorer"] == "uniform" for cell in measured)
+    evenly = "Depth routing that has not been adapted has no experts, and keeps evenly spaced tokens. " if even else ""
     lines += [
         f"Model `{result['model']}`, {result['streams']} test streams of {result['seconds']:g} s, {dials}. All rows "
         "have the same weights, and each its own threshold, chosen on validation streams. *Adapted*: after "
         f"{result['adapt']} steps of training with the method in place, from those weights. Brackets: 95 % of the "
-        "paired bootstrap over streams, against the dense model as it is. Depth routing that has not been adapted has "
-        "no experts, and keeps evenly spaced tokens. Methods that need a question beforehand get the system text.",
+        f"paired bootstrap over streams, against the dense model as it is. {evenly}Methods that need a question "
+        "beforehand get the system text.",
         "",
         "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, as shares of the dense "
         f"model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}). Own cost: of "

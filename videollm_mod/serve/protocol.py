@@ -7,7 +7,6 @@ The JSON schema of all messages is docs/messages.schema.json, written by `python
 from __future__ import annotations
 
 import base64
-import json
 import math
 import struct
 from typing import Annotated, Any, Literal
@@ -201,7 +200,9 @@ def read_client(text: str | bytes) -> Open | Ask | Show | Close:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "literal_error" and first["loc"][-1:] == ("version",):
-            raise InputError(f"{_version(text)}; this server speaks {VERSION}.") from None
+            given = error.errors()[0]["input"]
+            told = f"version is {given}" if type(given) is int and abs(given) < 10**6 else "version is no number"
+            raise InputError(f"{told}; this server speaks {VERSION}.") from None
         # where: only names of ours, never the client's words
         known = {name for kind in (Open, Ask, Show, Close) for name in kind.model_fields}
         where = ".".join(str(part) for part in first["loc"] if part in known)
@@ -209,12 +210,6 @@ def read_client(text: str | bytes) -> Open | Ask | Show | Close:
         raise InputError(f"the message {f'({where}) ' if where else ''}{what}; see docs/serve.md.") from None
     except RecursionError:
         raise InputError("the message is nested too deeply; see docs/serve.md.") from None
-
-
-def _version(text: str | bytes) -> str:
-    """What a message says of its version, if it is a number."""
-    given = json.loads(text).get("version")
-    return f"version is {given}" if type(given) is int and abs(given) < 10**6 else "version is no number"
 
 
 def _plain(words: str) -> str:
