@@ -8,7 +8,6 @@ with another number of processes, or another way of sharing.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -101,14 +100,14 @@ def connect() -> World:
 def leave(code: int = 0) -> None:
     """The end of all common work, and of every process but the main one: that exits with `code`, and it returns not.
 
-    A guest goes without the interpreter's own ending. DTensor's caches keep the process group and with it threads in
-    C++, and such a thread, met by the interpreter's last steps, has ended a whole run in `terminate called`.
+    A guest goes without the interpreter's own ending: a thread of gloo's, met by its last steps, has ended a whole run
+    in `terminate called`. Nor is garbage collected here, to end those threads: they may want the interpreter to let go
+    of a tensor, while it waits for them.
     """
-    guest = False
-    if dist.is_available() and dist.is_initialized():
-        guest = dist.get_rank() > 0
-        dist.destroy_process_group()
-    gc.collect()  # with the cycles that hold them end the group's threads, those of decoders, and workers
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    guest = dist.get_rank() > 0
+    dist.destroy_process_group()
     if guest:
         sys.stdout.flush()
         sys.stderr.flush()
