@@ -10,7 +10,9 @@ python="python"
 [ -x .venv/bin/python ] && python=".venv/bin/python"
 model="docs/results/vit/model"
 if [ ! -d "$model" ]; then
-    "$python" -m videollm_mod train vit --out out/vit --resume
+    resume=()
+    [ -d out/vit ] && resume=(--resume)
+    "$python" -m videollm_mod train vit --out out/vit ${resume[@]+"${resume[@]}"}
     mkdir -p docs/results/vit
     cp -r out/vit/model out/vit/log.jsonl docs/results/vit/
 fi
