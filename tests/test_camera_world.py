@@ -257,6 +257,16 @@ def test_another_film_changes_all_pixels_and_nothing_else() -> None:
         assert apart > 0.5  # in 8-bit levels, bars included
 
 
+def test_some_films_are_without_colours_and_some_have_a_wrong_white_balance() -> None:
+    config = CameraConfig(film=1, seconds=2, noise=0, compress=False)
+    films = [make_camera_stream("train", number, config) for number in range(60)]
+    grey = [stream for stream in films if stream.script.scene.film.saturation == 0]  # type: ignore[union-attr]
+    assert 3 <= len(grey) <= 20
+    assert all(np.ptp(stream.render(1.0).astype(int), axis=-1).max() == 0 for stream in grey[:3])
+    warmth = [film.cast[0] - film.cast[2] for stream in films if (film := stream.script.scene.film) is not None]
+    assert warmth.count(0) > 15 and max(warmth) > 0.2 and min(warmth) < -0.2 and max(map(abs, warmth)) <= 0.8
+
+
 @pytest.mark.slow
 def test_pairs_crowds_and_aspects_are_as_asked_for() -> None:
     def streams_of(**dials: Any) -> list[CameraStream]:

@@ -176,7 +176,7 @@ def filmed(image: np.ndarray, film: Film, size: int) -> np.ndarray:
 
     size: side of the square picture in pixels; a soft picture is as soft at any.
     """
-    light = (image / 255) ** np.float32(film.gamma)
+    light = (image / 255) ** np.float32(film.gamma) * np.array(film.cast, np.float32)
     grey = (light @ _GREY)[:, :, None]
     light = grey + np.float32(film.saturation) * (light - grey)
     light = np.float32(film.pivot) + np.float32(film.contrast) * (light - np.float32(film.pivot))

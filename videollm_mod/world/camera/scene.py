@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from videollm_mod.world.actors import Wave
 from videollm_mod.world.camera.config import CameraConfig
@@ -126,6 +126,7 @@ class Film:
     pivot: float
     saturation: float
     blur: float  # of the whole picture: 0 = none, 1 = a binomial of three pixels; below 0 it is sharpened
+    cast: tuple[float, float, float]  # of a wrong white balance, multiplies colours
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,19 @@ def random_aspect(rng: random.Random, config: CameraConfig) -> tuple[int, int]:
 
 
 def random_film(rng: random.Random) -> Film:
-    """Flat or hard, pale or gaudy, soft or sharpened."""
-    return Film(
+    """Flat or hard, pale or gaudy or without colours, soft or sharpened, reddish or bluish."""
+    film = Film(
         gamma=2 ** rng.uniform(-0.8, 0.8),
         contrast=rng.choice((rng.uniform(0.45, 1.0), rng.uniform(0.8, 1.3))),
         pivot=rng.uniform(0.25, 0.75),
         saturation=rng.choice((rng.uniform(0.0, 1.0), rng.uniform(0.7, 1.5))),
         blur=rng.choice((0.0, rng.random(), rng.uniform(-0.5, 0.0))),
+        cast=(1.0, 1.0, 1.0),
     )
+    warm, green = rng.choice(((0.0, 0.0), (rng.gauss(0, 0.15), rng.gauss(0, 0.04))))
+    warm = min(max(warm, -0.4), 0.4)
+    saturation = 0.0 if rng.random() < 0.15 else film.saturation
+    return replace(film, saturation=saturation, cast=(1 + warm, 1 + green, 1 - warm))
 
 
 def random_texture(rng: random.Random, *choices: str) -> str:
