@@ -46,9 +46,7 @@ class CameraConfig:
     shadows: float = 0.4  # how dark the darkest shadow is
     blur: float = 0.06  # longest exposure in seconds: what moves is smeared over the way it makes meanwhile
     distractors: float = 0.35  # probability of each kind of moving distractor (plants, screens, specks, dark borders)
-    film: float = (
-        0.0  # fraction of the streams with another film: flat or hard, pale, gaudy or grey, tinted, soft or sharp
-    )
+    film: float = 0.0  # fraction of the streams with another film: flat, hard, pale, gaudy, grey, tinted, soft or sharp
     compress: bool = True  # frames() go through H.264
     crf: tuple[int, int] = (12, 27)  # H.264 quality, drawn evenly from this range (0 best, 51 worst)
 
