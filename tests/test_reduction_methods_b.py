@@ -24,15 +24,8 @@ from videollm_mod.reductions.holitom_merge import fold
 from videollm_mod.reductions.quickvideo import QuickVideo, smallest_keys
 from videollm_mod.reductions.todre import ToDRE, ToDREExit, max_sum
 from videollm_mod.reductions.transprune import TransPrune, transition
-from videollm_mod.reductions.vflowopt import (
-    SHIPPED,
-    VFlowOpt,
-    VFlowOptCuts,
-    global_attention,
-    low_for,
-    recycled,
-    shipped,
-)
+from videollm_mod.reductions.vflowopt import VFlowOpt, global_attention, low_for, recycled
+from videollm_mod.reductions.vflowopt_cuts import SHIPPED, VFlowOptCuts, shipped
 from videollm_mod.reductions.videoscan import VideoScan, attended, nearest_pair
 from videollm_mod.reductions.zerotprune import ZeroTPrune, page_rank, unlike
 from videollm_mod.types import InputError

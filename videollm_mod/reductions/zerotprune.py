@@ -57,7 +57,8 @@ class ZeroTPrune(Reduction):
     rounds    of the page rank in the first quarter of the blocks, in the middle, and in the last quarter: theirs 30 to
               50, 5 to 10, and 1.
     low, high    heads whose ranks vary less or more than this are left out.
-    CLS neither walks nor is cut here; theirs starts it higher than the others.
+    CLS neither walks nor is cut here; theirs starts it higher than the others. No code is published: `places` and
+    `likeness` are read from the paper's prose and unverified.
     """
 
     keep: float = 0.5
