@@ -171,10 +171,6 @@ def test_a_batch_of_two_equals_two_batches_of_one(name: str) -> None:
     with one.on(model, question=QUESTION), torch.no_grad():
         features = features_of(model, 3)
         how = dict(logits_to_keep=0)
-        if one.stage == "cache":
-            with pytest.raises(InputError, match="one conversation"):
-                model(batch.input_ids, batch.frame_index, features, attention_mask=batch.attention_mask, **how)
-            return
         both = model(batch.input_ids, batch.frame_index, features, attention_mask=batch.attention_mask, **how).logits
         for row, (example, own) in enumerate(zip(examples, (features[:2], features[2:]))):
             alone = model(example.input_ids[None], example.frame_index[None], own, **how).logits[0]
