@@ -10,7 +10,7 @@ from videollm_mod.reductions import Reduction, methods
 from videollm_mod.reductions.base import name_of
 
 WHERE = {
-    "frames": "pixels, before the tower",
+    "frames": "by pixels, before the decoder",
     "tower": "between the tower's blocks",
     "tokens": "before the decoder",
     "layer": "between decoder layers",

@@ -11,7 +11,8 @@
         session = vm.StreamSession(model)
 
 What `reduce` gets, and when, by stage; a frame's CLS is never among its tokens, and always survives:
-    frames  the pixels of each cell of a frame (prunes only)              x: (h * w, pixels of a cell * 3) in 0..1
+    frames  the pixels of each cell of a frame (prunes only; what it      x: (h * w, pixels of a cell * 3) in 0..1
+            drops the tower has seen, and the decoder does not)
     tower   after each block of the tower that `cuts` names (prunes only) x: (living cells, tower width)
     tokens  after the connector, before the decoder                       x: (h * w, decoder width)
     layer   after each decoder layer that `cuts` names                    x: (living tokens, decoder width)

@@ -53,7 +53,9 @@ class GRT(Reduction):
     title: ClassVar[str] = "Gated Residual Tokenization"
     paper: ClassVar[str] = "https://arxiv.org/abs/2509.14199"
     stage: ClassVar[Stage] = "frames"
-    when: ClassVar[str] = "For dense frames of a fixed camera: it looks at pixels alone, before anything is computed."
+    when: ClassVar[str] = (
+        "For dense frames of a fixed camera: it looks at pixels alone; the tower still sees all of them."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

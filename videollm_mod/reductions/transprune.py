@@ -44,7 +44,7 @@ class TransPrune(Reduction):
     stage: ClassVar[Stage] = "layer"
     streamable: ClassVar[Streamable] = "question"
     needs_query: ClassVar[bool] = True
-    when: ClassVar[str] = "When most of the decoder should be spared and attention maps are not to be had."
+    when: ClassVar[str] = "When most of the decoder should be spared and the tower's attention is out of reach."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
