@@ -121,6 +121,10 @@ def test_a_composition_tells_how_many_are_left_and_what_it_asks_for() -> None:
     both = Compose([method("faster_vlm", 0.5), method("quick_video", 0.5)])
     assert both.count(16) == 4 and both.needs == (("cls_attention", -2),)
     assert stored(small_model(), both) == [both.count(16)] * 4
+    assert (both.streamable, both.exact, both.merges, both.needs_query) == ("causal", True, False, False)
+    both = Compose([method("holi_tom", 0.5), Compose([method("holi_tom_merge", 0.5)])])
+    assert (both.streamable, both.exact, both.merges, both.needs_query) == ("whole", False, True, True)
+    assert both.causal().streamable == "question"
 
 
 def test_what_is_called_per_frame_is_so_behind_what_sees_the_whole_video() -> None:

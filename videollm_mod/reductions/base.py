@@ -49,7 +49,7 @@ import inspect
 import pkgutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -349,7 +349,10 @@ class Reduction:
 
 @dataclass
 class Compose(Reduction):
-    """Several, one after the other; stages must not go backwards. `keep` is ignored: each has its own."""
+    """Several, one after the other; stages must not go backwards. `keep` is ignored: each has its own.
+
+    Its flags are what all of them are together: `streamable` that of the one that can do least, and so on.
+    """
 
     parts: list[Reduction] = field(default_factory=list)
     keep: float = 1.0
@@ -364,6 +367,12 @@ class Compose(Reduction):
         order = [STAGES.index(part.stage) for part in self.parts]
         if order != sorted(order):
             raise InputError(f"{self.label} goes backwards; order the parts by stage: {', '.join(STAGES)}.")
+        for flag in ("needs_query", "trained", "seeded", "merges"):
+            setattr(self, flag, any(getattr(part, flag) for part in self.parts))
+        for flag in ("exact", "ordered"):
+            setattr(self, flag, all(getattr(part, flag) for part in self.parts))
+        least = max((part.streamable for part in self.parts), key=get_args(Streamable).index)
+        self.streamable = least  # type: ignore[misc]
 
     @property
     def label(self) -> str:
