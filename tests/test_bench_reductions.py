@@ -13,11 +13,12 @@ import torch
 from recipes import reduced, vit
 from videollm_mod.bench.reductions import cells
 from videollm_mod.bench.reductions_command import BenchReductions, bench_reductions
-from videollm_mod.bench.reductions_page import draw_plot, page
+from videollm_mod.bench.reductions_page import page
+from videollm_mod.bench.reductions_plot import _label, draw_plot
 from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import load
-from videollm_mod.reductions import from_dict, methods, parse_reduction
+from videollm_mod.reductions import Signals, Tokens, from_dict, methods, parse_reduction
 from videollm_mod.train.build import build, like_start
 from videollm_mod.train.loop import train
 from videollm_mod.train.recipe import LMSizes, Phase
@@ -33,6 +34,7 @@ FREE: dict[str, Any] = {
     "f1_difference": [-0.25, -0.3, -0.2],
     "lm_ppl": 1.25,
     "question_accuracy": None,
+    "ms_per_frame": 12.5,
     "time_share": 0.5,
     "flops_share": 0.4,
     "kv_share": 0.3,
@@ -85,12 +87,34 @@ def test_the_page_has_a_row_for_every_method_and_no_number_that_was_not_measured
     assert "Not measured yet" in bare and "none compared yet" in bare
     full = page(RESULT, {"DivPrune": {"version": "abc1234", "who is kept": "20 of 20"}}, "reductions.png")
     row = "| uniform 0.25 | 0.500 | -0.250 [-0.300, -0.200] | 0.750 | +0.000 [-0.100, +0.100] | 1.250 | 1.125 | - |"
-    assert f"{row} 0.500 | 0.50 | 0.10 + 0.20 | 0.40 | 0.30 |" in full
+    assert f"{row} 0.500 | 12.5 | 0.50 | 0.10 + 0.20 | 0.40 | 0.30 |" in full
     assert "evenly spaced" not in full
     routed = {**FREE, "plan": DepthPlan("interleaved", 0.2, scorer="uniform", gate="identity").to_dict()}
     assert "evenly spaced" in page({**RESULT, "cells": [routed]})
     assert "| DivPrune (abc1234) | who is kept | 20 of 20 |" in full
     assert "(reductions.png)" in full
+
+
+def test_the_page_says_what_is_refused_and_missing_and_when_its_numbers_mean_nothing() -> None:
+    refused = {**FREE, "name": "hi_prune 0.5", "refused": "HiPrune needs a tower."}
+    told = page({**RESULT, "cells": [FREE, refused, refused], "missing": 3, "quick": True})
+    assert told.count("- HiPrune needs a tower.") == 1 and "| hi_prune 0.5 |" not in told
+    assert "3 settings are not measured yet" in told and "these numbers mean nothing" in told
+    assert "not measured yet" not in page(RESULT) and "mean nothing" not in page(RESULT)
+
+
+def test_the_page_says_in_what_form_a_method_over_the_whole_video_streams() -> None:
+    row = next(line for line in page().splitlines() if "`holi_tom` |" in line)
+    assert "| as `holi_tom_causal`: as published, it cuts the whole video into segments" in row
+
+
+def test_the_pages_example_of_a_method_of_ones_own_works() -> None:
+    code = page().split("```python")[2].split("```")[0]
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(code, names)
+    one = names["FirstCells"](keep=0.5)
+    tokens = Tokens.of_frame(torch.arange(6.0)[:, None], (2, 3))
+    assert one.reduce(tokens, Signals()).x[:, 0].tolist() == [0, 1, 2]
 
 
 def test_the_page_in_docs_is_what_the_methods_say() -> None:
@@ -109,6 +133,23 @@ def test_the_page_in_docs_is_what_the_methods_say() -> None:
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     draw_plot(RESULT, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_the_plot_no_number_stands_on_another_or_on_a_point() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(figsize=(6, 6))
+    close = [(0.5 + 0.01 * (k % 5), 0.5 + 0.01 * (k // 5), str(k + 1), "black") for k in range(25)]
+    axes.scatter([0, 1, *(x for x, *_ in close)], [0, 1, *(y for _, y, *_ in close)])
+    figure.canvas.draw()
+    boxes = _label(axes, close)
+    assert len(boxes) == 25, "every method has its number"
+    points = [axes.transData.transform(label[:2]) for label in close]
+    for number, (left, bottom, right, top) in enumerate(boxes):
+        assert not any(left < x < right and bottom < y < top for x, y in points)
+        assert not any(
+            left < other[2] and other[0] < right and bottom < other[3] and other[1] < top for other in boxes[:number]
+        )
+    pyplot.close(figure)
 
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
@@ -130,6 +171,7 @@ def test_a_cell_is_measured_and_then_taken_from_its_file(tmp_path: Path) -> None
     }  # fmt: skip
     assert free["uniform 0.25"]["kv_share"] < 0.35 and free["uniform 0.25"]["flops_share"] < 0.6
     assert free["dense"]["f1_difference"] == [0, 0, 0]
+    assert adapted["dense"]["f1_difference"] == [0, 0, 0], "an adapted cell is held against the dense one adapted alike"
     assert free["dense"]["train_seconds"] is None and adapted["dense"]["train_seconds"] > 0
     assert all(cell["time_share"] > 0 for cell in (*free.values(), *adapted.values()))
     assert main(["bench", "reductions", *words]) == 0

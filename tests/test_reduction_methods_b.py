@@ -20,19 +20,12 @@ from videollm_mod.reductions.base import HERE
 from videollm_mod.reductions.grt import GRT, dissimilarity
 from videollm_mod.reductions.holitom import HoliTom, allot, centres, gains, segments, shares
 from videollm_mod.reductions.holitom_causal import HoliTomCausal
-from videollm_mod.reductions.holitom_merge import fold
+from videollm_mod.reductions.holitom_merge import HoliTomMerge, fold
 from videollm_mod.reductions.quickvideo import QuickVideo, smallest_keys
 from videollm_mod.reductions.todre import ToDRE, ToDREExit, max_sum
 from videollm_mod.reductions.transprune import TransPrune, transition
-from videollm_mod.reductions.vflowopt import (
-    SHIPPED,
-    VFlowOpt,
-    VFlowOptCuts,
-    global_attention,
-    low_for,
-    recycled,
-    shipped,
-)
+from videollm_mod.reductions.vflowopt import VFlowOpt, global_attention, low_for, recycled
+from videollm_mod.reductions.vflowopt_cuts import SHIPPED, VFlowOptCuts, shipped
 from videollm_mod.reductions.videoscan import VideoScan, attended, nearest_pair
 from videollm_mod.reductions.zerotprune import ZeroTPrune, page_rank, unlike
 from videollm_mod.types import InputError
@@ -162,6 +155,14 @@ def test_holitom_folds_dropped_tokens_into_the_most_similar_one_after_the_other(
     assert Tokens.of_frame(x, (2, 2)).merge(group, torch.tensor([0, 2]), weights).x.tolist() == [[5.5, 0.0], [0.0, 6.0]]
 
 
+def test_holitom_keeps_what_the_question_attends_to_and_folds_the_rest_in() -> None:
+    tokens = Tokens.of_frame(torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 6.0], [8.0, 0.0]], dtype=F64), (2, 2))
+    signals = Signals({("last_attention", HERE): torch.tensor([0.4, 0.1, 0.3, 0.2])}, total=4)
+    out = HoliTomMerge(keep=0.5).reduce(tokens, signals)  # 0 and 2 stay; 1 and 3 are like 0
+    assert out.x.tolist() == [[5.5, 0.0], [0.0, 6.0]] and out.sizes.tolist() == [3.0, 1.0]
+    assert HoliTomMerge().cuts(28) == {17: 0.5}  # behind the 18th
+
+
 @pytest.mark.parametrize("method", [HoliTom(), HoliTomCausal(), GRT()])
 def test_what_compares_a_place_over_time_refuses_frames_with_gaps(method: Reduction) -> None:
     left = Tokens.of_frame(noise(6, 3), (2, 3)).take(torch.tensor([0, 2, 5]))
@@ -261,6 +262,27 @@ def test_vflowopt_listens_to_the_tokens_that_everything_flows_to() -> None:
     assert global_attention(attention, 9.0).tolist() == pytest.approx([0.7, 0.2 / 3, 0.7 / 3])  # nobody: everybody
 
 
+def test_vflowopt_keeps_what_the_global_tokens_look_at() -> None:
+    # as above, with one head and a threshold of 2 of 3 cells (scaled as 486 of 729): token 0 is the global one
+    attention = torch.tensor([[0.1, 0.2, 0.7], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])[:, None]
+    tokens = Tokens.of_frame(torch.arange(3.0)[:, None], (1, 3))
+    signals = Signals({("tower_attention", -1): attention, ("entropy", 0): torch.tensor([9.0, 0.0, 0.0])}, total=3)
+    assert VFlowOpt(2 / 3, threshold=486.0).reduce(tokens, signals).x[:, 0].tolist() == [1, 2]
+    # softmax of the entropies is nearly 1, 0, 0: with half of it token 0 comes first
+    assert VFlowOpt(2 / 3, threshold=486.0, entropy=0.5).reduce(tokens, signals).x[:, 0].tolist() == [0, 2]
+
+
+def test_vflowopt_cuts_by_the_same_map_behind_two_layers() -> None:
+    one = VFlowOptCuts(keep=0.5, step=0.5)
+    assert one.cuts(28) == {8: 0.75, 17: 0.5}
+    tokens, attention = Tokens.of_frame(torch.arange(4.0)[:, None], (2, 2)), torch.tensor([0.4, 0.1, 0.2, 0.3])
+    for layer, left in ((8, [0, 2, 3]), (17, [0, 3])):
+        signals = Signals({("received_attention", -1): attention}, layer=layer, layers=28, total=4)
+        tokens = one.reduce(tokens, signals)
+        attention = attention[torch.tensor([0, 2, 3])] if layer == 8 else attention
+        assert tokens.x[:, 0].tolist() == left
+
+
 def test_vflowopt_recycles_what_it_drops_square_by_square() -> None:
     # one row of four cells, squares of two: the two lowest, 2 and 3, stand in the same one and become one where 2 is
     score = torch.tensor([0.4, 0.3, 0.2, 0.1])
@@ -351,6 +373,20 @@ def test_zero_tprune_drops_the_less_important_that_is_like_something_important()
     assert unlike(keys, rank, 2).tolist() == [2, 3]
 
 
+def test_zero_tprune_drops_half_for_likeness_and_half_for_rank() -> None:
+    # everybody attends as 0.4, 0.3, 0.2, 0.1: ranks 1.6, 1.2, 0.8, 0.4; token 2 is just like token 0 and goes first
+    tokens = Tokens.of_frame(torch.arange(4.0)[:, None], (2, 2))
+    attention = torch.tensor([0.4, 0.3, 0.2, 0.1]).repeat(4, 1, 1)  # (n, heads, n)
+    keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, -1.0]])[:, None]
+    signals = Signals({("tower_attention", HERE): attention, ("tower_keys", HERE): keys}, layer=3, layers=4, total=4)
+    one = ZeroTPrune(keep=0.5, places=(1.0,))
+    assert one.cuts(4) == {3: 0.5}
+    assert one.reduce(tokens, signals).x[:, 0].tolist() == [0, 1]  # and then token 3, the lowest of those left
+    alone = ZeroTPrune(keep=0.75, places=(1.0,), likeness=1.0)
+    assert alone.reduce(tokens, signals).x[:, 0].tolist() == [0, 1, 3]
+    assert ZeroTPrune(keep=0.75, places=(1.0,), likeness=0.0).reduce(tokens, signals).x[:, 0].tolist() == [0, 1, 2]
+
+
 @given(keep=st.floats(0.05, 0.99), seed=seeds)
 def test_zero_tprune_leaves_what_it_says_behind_each_cut(keep: float, seed: int) -> None:
     method, n, blocks = ZeroTPrune(keep), 12, 12
@@ -395,6 +431,8 @@ def test_grt_keeps_what_changed_since_it_was_last_seen_to_change(metric: str) ->
 
 def test_quickvideo_keeps_short_keys_in_their_order() -> None:
     assert smallest_keys(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [9.0, 0.0]]), 2).tolist() == [1, 2]
+    tokens = Tokens.of_frame(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [9.0, 0.0]]), (2, 2))
+    assert QuickVideo(0.5).reduce(tokens, Signals(layers=1, layer=0)).x.tolist() == [[1.0, 0.0], [0.0, 2.0]]
     assert [QuickVideo(0.5, decay="linear").count_at(16, layer, 4) for layer in range(4)] == [8, 6, 4, 2]
     assert [QuickVideo(0.5, decay="exponential", factor=0.5).count_at(16, layer, 4) for layer in range(5)] == [
         8,
@@ -415,6 +453,7 @@ def test_videoscans_carrier_is_the_mean_and_stays_with_what_it_attends_to() -> N
     assert attended(queries, keys).tolist() == pytest.approx(torch.tensor([0.0, 5.0, 1.0, 0.0]).softmax(0).tolist())
     signals = Signals({("queries", HERE): queries, ("keys", HERE): keys}, total=4)
     assert VideoScan().reduce(tokens, signals).x[:, 0].tolist() == [6.0]
+    assert VideoScan().count(210) == 1, "as theirs, the carrier alone"
     assert VideoScan(keep=0.5).reduce(tokens, signals).x[:, 0].tolist() == [2.0, 6.0]
 
 

@@ -89,9 +89,11 @@ def test_the_cache_holds_as_many_entries_as_declared(name: str) -> None:
 
 
 @each
-def test_frame_by_frame_equals_one_pass_also_with_a_depth_plan(name: str) -> None:
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("keep", [0.001, 0.4, 0.99])
+def test_frame_by_frame_equals_one_pass_also_with_a_depth_plan(name: str, kind: str, keep: float) -> None:
     for decide, plan in (("own", None), ("last", ROUTED)):
-        model, one = small_model("clip", decide, plan), method(name, 0.4)
+        model, one = small_model(kind, decide, plan), method(name, keep)
         with one.on(model, question=QUESTION):
             if one.streamable == "whole":
                 if type(one.causal()) is type(one):
@@ -163,18 +165,15 @@ def test_nothing_is_left_behind_the_with_also_after_an_error(name: str) -> None:
 
 
 @each
-def test_a_batch_of_two_equals_two_batches_of_one(name: str) -> None:
-    model, one = small_model(), method(name, 0.4)
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_batch_of_two_equals_two_batches_of_one(name: str, kind: str) -> None:
+    model, one = small_model(kind), method(name, 0.4)
     talks = [[System("Say what happens."), Stream(2)], [Stream(1)]]
     examples = [model.template.encode(talk) for talk in talks]
     batch = collate(examples)
     with one.on(model, question=QUESTION), torch.no_grad():
         features = features_of(model, 3)
         how = dict(logits_to_keep=0)
-        if one.stage == "cache":
-            with pytest.raises(InputError, match="one conversation"):
-                model(batch.input_ids, batch.frame_index, features, attention_mask=batch.attention_mask, **how)
-            return
         both = model(batch.input_ids, batch.frame_index, features, attention_mask=batch.attention_mask, **how).logits
         for row, (example, own) in enumerate(zip(examples, (features[:2], features[2:]))):
             alone = model(example.input_ids[None], example.frame_index[None], own, **how).logits[0]

@@ -140,6 +140,8 @@ def test_divprune_begins_with_the_loneliest_and_goes_on_with_the_farthest() -> N
     x = torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in (0, 10, 90, 130, 200, 310)])
     # farthest from 200: 10 (170). From both: 90 (80 from 10; 310 is 60 from 10). Then 310 (60), 130 (40), 0
     assert farthest_points(x, 6).tolist() == [4, 1, 2, 5, 3, 0]
+    out = method("div_prune", 0.5).reduce(Tokens.of_frame(x, (2, 3)), Signals())
+    assert torch.equal(out.x, x[[1, 2, 4]])  # the first three, in raster order
 
 
 @given(st.integers(2, 7), st.integers(1, 4), st.integers(0, 50))

@@ -129,9 +129,11 @@ def fill(config: BenchReductions) -> Numbers:
             for cell, key, cost_key in zip(wanted, keys, cost_keys)
         ]
         streams = [cell.pop("per_stream", None) for cell in found]
+        dense = {cell["steps"]: own for cell, own in zip(found, streams) if cell["name"] == "dense"}
         for cell, own in zip(found, streams):
-            if own is not None and streams[0] is not None:  # the dense one as it is
-                difference = estimate({0: {"per_stream": own}}, {0: {"per_stream": streams[0]}})["f1"]
+            other = dense.get(cell["steps"])  # as it is, or adapted just as long
+            if own is not None and other is not None:
+                difference = estimate({0: {"per_stream": own}}, {0: {"per_stream": other}})["f1"]
                 cell["f1_difference"] = rounded(list(difference))
         return {
             "cells": [cell for cell in found if "f1" in cell or "refused" in cell],

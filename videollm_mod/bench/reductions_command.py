@@ -82,7 +82,8 @@ def bench_reductions(config: BenchReductions) -> dict[str, Any]:
 
     from videollm_mod.bench.measure import progress
     from videollm_mod.bench.reductions import fill, write
-    from videollm_mod.bench.reductions_page import draw_plot, page
+    from videollm_mod.bench.reductions_page import page
+    from videollm_mod.bench.reductions_plot import draw_plot
     from videollm_mod.evaluate.world import world_of
     from videollm_mod.files import atomic_write, check_writable
     from videollm_mod.reductions import methods

@@ -1,17 +1,16 @@
-"""docs/reductions.md and its plot: one row per method, from the registry and from what was measured."""
+"""docs/reductions.md: one row per method, from the registry and from what was measured."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from videollm_mod.files import atomic_write
 from videollm_mod.reductions import Reduction, methods
+from videollm_mod.reductions.base import name_of
 
 WHERE = {
-    "frames": "pixels, before the tower",
+    "frames": "by pixels, before the decoder",
     "tower": "between the tower's blocks",
     "tokens": "before the decoder",
     "layer": "between decoder layers",
@@ -23,6 +22,14 @@ STREAMS = {
     "question": "with the question given beforehand",
     "whole": "no",
 }
+OWN = '''@dataclass
+class FirstCells(Reduction):
+    """The first k cells of each frame."""
+
+    keep: float = 0.25  # hyper-parameters are fields
+
+    def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
+        return tokens.take(torch.arange(self.count(len(tokens))))'''
 
 
 def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None = None, plot: str | None = None) -> str:
@@ -42,10 +49,26 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         "    ...",
         "",
         "both = vm.Compose([vm.reductions.FasterVLM(keep=0.5), vm.reductions.QuickVideo(keep=0.5)])",
+        'routed = vm.load("tiny", depth=vm.DepthPlan("interleaved", keep=0.2))  # goes with any of them',
         "```",
         "",
         "A dropped token keeps its place and position and goes through no layer of the decoder. A frame's CLS is never "
-        "dropped. `keep` is the share of a frame's other tokens that is left, rounded up, in every method.",
+        "dropped. `keep` is the share of a frame's other tokens that is left, rounded up, in every method; behind "
+        "another one in a `Compose`, of what that has left. A method that needs the question ranks by the attention of "
+        "what stands in the stream: begin the session with it, `StreamSession(model, system=question)`.",
+        "",
+        "One of your own is a file in that folder, or a class anywhere; `base.py` there says what it is given:",
+        "",
+        "```python",
+        "from dataclasses import dataclass",
+        "",
+        "import torch",
+        "",
+        "from videollm_mod.reductions import Reduction, Signals, Tokens",
+        "",
+        "",
+        *OWN.splitlines(),
+        "```",
         "",
         "## What each can do",
         "",
@@ -72,19 +95,29 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
     where, dials = result["costs"], ", ".join(result["dials"]) or "the usual dials"
     even = any(cell["plan"]["scorer"] == "uniform" for cell in measured)
     evenly = "Depth routing that has not been adapted has no experts, and keeps evenly spaced tokens. " if even else ""
+    if result.get("quick"):
+        lines += ["**Of a trial with `--quick`: these numbers mean nothing.**", ""]
+    if result.get("missing"):
+        lines += [f"{result['missing']} settings are not measured yet; `runs/bench_reductions.sh` goes on.", ""]
     lines += [
         f"Model `{result['model']}`, {result['streams']} test streams of {result['seconds']:g} s, {dials}. All rows "
         "have the same weights, and each its own threshold, chosen on validation streams. *Adapted*: after "
-        f"{result['adapt']} steps of training with the method in place, from those weights. Brackets: 95 % of the "
-        f"paired bootstrap over streams, against the dense model as it is. {evenly}Methods that need a question "
-        "beforehand get the system text.",
+        f"{result['adapt']} steps of training with the method in place, from those weights. Against dense, in brackets "
+        "95 % of the paired bootstrap over streams: as it is, against the dense model as it is; adapted, against the "
+        f"dense model trained just as long. {evenly}Methods that need a question beforehand get the system text. A "
+        "method that sees whole videos streams in its causal form: all but its LM-PPL, which is of one pass, is that "
+        "form's.",
         "",
-        "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, as shares of the dense "
-        f"model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}). Own cost: of "
-        "the method's signals in the tower and of its choice, ms, part of the time before.",
+        "F1 (event F1 on its own words) and questions (share answered right): higher is better; LM-PPL: lower is.",
+        "",
+        "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, and as shares of the "
+        f"dense model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}). How far "
+        "such times differ by chance is the dense row's own share. Signals + choice, part of the time before: what the "
+        "method's signals take in the tower (less than nothing where it spares the tower work), and what it does ahead "
+        "of the decoder.",
         "",
     ]
-    lines += [f"![F1 against milliseconds per frame]({plot})", ""] if plot else []
+    lines += [f"![F1 against measured time a frame]({plot})", ""] if plot else []
     lines += [_table(*_numbers(measured)), ""]
     refused = [cell for cell in measured if "refused" in cell]
     if refused:
@@ -99,8 +132,10 @@ def _capabilities(name: str, kind: type[Reduction]) -> list[str]:
     needs = ", ".join(dict.fromkeys(signal.replace("_", " ") for signal, _ in one.needs)) or "none"
     title = f"[{kind.title}]({kind.paper})" if kind.paper else kind.title
     streams = STREAMS[kind.streamable]
-    if kind.streamable == "whole":
-        streams = f"no: {kind.why_not}" if kind.why_not else streams
+    if kind.streamable == "whole" and kind.causal is not Reduction.causal:
+        streams = f"as `{name_of(type(one.causal()))}`: as published, {kind.why_not}"
+    elif kind.streamable == "whole" and kind.why_not:
+        streams = f"no: {kind.why_not}"
     return [
         f"{title} `{name}`",
         WHERE[kind.stage],
@@ -128,7 +163,7 @@ def _about(kind: type[Reduction]) -> list[str]:
 
 def _numbers(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     head = ["", "F1", "against dense", "adapted", "against dense", "LM-PPL", "adapted", "questions", "adapted"]
-    head += ["time", "own cost, ms", "FLOPs", "KV bytes"]
+    head += ["ms a frame", "of dense", "signals + choice, ms", "FLOPs, of dense", "KV bytes, of dense"]
     rows = []
     for name in dict.fromkeys(cell["name"] for cell in cells if "refused" not in cell):
         both = [
@@ -140,7 +175,8 @@ def _numbers(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
         row = [name, *_f1(free), *_f1(adapted)]
         for metric in ("lm_ppl", "question_accuracy"):
             row += [_number(found.get(metric), 3) for found in (free, adapted)]
-        row += [_number(cost.get("time_share"), 2), " + ".join(f"{ms:.2f}" for ms in own) or "-"]
+        row += [_number(cost.get("ms_per_frame"), 1), _number(cost.get("time_share"), 2)]
+        row += [" + ".join(f"{ms:.2f}" for ms in own) or "-"]
         rows.append([*row, *(_number(cost.get(share), 2) for share in ("flops_share", "kv_share"))])
     return head, rows
 
@@ -149,56 +185,12 @@ def _f1(cell: dict[str, Any]) -> list[str]:
     if "f1_difference" not in cell:
         return [_number(cell.get("f1"), 3), "-"]
     value, low, high = cell["f1_difference"]
-    return [_number(cell["f1"], 3), "" if value == low == high == 0 else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"]
+    same = cell["name"] == "dense"  # which is held against itself
+    return [_number(cell["f1"], 3), "" if same else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"]
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def draw_plot(result: dict[str, Any], path: Path) -> None:
-    """F1 against measured time, as a share of the dense model's: as it is, a line per method over its shares; and
-    adapted, a point each, alone and with depth routing."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
-    found = [cell for cell in result["cells"] if "f1" in cell and "time_share" in cell]
-    names = list(dict.fromkeys(cell["name"].split(" + ")[0].rsplit(" ", 1)[0] for cell in found))
-    for number, name in enumerate(names):
-        heavy = name in ("dense", "depth routing")
-        style: dict[str, Any] = {
-            "marker": "*" if heavy else "osD^v<>Ph"[number % 9],
-            "markersize": 12 if heavy else 6,
-            "color": ("black" if name == "dense" else "crimson") if heavy else pyplot.get_cmap("tab20")(number % 20),
-        }
-        of_name = [cell for cell in found if cell["name"].split(" + ")[0].rsplit(" ", 1)[0] == name]
-        alone = [_place(cell) for cell in of_name if not cell["steps"] and "+" not in cell["name"]]
-        panels[0].plot(*zip(*alone), linewidth=2.5 if heavy else 1, label=name, **style) if alone else None
-        for paired in (False, True):
-            learned = [_place(cell) for cell in of_name if cell["steps"] and ("+" in cell["name"]) == paired]
-            if learned:
-                panels[1].plot(*zip(*learned), linestyle="", fillstyle="none" if paired else "full", **style)
-    share = next((cell["keep"] for cell in found if cell["steps"] and cell["name"] != "dense"), "")
-    panels[0].set_title("the model as it is, shares of each method joined")
-    panels[1].set_title(
-        f"after {result['adapt']} steps with the method in place, share {share}; hollow: with depth routing 0.2"
-    )
-    panels[0].set_ylabel("event F1 on its own words")
-    for axes in panels:
-        axes.set_xlabel("time a frame, measured, as a share of the dense model's")
-        axes.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, binary=True) as file:
-        figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
-
-
-def _place(cell: dict[str, Any]) -> tuple[float, float]:
-    return cell["time_share"], cell["f1"]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

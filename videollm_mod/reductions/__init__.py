@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
         if kind.__name__ == name:
             return kind
     raise AttributeError(f"module 'videollm_mod.reductions' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(kind.__name__ for kind in methods().values())])

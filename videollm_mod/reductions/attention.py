@@ -41,12 +41,12 @@ class Heard:
 
 
 Ear = Callable[[Heard], None]
-_ears: dict[nn.Module, Ear] = {}
+_ears: dict[nn.Module, list[Ear]] = {}
 
 
 @contextmanager
 def listening(ears: Mapping[nn.Module, Ear]) -> Iterator[None]:
-    """While it lasts, each attention module tells its ear what goes into it."""
+    """While it lasts, each attention module tells its ear what goes into it; it may have others, too."""
     if not ears:
         yield
         return
@@ -54,19 +54,20 @@ def listening(ears: Mapping[nn.Module, Ear]) -> Iterator[None]:
         implementation = str(getattr(getattr(module, "config", None), "_attn_implementation", None))
         if implementation not in ("sdpa", STREAM_SDPA):
             raise InputError(f"attn_implementation='{implementation}' cannot be listened to; use 'sdpa'.")
-        if module in _ears:
-            raise InputError("somebody listens to this attention already; leave that reduction first.")
     own = ALL_ATTENTION_FUNCTIONS["sdpa"]
     first = not _ears
     if first:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = _telling(own)
         ALL_ATTENTION_FUNCTIONS[STREAM_SDPA] = _telling(stream_attention)
-    _ears.update(ears)
+    for module, ear in ears.items():
+        _ears.setdefault(module, []).append(ear)
     try:
         yield
     finally:
-        for module in ears:
-            del _ears[module]
+        for module, ear in ears.items():
+            _ears[module].remove(ear)
+            if not _ears[module]:
+                del _ears[module]
         if not _ears:
             for name, before in (("sdpa", own), (STREAM_SDPA, stream_attention)):
                 ALL_ATTENTION_FUNCTIONS[name] = getattr(ALL_ATTENTION_FUNCTIONS[name], "own", before)
@@ -76,12 +77,14 @@ def _telling(own: Callable[..., Any]) -> Callable[..., Any]:
     def sdpa(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        ear = _ears.get(module)
-        if ear is not None:
+        ears = _ears.get(module)
+        if ears:
             groups = query.shape[1] // key.shape[1]
             keys, values = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
             scaling = kwargs.get("scaling")
-            ear(Heard(query, keys, values, attention_mask, scaling if scaling is not None else query.shape[-1] ** -0.5))
+            heard = Heard(query, keys, values, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+            for ear in ears:
+                ear(heard)
         return own(module, query, key, value, attention_mask, **kwargs)
 
     sdpa.own = own  # type: ignore[attr-defined]

@@ -11,16 +11,18 @@
         session = vm.StreamSession(model)
 
 What `reduce` gets, and when, by stage; a frame's CLS is never among its tokens, and always survives:
-    frames  the pixels of each cell of a frame (prunes only)              x: (h * w, pixels of a cell * 3) in 0..1
+    frames  the pixels of each cell of a frame (prunes only; what it      x: (h * w, pixels of a cell * 3) in 0..1
+            drops the tower has seen, and the decoder does not)
     tower   after each block of the tower that `cuts` names (prunes only) x: (living cells, tower width)
     tokens  after the connector, before the decoder                       x: (h * w, decoder width)
     layer   after each decoder layer that `cuts` names                    x: (living tokens, decoder width)
     cache   after a frame went through the decoder, for each layer        x: (stored tokens, heads * e), their keys
 It is called once per frame, in order, with the tokens of that frame (`streamable` "causal", "question"); with those of
 `lookahead` + 1 frames at a time ("lookahead"); or once with those of all frames of the pass ("whole"; frames and tokens
-only). So what is called per frame cannot look ahead. What it wants to know of earlier frames it puts into
-`signals.memory`, a dict that lives as long as the stream and rolls back with the cache: put new values in, never change
-old ones. In stage tower, layer and cache it lives as long as the frame (cache: as the layer's `frames_at_once`).
+only). So what is called per frame cannot look ahead, nor can it in a `Compose` with what does. What it wants to know of
+earlier frames it puts into `signals.memory`, a dict that lives as long as the stream and rolls back with the cache: put
+new values in, never change old ones. In stage tower, layer and cache it lives as long as the frame (cache: as the
+layer's `frames_at_once`).
 
 What it returns is made of what it got by `Tokens.take` (pruning) and `Tokens.merge`, which keep positions, sizes and
 `Tokens.w` right. In layer a merged token is written over the one whose place it takes; in cache there is only `take`.
@@ -29,8 +31,9 @@ those that stay, in their own order. A frame's last token, where it decides whet
 offered in layer and cache; before the decoder the last survivor takes its place.
 
 How many: `count(n)` = ceil(keep * n) of a frame's n tokens, at least 1, as in a DepthPlan, so that methods are compared
-at equal counts. A method whose number depends on the picture says `exact = False` and keeps at most that many; with
-whole videos the count is that of all frames together.
+at equal counts. In a `Compose`, n is what those before it have left (in stage layer: what enters the decoder). A method
+whose number depends on the picture says `exact = False` and keeps at most that many; with whole videos the count is
+that of all frames together.
 
 A dropped token keeps its place in the sequence and goes through no layer, so positions stay those of the unreduced
 stream ("keep", the default), a frame takes part in streaming, rolling back and depth routing as ever, and routed layers
@@ -46,7 +49,7 @@ import inspect
 import pkgutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -114,7 +117,10 @@ class Tokens:
         )
 
     def take(self, index: Tensor) -> Tokens:
-        """Pruning: the tokens `index` (M,) int64 in that order, as they are; sort it to keep the raster order."""
+        """Pruning: the tokens `index` (M,) int64 in that order, as they are; sort it to keep the raster order. Or those
+        where a mask (N,) bool says so."""
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
         w = None if self.w is None else self.w.index_select(0, index).coalesce()
         cells = None if self.cells is None else self.cells[index]
         return Tokens(self.x[index], self.positions[index], self.sizes[index], w, cells)
@@ -194,7 +200,8 @@ class Signals:
         cls_attention       (N,) attention of the CLS query to each cell, mean over heads. SigLIP has no CLS query:
                             there it is received_attention
         received_attention  (N,) attention that each cell gets, mean over heads and over all queries, CLS included
-        tower_attention     (N, heads, N) attention of each cell to each, without CLS's share
+        tower_attention     (N, heads, N) attention of each cell to each, without CLS's share; of several frames
+                            at once (N, heads, h * w), to each cell of its own frame
         tower_keys          (N, heads, e) keys of each cell
         tower_values        (N, heads, e) values; `tower_cls_values` (heads, e) is the CLS's own (stage tower only)
         entropy             (N,) Shannon bits over 256 grey levels of each cell's pixels; layer 0
@@ -226,10 +233,14 @@ class Signals:
         self.memory = {} if memory is None else memory  # of this stream; put new tensors in, never write into old ones
         self.text = text  # (question tokens, d) word embeddings of the question; None without one
         self.layer, self.layers = layer, layers  # stage tower, layer and cache: which one has just run, of how many
-        self.total = total  # how many tokens the frame(s) had in the beginning: N, unless a cut came before
+        self.total = (
+            total  # how many tokens the frame(s) had in the beginning: N, unless a cut of this stage came first
+        )
         self.generator = generator  # seeded by the method's seed and the frame's number; for methods with `seeded`
 
     def __getitem__(self, key: tuple[str, int]) -> Tensor:
+        if key not in self.values:
+            raise InputError(f"the signal {key!r} was not asked for; name it in needs, which has {list(self.values)}.")
         return self.values[key]
 
 
@@ -256,6 +267,11 @@ class Reduction:
     def __post_init__(self) -> None:
         if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
             raise InputError(f"keep of {type(self).__name__} is {self.keep!r}; give a share in (0, 1], such as 0.25.")
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            number = {"int": int, "float": int | float, "str": str, "bool": bool}.get(str(each.type), object)
+            if not isinstance(value, number) or (isinstance(value, bool) and each.type in ("int", "float")):
+                raise InputError(f"{each.name} of {type(self).__name__} is {value!r}; give it a value of {each.type}.")
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
@@ -289,8 +305,9 @@ class Reduction:
 
     def causal(self) -> Reduction:
         """Itself, or the form of it that a live stream can have. Raises InputError, with the reason, if none."""
-        if self.streamable in ("whole", "lookahead"):
-            raise InputError(f"{self.label} cannot stream: {self.why_not or 'it needs the whole video at once'}.")
+        why = {"whole": "it needs the whole video at once", "lookahead": f"it needs {self.lookahead} later frame(s)"}
+        if self.streamable in why:
+            raise InputError(f"{self.label} cannot stream: {self.why_not or why[self.streamable]}.")
         return self
 
     def on(
@@ -303,8 +320,11 @@ class Reduction:
     ) -> Reducing:
         """A context manager: within it, `model` works with this reduction; behind it, as before, whatever happened.
 
-        question: for methods that need one before they see a frame. positions: of the decoder, "keep" those of the
-        unreduced stream, or "renumber" what is left. traced: keep the newest `Tokens` with their `w` in `.last`.
+        question: for methods that need one before they see a frame; they have it as `signals.text`. The decoder's
+        attention knows of it only where the stream begins with it: `StreamSession(model, system=question)`.
+        positions: of the decoder, "keep" those of the unreduced stream, or "renumber" what is left.
+        traced: keep the newest `Tokens` with their `w` in `.last`, as they enter the decoder; behind its newest cut
+        they are in `.cuts.now[row, frame]`.
         Raises InputError where model and method do not fit.
         """
         from videollm_mod.reductions.runner import Reducing
@@ -329,22 +349,44 @@ class Reduction:
 
 @dataclass
 class Compose(Reduction):
-    """Several, one after the other; stages must not go backwards. `keep` is ignored: each has its own."""
+    """Several, one after the other; stages must not go backwards. `keep` is ignored: each has its own.
+
+    Its flags are what all of them are together: `streamable` that of the one that can do least, and so on.
+    """
 
     parts: list[Reduction] = field(default_factory=list)
     keep: float = 1.0
 
     def __init__(self, parts: list[Reduction]) -> None:
-        self.parts, self.keep = list(parts), 1.0
+        self.parts, self.keep = list(parts) if isinstance(parts, list | tuple) else [parts], 1.0
         if not self.parts:
             raise InputError("a composition of no reductions does nothing; give one or more.")
+        for part in self.parts:
+            if not isinstance(part, Reduction):
+                raise InputError(f"{part!r} is no reduction; give a list of them, such as [Uniform(keep=0.5)].")
         order = [STAGES.index(part.stage) for part in self.parts]
         if order != sorted(order):
             raise InputError(f"{self.label} goes backwards; order the parts by stage: {', '.join(STAGES)}.")
+        for flag in ("needs_query", "trained", "seeded", "merges"):
+            setattr(self, flag, any(getattr(part, flag) for part in self.parts))
+        for flag in ("exact", "ordered"):
+            setattr(self, flag, all(getattr(part, flag) for part in self.parts))
+        least = max((part.streamable for part in self.parts), key=get_args(Streamable).index)
+        self.streamable = least  # type: ignore[misc]
 
     @property
     def label(self) -> str:
         return " + ".join(part.label for part in self.parts)
+
+    @property
+    def needs(self) -> tuple[tuple[str, int], ...]:
+        return tuple(dict.fromkeys(need for part in self.parts for need in part.needs))
+
+    def count(self, n: int) -> int:
+        """How many are left behind all of them."""
+        for part in self.parts:
+            n = part.count(n)
+        return n
 
     def causal(self) -> Reduction:
         return Compose([part.causal() for part in self.parts])
@@ -360,15 +402,25 @@ class Compose(Reduction):
 def methods() -> dict[str, type[Reduction]]:
     """Every method in this folder by the name of its file and class: {"uniform": Uniform, ...}, in order of names.
 
-    A file may hold several, such as a method and its causal form: their names are their classes' in snake case.
+    A file may hold several, such as a method and its causal form: their names are their classes' in snake case. What
+    begins with an underscore is none. Raises InputError, with the file's name, for one that does not load.
     """
     package = importlib.import_module(__package__ or "videollm_mod.reductions")
     found: dict[str, type[Reduction]] = {}
     for module in pkgutil.iter_modules(package.__path__):
-        namespace = importlib.import_module(f"{package.__name__}.{module.name}")
+        try:
+            namespace = importlib.import_module(f"{package.__name__}.{module.name}")
+        except Exception as error:  # whatever a file of one's own may do
+            told = f"{type(error).__name__}: {error}"
+            raise InputError(f"reductions/{module.name}.py does not load ({told}); mend it or take it away.") from error
         for _, kind in inspect.getmembers(namespace, inspect.isclass):
             if issubclass(kind, Reduction) and kind.__module__ == namespace.__name__ and module.name != "base":
-                found[name_of(kind)] = kind
+                name = name_of(kind)
+                if name in found:
+                    other = found[name].__module__.rpartition(".")[2]
+                    raise InputError(f"reductions/{module.name}.py and {other}.py both have a '{name}'; rename one.")
+                if not name.startswith("_"):
+                    found[name] = kind
     return dict(sorted(found.items()))
 
 
@@ -383,6 +435,8 @@ def name_of(kind: type[Reduction]) -> str:
 
 def from_dict(values: dict[str, Any]) -> Reduction:
     """The inverse of `to_dict`. Raises InputError for an unknown name or field."""
+    if not isinstance(values, dict):
+        raise InputError(f"a reduction is an object with a name and its fields, not {values!r}.")
     values = dict(values)
     name = values.pop("name", None)
     if name == "compose":

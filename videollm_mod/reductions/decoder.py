@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from videollm_mod.depth.layout import FrameLayout, FrameSpan
 from videollm_mod.depth.swap import find_decoder
 from videollm_mod.reductions.attention import Heard, listening
 from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
+from videollm_mod.reductions.contract import check_result
 from videollm_mod.types import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class LayerCuts:
         self.layout: FrameLayout | None = None
         self.text: Tensor | None = None  # embeddings of the question
         self.tower: dict[tuple[int, int], dict[tuple[str, int], Tensor]] = {}  # row, frame -> its cells' signals
+        self.now: dict[tuple[int, int], Tokens] = {}  # row, frame -> what it is behind the newest cut (x: before all)
+        self.entered: dict[tuple[int, int], int] = {}  # row, frame -> how many tokens came before the first layer
         self.stack = ExitStack()
 
     def __enter__(self) -> LayerCuts:
@@ -73,6 +77,7 @@ class LayerCuts:
     ) -> None:
         self.stack.close()
         self.heard, self.halves, self.memory, self.layout, self.tower = None, {}, {}, None, {}
+        self.now, self.entered = {}, {}
 
     def _hear(self, heard: Heard) -> None:
         self.heard = heard
@@ -90,7 +95,7 @@ class LayerCuts:
             if layout is None or not layout.groups:
                 return None
             if layout is not self.layout:  # another step
-                self.layout, self.memory = layout, {}
+                self.layout, self.memory, self.entered = layout, {}, {}
             return self._cut(layer, layout, output, kwargs.get("past_key_values"))
 
         return hook
@@ -106,11 +111,12 @@ class LayerCuts:
                 end = row * layout.tokens + span.end - decides
                 places = torch.arange(begin + 1, end, device=flat.device)
                 places = places[alive[begin + 1 : end]]
+                entered = self.entered.setdefault((row, span.number), len(places))
                 for at, (part, cut) in enumerate(zip(self.parts, self.cuts)):
                     if layer not in cut or not len(places):
                         continue
                     following = spans[number + 1].begin if number + 1 < len(spans) else layout.tokens
-                    tokens = self._tokens(flat[places], places - begin - 1, span.number)
+                    tokens = self._tokens(flat[places], places - begin - 1, row, span.number)
                     values = ran.signals(part, places - row * layout.tokens, span, following, decides)
                     told = self.tower.get((row, span.number), {})
                     values |= {need: told[need][places - begin - 1] for need in part.needs if need in told}
@@ -120,9 +126,11 @@ class LayerCuts:
                         text=self.text if part.needs_query else None,
                         layer=layer,
                         layers=len(self.layers),
-                        total=span.end - span.begin - 1 - decides,
+                        total=entered,
                     )
                     left = part.reduce(tokens, signals)
+                    check_result(part, tokens, left)
+                    self.now[row, span.number] = left
                     stays = self._places(left) + begin + 1
                     if part.merges:
                         flat = flat.index_copy(0, stays, left.x)
@@ -132,10 +140,12 @@ class LayerCuts:
         layout.thin(alive)
         return flat.view_as(hidden)
 
-    def _tokens(self, x: Tensor, cells: Tensor, frame: int) -> Tokens:
-        columns = self.model.encoder.grid[1]
+    def _tokens(self, x: Tensor, cells: Tensor, row: int, frame: int) -> Tokens:
+        """(n, d) of these cells of a frame, with what is known of them: sizes, and `w` if somebody asked."""
+        columns, known = self.model.encoder.grid[1], self.now[row, frame]
         places = torch.stack([torch.full_like(cells, frame), cells // columns, cells % columns], 1)
-        return Tokens(x, places, torch.ones(len(x), device=x.device))
+        at = (self._places(known)[None] == cells[:, None]).int().argmax(1)
+        return replace(known.take(at), x=x, positions=places)
 
     def _places(self, tokens: Tokens) -> Tensor:
         return tokens.positions[:, 1] * self.model.encoder.grid[1] + tokens.positions[:, 2]
@@ -229,10 +239,6 @@ class Evictions:
         self.model, self.parts = model, parts
         self.layers = list(find_decoder(model.lm).layers)
         self.needs = {name for part in parts for name, _ in part.needs}
-        for part in parts:
-            wrong = [name for name, layer in part.needs if name not in ("queries", "keys") or layer != HERE]
-            if wrong:
-                raise InputError(f"{part.label} needs {wrong[0]}; in stage cache there are queries and keys of HERE.")
         self.heard: dict[int, Heard] = {}
         self.layout: FrameLayout | None = None
         self.stack = ExitStack()
@@ -302,6 +308,7 @@ class Evictions:
             }
         total = sum(span.end - span.begin - 1 - decides for span in spans)
         left = part.reduce(tokens, Signals(values, layer=number, layers=len(cache.layers), total=total))
+        check_result(part, tokens, left)
         same = (positions[:, None] == left.positions[None]).all(-1).any(1)
         gone = set(at[~same].tolist())
         layer.keep_entries(

@@ -30,7 +30,7 @@ def best_rows(scores: Tensor, row: Tensor, k: int) -> Tensor:
 
 @dataclass
 class FoPru(Reduction):
-    """Keeps the k cells of each frame with the highest significance; the raster order stays.
+    """Keeps the k cells of each frame with the highest significance; the raster order stays. No code is published.
 
     keep       the authors report 0.25 and less.
     rule       "rank": the best cells. "row": whole rows with the highest sums; the last one is cut to the budget.

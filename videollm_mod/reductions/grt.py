@@ -32,7 +32,7 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
 class GRT(Reduction):
     """Keeps the cells that differ most from what was last seen there.
 
-    keep       0.5, at least `at_least` tokens.
+    keep       0.5, at least `at_least` tokens: theirs 16, here 1, so that methods are compared at equal counts.
     metric     "ssim" (1 - SSIM) or "l2" (norm of the difference), of pixels scaled to -1..1.
     threshold  above it a cell has changed, and what it shows now is what later frames are compared with, so that slow
                drift shows in the end: 0.01 for ssim, 0.3 for l2, of cells of 14 x 14 pixels.
@@ -53,7 +53,9 @@ class GRT(Reduction):
     title: ClassVar[str] = "Gated Residual Tokenization"
     paper: ClassVar[str] = "https://arxiv.org/abs/2509.14199"
     stage: ClassVar[Stage] = "frames"
-    when: ClassVar[str] = "For dense frames of a fixed camera: it looks at pixels alone, before anything is computed."
+    when: ClassVar[str] = (
+        "For dense frames of a fixed camera: it looks at pixels alone; the tower still sees all of them."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

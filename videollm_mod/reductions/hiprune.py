@@ -17,11 +17,12 @@ def anchors_and_registers(middle: Tensor, deep: Tensor, k: int, alpha: float, co
     Anchors are the round(k * alpha / 5) highest of the middle layer. With them stay the places before, behind, above
     and below each, as numbers of the raster, held within it: at a row's end that is the next row's beginning, as in the
     authors' code. The rest has the highest of the deep layer. Where anchors and neighbours alone are too many (theirs
-    would fail), the highest of them in the middle layer stay.
+    would fail), the highest of them in the middle layer stay. Places that are gone already are -inf in both.
     """
     n = len(middle)
     anchors = middle.sort(descending=True, stable=True).indices[: round(k * alpha / 5)]
     around = torch.cat([anchors + step for step in (0, -1, 1, -columns, columns)]).clamp(0, n - 1).unique()
+    around = around[middle[around] > -torch.inf]
     if len(around) > k:
         return around[top(middle[around], k)]
     others = deep.index_fill(0, around, -torch.inf)
@@ -52,6 +53,11 @@ class HiPrune(Reduction):
         return (("received_attention", self.layer - 1), ("received_attention", self.deep))
 
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
-        middle, deep = (signals[need] for need in self.needs)
-        k = self.count(len(tokens))
-        return tokens.take(anchors_and_registers(middle, deep, k, self.alpha, tokens.grid[1]))
+        (rows, columns), k = tokens.grid, self.count(len(tokens))
+        place = tokens.positions[:, 1] * columns + tokens.positions[:, 2]
+        middle, deep = (
+            signals[need].new_full((rows * columns,), -torch.inf).index_copy(0, place, signals[need])
+            for need in self.needs
+        )
+        stay = anchors_and_registers(middle, deep, k, self.alpha, columns)
+        return tokens.take(torch.isin(place, stay))

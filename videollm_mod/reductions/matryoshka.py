@@ -39,9 +39,12 @@ class Matryoshka(Reduction):
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         rows, columns = tokens.grid
         high, wide = coarse_grid(rows, columns, self.keep)
-        block = (tokens.positions[:, 1] * high // rows) * wide + tokens.positions[:, 2] * wide // columns
-        _, group = block.unique(return_inverse=True)  # blocks of which nothing is left have no group
-        return tokens.merge(group, _middles(group))
+        while True:
+            block = (tokens.positions[:, 1] * high // rows) * wide + tokens.positions[:, 2] * wide // columns
+            names, group = block.unique(return_inverse=True)  # blocks of which nothing is left have no group
+            if len(names) <= self.count(len(tokens)):
+                return tokens.merge(group, _middles(group))
+            high, wide = max(high - 1, 1), max(wide - 1, 1)  # few rows, or tokens with gaps
 
 
 def _middles(group: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from videollm_mod.reductions.base import Reduction, Signals, Stage, Tokens, top
+from videollm_mod.types import InputError
 
 
 def smallest_keys(keys: Tensor, k: int) -> Tensor:
@@ -37,6 +38,13 @@ class QuickVideo(Reduction):
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.16175"
     stage: ClassVar[Stage] = "cache"
     when: ClassVar[str] = "To halve the cache of a long video: a step costs as much as ever, what follows costs less."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay not in ("none", "linear", "exponential"):
+            raise InputError(f"decay of QuickVideo is {self.decay!r}; take none, linear or exponential.")
+        if self.group < 1:
+            raise InputError(f"group of QuickVideo is {self.group}; give 1 frame or more.")
 
     def frames_at_once(self) -> int:
         return self.group

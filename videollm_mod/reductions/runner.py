@@ -21,6 +21,7 @@ from torch import Tensor
 
 from videollm_mod.depth.cache import RaggedCache
 from videollm_mod.reductions.base import Compose, Positions, Reduction, Signals, Tokens
+from videollm_mod.reductions.contract import check_method, check_result
 from videollm_mod.reductions.decoder import Evictions, LayerCuts
 from videollm_mod.reductions.tower import ALIVE, TowerSignals
 from videollm_mod.types import InputError
@@ -63,6 +64,8 @@ class Reducing:
             raise InputError(f'positions is {positions!r}; choose "keep" or "renumber".')
         self.model, self.reduction, self.positions, self.traced = model, reduction, positions, traced
         self.parts = flat(reduction)
+        for part in self.parts:
+            check_method(part)
         self.question = question
         self.tower = TowerSignals(model.encoder, self.parts)
         self.last: list[Tokens] = []  # if traced: what the newest step's frames became, a row's frames together
@@ -102,10 +105,10 @@ class Reducing:
         """The parts in the form that a live stream can have."""
         parts = flat(self.reduction.causal())
         for part in parts:
-            if (part.streamable == "question" or part.needs_query) and not self.question:
+            if (part.streamable == "question" or part.needs_query) and self.question is None:
                 raise InputError(
                     f"{part.label} cannot stream without a question: it must know it before it sees a frame; "
-                    "give on(model, question=...)."
+                    "give on(model, question=...), and begin the session with it."
                 )
         return parts
 
@@ -114,6 +117,8 @@ class Reducing:
     def run(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
         """What `model.lm(**inputs)` is without a reduction: one step or one pass. `features`: of the step's frames."""
         frame_index, cache = inputs["frame_index"], inputs["past_key_values"]
+        if self.evictions is not None and len(frame_index) > 1:
+            return self._row_by_row(inputs, features)
         embeds, alive = self.enter(inputs["inputs_embeds"], frame_index, features, cache)
         inputs = {**inputs, "inputs_embeds": embeds, "alive": alive}
         if self.evictions is not None:
@@ -159,10 +164,28 @@ class Reducing:
             evictions.evict(cache)
         return Decoded(torch.cat(logits, 1), cache)
 
+    def _row_by_row(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
+        """A batch padded on the right, each conversation by itself; logits are zeros where a row is padded."""
+        if inputs["past_key_values"] is not None or inputs["use_cache"]:
+            raise InputError(f"{self.reduction.label} has a cache of one conversation at a time; give a batch of one.")
+        index, mask, keep = inputs["frame_index"], inputs["attention_mask"], inputs["logits_to_keep"]
+        wanted = torch.arange(index.shape[1])[-keep:] if isinstance(keep, int) else keep.cpu()
+        lengths = [index.shape[1]] * len(index) if mask is None else mask.sum(1).tolist()
+        frames = (index >= 0).sum(1) // self.model.encoder.tokens_per_frame
+        films = [None] * len(index) if features is None else features.split(frames.tolist())
+        logits = []
+        for row, (length, film) in enumerate(zip(lengths, films)):
+            own = {
+                name: value[row : row + 1, :length] if isinstance(value, Tensor) and name != "logits_to_keep" else value
+                for name, value in inputs.items()
+            }
+            inside = wanted[wanted < length]
+            found = self.run({**own, "attention_mask": None, "logits_to_keep": inside}, film).logits
+            logits.append(torch.nn.functional.pad(found, (0, 0, 0, len(wanted) - len(inside))))
+        return Decoded(torch.cat(logits), None)
+
     def _steps(self, frame_index: Tensor) -> list[tuple[int, int]]:
         """Where a pass (1, tokens) is cut, so that a frame alone sees all of its own entries: [begin, end)."""
-        if len(frame_index) > 1:
-            raise InputError(f"{self.reduction.label} takes one conversation at a time; give a batch of one.")
         index = frame_index[0].tolist()
         last = [i for i, number in enumerate(index) if number >= 0 and index[i + 1 : i + 2] != [number]]
         more = 1 + (self.model.settings.decide == "own")
@@ -191,7 +214,7 @@ class Reducing:
         alive = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         self.last = []
         if self.cuts is not None:
-            self.cuts.tower, self.cuts.text = {}, self._text()
+            self.cuts.tower, self.cuts.now, self.cuts.text = {}, {}, self._text()
         for row in rows_of(index, n):
             memory = newest(cache, row.number)
             if self.cuts is not None:
@@ -200,6 +223,8 @@ class Reducing:
             for frames in _together(row.frames, parts):
                 tokens = self._reduce(parts, frames, row, x, signals, memory)
                 self._place(tokens, frames, row, out, alive)
+                if self.cuts is not None:
+                    self.cuts.now |= {(row.number, name): only for name, only in _by_frame(tokens)}
                 remember(cache, row.number, row.names[frames[-1] - row.frames[0]], memory)
                 self.last.append(tokens if self.traced else replace(tokens, w=None))
         self._let_decide(out, alive)
@@ -217,38 +242,59 @@ class Reducing:
         memory: Memory,
     ) -> Tokens:
         """All parts of the stages before the decoder on some frames, at first (frames * h * w, d)."""
-        grid = h, w = self.model.encoder.grid
+        h, w = grid = self.model.encoder.grid
         each = [Tokens.of_frame(x[at, 1:], grid, row.names[at - row.frames[0]]) for at in frames]
         tokens = Tokens.join(each).traced(self.traced)
-        original = torch.arange(len(tokens), device=x.device)  # which of the originals each token stands at
         numbers = {need: torch.cat([values[at] for at in frames]) for need, values in signals.items()}
         if ALIVE in numbers:
-            original = (numbers[ALIVE] > 0).nonzero()[:, 0]
-            tokens = tokens.take(original)
+            tokens = tokens.take((numbers[ALIVE] > 0).nonzero()[:, 0])
         names = [row.names[at - row.frames[0]] for at in frames]
         start = {name: k * h * w for k, name in enumerate(names)}
         for number, part in enumerate(parts):
-            if part.stage in ("layer", "cache"):
-                tokens = part.prepare(tokens)
-            if part.stage not in ("frames", "tokens"):
+            if part.stage == "tower":
                 continue
-            # a part that came before has made new tokens: each has the signals of the place where it stands
-            told = Signals(
-                {need: values[original] for need, values in numbers.items()},
-                memory=memory.setdefault(number, {}),
-                text=self._text() if part.needs_query else None,
-                total=h * w * len(frames),
-                generator=_generator(part, names[0]),
-            )
-            if part.stage == "frames":
-                pixels = replace(tokens, x=numbers["pixels", 0][original].flatten(1), w=None)
-                left = part.reduce(pixels, told)
-                at = _original(left, start, w)
-                tokens = tokens.take((original[None] == at[:, None]).nonzero()[:, 1])
-            else:
-                tokens = part.reduce(tokens, told)
-            original = _original(tokens, start, w)
+            mine, size = memory.setdefault(number, {}), _frames_of(part, len(names))
+            left = []
+            for some in (names[at : at + size] for at in range(0, len(names), size)):
+                these = tokens if len(some) == len(names) else _within(tokens, some)
+                if len(these):  # of a frame, nothing may be left by a part that saw the whole video
+                    left.append(self._apply(part, these, some, start, numbers, mine))
+            tokens = left[0] if len(left) == 1 else _behind(left)
         return tokens
+
+    def _apply(
+        self,
+        part: Reduction,
+        tokens: Tokens,
+        names: Sequence[int],
+        start: dict[int, int],
+        numbers: dict[tuple[str, int], Tensor],
+        memory: dict[str, Any],
+    ) -> Tokens:
+        """One part on the tokens of the frames `names`. numbers: (frames * h * w, ...), a frame's from `start` on."""
+        if part.stage in ("layer", "cache"):
+            return part.prepare(tokens)
+        (h, w), n = self.model.encoder.grid, self.model.encoder.tokens_per_frame - 1
+        # a part that came before has made new tokens: each has the signals of the place where it stands
+        original = _original(tokens, start, w)
+        values = {need: each[original] for need, each in numbers.items()}
+        for need, each in values.items():
+            if need[0] == "tower_attention" and len(names) == 1:  # to whom, as from whom
+                values[need] = each[..., original % n]
+        told = Signals(
+            values,
+            memory=memory,
+            text=self._text() if part.needs_query else None,
+            total=h * w * len(names),
+            generator=_generator(part, names[0]),
+        )
+        given = replace(tokens, x=values["pixels", 0].flatten(1), w=None) if part.stage == "frames" else tokens
+        left = part.reduce(given, told)
+        check_result(part, given, left)
+        if part.stage == "tokens":
+            return left
+        at = _original(left, start, w)
+        return tokens.take((original[None] == at[:, None]).nonzero()[:, 1])
 
     def _place(self, tokens: Tokens, frames: Sequence[int], row: Row, out: Tensor, alive: Tensor) -> None:
         """Write tokens into their frames' places: their own; in the method's order, where it has one of its own."""
@@ -298,10 +344,34 @@ def rows_of(index: Tensor, n: int) -> list[Row]:
 
 
 def _together(frames: range, parts: Sequence[Reduction]) -> list[range]:
-    """Which frames go into one call: one; a few; or all, if any part wants them so."""
+    """Which frames are reduced together: one; a few; or all, if any part wants them so."""
     wish = [part for part in parts if part.stage in ("frames", "tokens")]
-    size = max([len(frames) if part.streamable == "whole" else part.lookahead + 1 for part in wish], default=1)
+    size = max([_frames_of(part, len(frames)) for part in wish], default=1)
     return [frames[at : at + size] for at in range(0, len(frames), size)]
+
+
+def _frames_of(part: Reduction, frames: int) -> int:
+    """How many of so many frames go into one call of a part."""
+    if part.stage in ("layer", "cache"):
+        return 1
+    return frames if part.streamable == "whole" else min(part.lookahead + 1, frames)
+
+
+def _within(tokens: Tokens, names: Sequence[int]) -> Tokens:
+    """Those of the frames with these numbers."""
+    there = torch.isin(tokens.frame, torch.tensor(names, device=tokens.x.device))
+    return tokens.take(there.nonzero()[:, 0])
+
+
+def _by_frame(tokens: Tokens) -> list[tuple[int, Tokens]]:
+    names = tokens.frame.unique().tolist()
+    return [(name, tokens if len(names) == 1 else _within(tokens, [name])) for name in names]
+
+
+def _behind(parts: Sequence[Tokens]) -> Tokens:
+    """Tokens of the same originals behind one another."""
+    ws = [part.w for part in parts if part.w is not None]
+    return replace(Tokens.join(list(parts)), w=torch.cat(ws).coalesce() if ws else None)
 
 
 def newest(cache: Any, row: int) -> Memory:

@@ -36,6 +36,7 @@ class ToDRE(Reduction):
 
     keep     the authors keep 0.1 and 0.25. They choose among all frames of a video at once; here each frame by itself.
     layer    of the tower, whose CLS attention names the pivot: the last one.
+    No code is published; read from the paper's second version.
     """
 
     keep: float = 0.1
@@ -63,6 +64,7 @@ class ToDREExit(Reduction):
     after       share of the layers behind which that is decided: 7/8.
     threshold   the share of the attention of text that must lie on the frame, 0.10. The authors look at the whole video
                 and ask the same of the attention of vision tokens to text, which in a stream stands behind them.
+    No code is published; read from the paper's second version.
     """
 
     keep: float = 0.01

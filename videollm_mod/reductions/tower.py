@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from videollm_mod.reductions.attention import Heard, listening
 from videollm_mod.reductions.base import HERE, Reduction, Signals, Tokens
+from videollm_mod.reductions.contract import check_result
 from videollm_mod.types import InputError
 from videollm_mod.vision import ConvTower, FrameEncoder, TransformersTower
 
@@ -35,6 +37,12 @@ class TowerSignals:
         self.pruning = [part for part in parts if part.stage == "tower"]
         if len(self.pruning) > 1:
             raise InputError(f"{self.pruning[0].label} and {self.pruning[1].label} both prune in the tower; take one.")
+        pixels = [part for part in parts if part.stage == "frames"]
+        if self.pruning and pixels:
+            raise InputError(
+                f"{pixels[0].label} chooses among all cells of a picture, and {self.pruning[0].label} has dropped some "
+                "in the tower by then; take one."
+            )
         self.blocks, self.attentions = blocks_of(encoder)
         wanted = [
             (name, layer)
@@ -50,6 +58,10 @@ class TowerSignals:
                 self._check(part, need)
             if part.stage == "tower" and not isinstance(self.tower, TransformersTower):
                 raise InputError(f"{part.label} prunes between a tower's blocks; the conv tower has none to prune in.")
+            if part.stage == "tower" and (
+                wrong := [at for at in part.cuts(len(self.blocks)) if not 0 <= at < len(self.blocks)]
+            ):
+                raise InputError(f"{part.label} cuts after block {wrong[0]}, but the tower has {len(self.blocks)}.")
         self.columns: dict[Need, slice] = {}
         self.shapes: dict[Need, tuple[int, ...]] = {}
         begin = encoder.width
@@ -60,6 +72,7 @@ class TowerSignals:
             begin = end
         self.width = begin
         self.heard: dict[int, Heard] = {}  # of the forward that runs
+        self.there: dict[int, Tensor] = {}  # which cells of the tower's own went into those, where it is pruned
 
     def __bool__(self) -> bool:
         return bool(self.needs)
@@ -70,10 +83,6 @@ class TowerSignals:
         name, layer = need
         if name not in OF_ATTENTION or layer == HERE:  # of stage tower, which is refused below where there is none
             return
-        if part.stage in ("tower", "cache"):
-            raise InputError(
-                f"{part.label} asks for {name} of layer {layer}; in stage {part.stage} it may ask for HERE."
-            )
         if isinstance(self.tower, ConvTower):
             if name in ("cls_attention", "received_attention") and layer < 0:
                 return  # the attention that pools its CLS: the one query it has
@@ -106,19 +115,19 @@ class TowerSignals:
         """As FrameEncoder.forward, with the columns: (frames, S, S, 3) uint8 -> (frames, 1 + h * w, self.width)."""
         if self.pruning and len(images) > 1:  # each frame keeps others, and maybe not as many
             return torch.cat([self.encode(image) for image in images.split(1)])
-        self.heard = {}
+        self.heard, self.there = {}, {}
         with ExitStack() as stack:
             living = self._prune(stack) if self.pruning else None
-            self._listen(stack)
+            self._listen(stack, living)
             tokens = FrameEncoder.forward(self.encoder, images)  # (F, 1 + h * w, width)
         if living is not None:
-            pooled = self.encoder.pool(living.mask.to(tokens)[None, ..., None])[0]  # (h * w, 1), 1 where all live
-            own = living.cells_alive()  # (h * w,)
-            cells = torch.where(own[:, None], tokens[0, 1:] / pooled.clamp(min=1e-6), torch.zeros_like(tokens[0, 1:]))
-            tokens = torch.cat([tokens[:, :1], cells[None]], 1)
+            tokens = torch.cat([tokens[:, :1], living.undiluted(tokens[:, 1:])], 1)
         columns = [tokens]
         for need in self.needs:
-            numbers = living.cells_alive()[None, :, None] if living and need == ALIVE else self._numbers(need, images)
+            if living and need == ALIVE:
+                numbers = living.cells_alive()[None, :, None]
+            else:
+                numbers = self._numbers(need, images, living)
             columns.append(nn.functional.pad(numbers.to(tokens), (0, 0, 1, 0)))  # the CLS has none
         self.heard = {}
         return torch.cat(columns, -1)
@@ -136,7 +145,7 @@ class TowerSignals:
             found[need] = numbers.unflatten(-1, self.shapes[need]) if self.shapes[need] else numbers[..., 0]
         return found
 
-    def _listen(self, stack: ExitStack) -> None:
+    def _listen(self, stack: ExitStack, living: Living | None) -> None:
         """Arrange that `self.heard` gets the layers that the columns are made of."""
         layers = {layer for name, layer in self.needs if name in OF_ATTENTION}
         if not layers:
@@ -148,13 +157,17 @@ class TowerSignals:
 
             stack.callback(self.tower.pool.register_forward_pre_hook(remember).remove)
             return
-        ears = {}
-        for layer in {layer % len(self.blocks) for layer in layers}:
-            ears[self.attentions[layer]] = lambda heard, layer=layer: self.heard.__setitem__(layer, heard)
-        stack.enter_context(listening(ears))
 
-    def _numbers(self, need: Need, images: Tensor) -> Tensor:
-        """One signal of all frames, pooled: (F, h * w, columns)."""
+        def hear(heard: Heard, layer: int) -> None:
+            self.heard[layer] = heard
+            if living is not None:
+                self.there[layer] = living.places()
+
+        wanted = {layer % len(self.blocks) for layer in layers}
+        stack.enter_context(listening({self.attentions[layer]: partial(hear, layer=layer) for layer in wanted}))
+
+    def _numbers(self, need: Need, images: Tensor, living: Living | None) -> Tensor:
+        """One signal of all frames, pooled: (F, h * w, columns). Of a pruned tower's cells, as its tokens are."""
         name, layer = need
         if name == "entropy":
             native = patch_entropy(images, self.tower.grid)[..., None]
@@ -163,25 +176,34 @@ class TowerSignals:
         elif isinstance(self.tower, ConvTower):
             native = self.pooling.unflatten(1, self.tower.grid)[..., None]
         else:
-            heard = self.heard[layer % len(self.blocks)]
-            native = self._of_attention(name, heard).unflatten(1, self.tower.grid)
+            layer %= len(self.blocks)
+            native = self._of_attention(name, self.heard[layer], self.there.get(layer)).unflatten(1, self.tower.grid)
+            if living is not None:
+                return living.undiluted(self.encoder.pool(native * living.mask[..., None]))
         return self.encoder.pool(native)
 
-    def _of_attention(self, name: str, heard: Heard) -> Tensor:
-        """(F, cells of the tower, columns)."""
-        skipped = special_tokens(self.tower)
+    def _of_attention(self, name: str, heard: Heard, there: Tensor | None) -> Tensor:
+        """(F, cells of the tower, columns); `there`: the cells that went in, all if None. Zeros for the others."""
+        skipped, n = special_tokens(self.tower), self.tower.grid[0] * self.tower.grid[1]
+
+        def spread(values: Tensor, dim: int) -> Tensor:
+            if there is None:
+                return values
+            shape = [*values.shape[:dim], n, *values.shape[dim + 1 :]]
+            return values.new_zeros(shape).index_copy(dim, there, values)
+
         if name in ("tower_keys", "tower_values"):
             each = heard.keys if name == "tower_keys" else heard.values
-            return each[:, :, skipped:].transpose(1, 2).flatten(2)
+            return spread(each[:, :, skipped:].transpose(1, 2).flatten(2), 1)
         if name == "tower_attention":  # to each pooled cell: what goes to its own cells, added up
             maps = torch.stack([attention_map(heard, frame, skipped) for frame in range(len(heard.queries))])
+            maps = spread(spread(maps, 3), 2)
             pooled = self.encoder.pool(maps.flatten(0, 2).unflatten(1, self.tower.grid)[..., None])[..., 0]
-            per_cell = self.tower.grid[0] * self.tower.grid[1] / pooled.shape[1]
+            per_cell = n / pooled.shape[1]
             return (pooled * per_cell).view(*maps.shape[:3], -1).transpose(1, 2).flatten(2)
         rows = cls_row(self.tower) if name == "cls_attention" else None
-        return torch.stack([attention_got(heard, frame, rows) for frame in range(len(heard.queries))])[
-            :, skipped:, None
-        ]
+        got = torch.stack([attention_got(heard, frame, rows) for frame in range(len(heard.queries))])
+        return spread(got[:, skipped:, None], 1)
 
     def _pixels(self, images: Tensor) -> Tensor:
         (h, w), shape = self.encoder.grid, self.shapes["pixels", 0]
@@ -207,9 +229,10 @@ class TowerSignals:
             tokens = living.tokens(hidden[0, skipped:])
             values = {(name, at): self._each(name, heard[layer]) for name, at in part.needs if at == HERE}
             signals = Signals(values, memory=memory, layer=layer, layers=len(self.blocks), total=living.total)
-            tokens = part.reduce(tokens, signals)
-            living.now(tokens)
-            return torch.cat([hidden[:, :skipped], tokens.x[None]], 1)
+            left = part.reduce(tokens, signals)
+            check_result(part, tokens, left)
+            living.now(left)
+            return torch.cat([hidden[:, :skipped], left.x[None]], 1)
 
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
@@ -255,7 +278,7 @@ class Living:
     """Which of a frame's cells, in the tower's own grid, are still there."""
 
     def __init__(self, encoder: FrameEncoder) -> None:
-        (rows, columns), (h, w) = encoder.tower.grid, encoder.grid
+        self.encoder, (rows, columns), (h, w) = encoder, encoder.tower.grid, encoder.grid
         device = next(encoder.parameters()).device
         row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
         # of which pooled cell each is a part; where pooled cells overlap, of the one that has its beginning
@@ -263,9 +286,18 @@ class Living:
         self.grid, self.total = (rows, columns), h * w
         self.mask = torch.ones(rows, columns, dtype=torch.bool, device=device)
 
+    def places(self) -> Tensor:
+        """(living,) int64, ascending."""
+        return self.mask.flatten().nonzero()[:, 0]
+
+    def undiluted(self, pooled: Tensor) -> Tensor:
+        """Means over all of a cell's own, zeros where nothing lives -> means over the living: (1, h * w, d)."""
+        share = self.encoder.pool(self.mask.to(pooled)[None, ..., None])  # (1, h * w, 1), 1 where all live
+        return torch.where(self.cells_alive()[:, None], pooled / share.clamp(min=1e-6), torch.zeros_like(pooled))
+
     def tokens(self, x: Tensor) -> Tokens:
         """(living, d) -> tokens; `cells` says which go together."""
-        at = self.mask.flatten().nonzero()[:, 0]
+        at = self.places()
         places = torch.stack([torch.zeros_like(at), at // self.grid[1], at % self.grid[1]], 1)
         whole = self.total == len(self.cells)
         return Tokens(x, places, torch.ones(len(at), device=x.device), None, None if whole else self.cells[at])

@@ -44,7 +44,7 @@ class TransPrune(Reduction):
     stage: ClassVar[Stage] = "layer"
     streamable: ClassVar[Streamable] = "question"
     needs_query: ClassVar[bool] = True
-    when: ClassVar[str] = "When most of the decoder should be spared and attention maps are not to be had."
+    when: ClassVar[str] = "When most of the decoder should be spared and the tower's attention is out of reach."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
@@ -66,14 +66,17 @@ class TransPrune(Reduction):
     def reduce(self, tokens: Tokens, signals: Signals) -> Tokens:
         change = transition(signals["attention_in", HERE], signals["attention_out", HERE])
         change = change + transition(signals["mlp_in", HERE], signals["mlp_out", HERE])
-        change = change + signals.memory.get("transprune", 0.0)  # of the layers before, of those that are left
+        place = (tokens.positions[:, 1] << 32) + tokens.positions[:, 2]
+        if "transprune" in signals.memory:  # of the layers before, of those that are left (others may cut in between)
+            before, where = signals.memory["transprune"]
+            change = change + before[torch.searchsorted(where, place)]
         score = change / change.sum()
         asked = signals.values.get(("text_attention", HERE), torch.zeros_like(score))
         if float(asked.sum()) > 0:  # some text has come
             score = score + asked / asked.sum()
         share = self.cuts(signals.layers)[signals.layer]
         stay = top(score, keep_count(share, signals.total))
-        signals.memory["transprune"] = change[stay]
+        signals.memory["transprune"] = (change[stay], place[stay])
         return tokens.take(stay)
 
 

@@ -30,12 +30,14 @@ def nearest_pair(carriers: Tensor) -> int:
 class VideoScan(Reduction):
     """A frame goes through the decoder whole; in every layer's cache its carrier stays, and what that attends to most.
 
-    keep   share of the frame's entries left in each layer, the carrier among them: theirs is the carrier alone, and in
-           the extended form 16 more of 210.
+    keep   share of the frame's entries left in each layer, the carrier among them: theirs is the carrier alone (0.004
+           of up to 250 cells), and in the extended form 16 more of 210.
     The carrier stands in the place of the frame's last cell (theirs behind it), so that a frame is as long as ever.
+    Of more than 64 carriers theirs forgets the earlier of the two neighbours most alike (`nearest_pair`); here that is
+    for the stream's policy, and `carrier` forgets the oldest.
     """
 
-    keep: float = 0.005
+    keep: float = 0.004
 
     title: ClassVar[str] = "VideoScan"
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.09387"

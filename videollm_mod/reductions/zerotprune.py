@@ -57,7 +57,8 @@ class ZeroTPrune(Reduction):
     rounds    of the page rank in the first quarter of the blocks, in the middle, and in the last quarter: theirs 30 to
               50, 5 to 10, and 1.
     low, high    heads whose ranks vary less or more than this are left out.
-    CLS neither walks nor is cut here; theirs starts it higher than the others.
+    CLS neither walks nor is cut here; theirs starts it higher than the others. No code is published: `places` and
+    `likeness` are read from the paper's prose and unverified.
     """
 
     keep: float = 0.5
@@ -70,7 +71,7 @@ class ZeroTPrune(Reduction):
     title: ClassVar[str] = "Zero-TPrune"
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.17328"
     stage: ClassVar[Stage] = "tower"
-    when: ClassVar[str] = "When the tower itself is what costs: all others leave it as it is."
+    when: ClassVar[str] = "When the tower itself is what costs; of all others FlowCut alone prunes there."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
