@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from data_cases import DATA
 
 from videollm_mod.evaluate.clips import EvalClipsConfig, evaluate_clips, read_labels
+from videollm_mod.evaluate.metrics import Said
 from videollm_mod.evaluate.result import read_results
-from videollm_mod.types import InputError
+from videollm_mod.types import Frame, InputError
 
 DEMO = Path(__file__).parents[1] / "videollm_mod" / "assets" / "demo.mp4"
 
@@ -76,3 +80,47 @@ def test_the_bundled_camera_model_tells_what_happens_before_real_cameras() -> No
     clips = tuple(DATA / "videos" / f"{path.stem}.mp4" for path in sorted((DATA / "events").glob("*.jsonl")))
     result = evaluate_clips(EvalClipsConfig(clips=clips, labels=DATA / "events"))
     assert result["model"] == "camera" and result["f1"] >= 0.9
+
+
+@pytest.fixture(scope="module")
+def variants() -> Any:
+    """runs/clip_variants.py as a module."""
+    path = Path(__file__).parents[1] / "runs" / "clip_variants.py"
+    spec = importlib.util.spec_from_file_location("clip_variants", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def four_a_second(count: int = 12) -> list[Frame]:
+    random = np.random.default_rng(0)
+    return [Frame(random.integers(0, 256, (50, 60, 3), np.uint8), n / 4, n) for n in range(count)]
+
+
+def test_a_clip_mirrored_or_backwards_has_its_labels_mirrored_or_backwards(variants: Any) -> None:
+    frames, events = four_a_second(), [Said(0.5, "enter left"), Said(2.0, "placed middle")]
+    there, labels = variants.variant("mirrored", frames, events)
+    assert labels == [Said(0.5, "enter right"), Said(2.0, "placed middle")]
+    assert all((one.image == other.image[:, ::-1]).all() for one, other in zip(there, frames[::2]))
+    there, labels = variants.variant("backwards", frames, events)
+    assert labels == [Said(0.5, "removed middle"), Said(2.0, "leave left")]
+    assert [frame.time for frame in there] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert (there[0].image == frames[10].image).all()
+    assert variants.variant("backwards, mirrored", frames, events)[1][0] == Said(0.5, "removed middle")
+
+
+def test_a_quarter_of_a_second_later_the_frames_in_between_are_seen(variants: Any) -> None:
+    there, labels = variants.variant("a quarter of a second later", four_a_second(), [Said(1.0, "enter top")])
+    assert [frame.time for frame in there] == [0.25, 0.75, 1.25, 1.75, 2.25, 2.75]
+    assert labels == [Said(1.0, "enter top")]
+
+
+def test_other_colours_change_the_picture_alone(variants: Any) -> None:
+    frames, events = four_a_second(), [Said(1.0, "leave bottom")]
+    for name in variants.COLOURS:
+        there, labels = variants.variant(name, frames, events)
+        assert len(there) == 6 and (labels == events) and all(frame.image.dtype == np.uint8 for frame in there)
+        assert (name == "as it is") == all((a.image.shape, a.image.tobytes()) == (b.image.shape, b.image.tobytes())
+                                           for a, b in zip(there, frames[::2]))  # fmt: skip
+    assert np.ptp(variants.variant("grey", frames, events)[0][0].image.astype(int), axis=-1).max() == 0
