@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from videollm_mod.attention import use_stream_attention
-from videollm_mod.bench.llms import llm_config
+from videollm_mod.bench.llms import causal_config
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
 from videollm_mod.depth.plan import parse_layers
@@ -180,7 +180,7 @@ def weights_read(model: Any) -> int:
 def decoder_config(flags: Any) -> Any:
     """The Transformers config that a bench's flags ask for: --llm, or a Llama of --width, --inner, --layers, ..."""
     if flags.llm:
-        return llm_config(flags.llm)
+        return causal_config(flags.llm)
     return LlamaConfig(
         hidden_size=flags.width,
         intermediate_size=flags.inner,
