@@ -112,7 +112,7 @@ def on_meta(config: Any) -> Any:
 
 
 def check_layers(config: Any, model: Any) -> None:
-    """Raise InputError if the layers' matrices are others than attention and a gated MLP, which formulas reckon with."""
+    """Raise InputError if the layers' matrices are others than attention and a gated MLP, as the formulas have it."""
     from videollm_mod.depth import flops
     from videollm_mod.depth.swap import find_decoder
 

@@ -92,7 +92,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        return f"{self.stream.name} {self.policy} {self.budget} {self.window} {self.threshold} {self.ask_every}"
+        asked = f"{self.ask_every} {' '.join(f'{ago:g}' for ago in self.ago)}"
+        return f"{self.stream.name} {self.policy} {self.budget} {self.window} {self.threshold} {asked}"
 
 
 @dataclass(frozen=True)
