@@ -156,6 +156,15 @@ def test_the_command_writes_its_table_and_goes_on_from_its_journal(folder: str, 
         evaluate_endless(EvalEndless(model=folder, minutes=0.2, journal=places["journal"], workers=1))
 
 
+def test_a_window_bounds_all_policies_but_the_one_that_has_no_bounds(folder: str) -> None:
+    config = EvalEndless(
+        model=folder, policies=("own", "full"), minutes=0.15, window=1.0, ago=(0.05,), ask_every=4.0, workers=1
+    )
+    own, full = evaluate_endless(config)["rows"]
+    assert own["forgotten"]["frames"] > 0 and full["forgotten"]["frames"] == 0
+    assert own["positions"] < full["positions"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
