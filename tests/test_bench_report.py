@@ -161,6 +161,13 @@ def test_what_is_no_bench_is_left_alone(tmp_path: Path) -> None:
     assert "0.84" not in page
 
 
+def test_a_result_with_a_page_of_its_own_is_named_and_not_repeated(tmp_path: Path) -> None:
+    many = {"known": {f"{number:04x}": {"f1": 0.4321} for number in range(500)}}
+    told, page = report(tmp_path, {"bench_engine": RESULTS["bench_engine"], "bench_reductions": many})
+    assert told["results"] == ["bench_engine"] and "0.432" not in page
+    assert "`bench_reductions.json` has a page of its own, `docs/reductions.md`." in page
+
+
 def test_a_folder_without_results_and_a_broken_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no result of a bench"):
         bench_report(BenchReport(tmp_path, tmp_path / "bench.md"))

@@ -15,6 +15,7 @@ from typing import Any
 from videollm_mod.files import atomic_write
 from videollm_mod.types import InputError
 
+OWN_PAGES = {"bench_reductions": "docs/reductions.md"}  # results that `bench report` leaves to their own page
 Found = dict[str, Any]
 Draw = Callable[[Any], None]  # draws on a figure's axes
 HEADER = (
@@ -35,7 +36,8 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
     page = out / "README.md" if out.is_dir() or not out.suffix else out
     pictures = page.parent if page.name == "README.md" else page.with_suffix("")
     found = {path.stem: _read(path) for path in sorted(results.glob("*.json"))}
-    known = {name: value for name, value in found.items() if name in SECTIONS or name.startswith(("bench_", "peer_"))}
+    benches = {name: value for name, value in found.items() if name in SECTIONS or name.startswith(("bench_", "peer_"))}
+    known = {name: value for name, value in benches.items() if name not in OWN_PAGES}
     if not known:
         names = ", ".join(f"{name}.json" for name in SECTIONS)
         raise InputError(f"--results {results} holds no result of a bench; run one with --out, to make one of {names}.")
@@ -62,6 +64,7 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
     missing = [f"`{name}.json`" for name in SECTIONS if name not in known]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}.")
+    parts += [f"`{name}.json` has a page of its own, `{own}`." for name, own in OWN_PAGES.items() if name in benches]
     with atomic_write(page) as file:
         file.write("\n\n".join(parts) + "\n")
     return {"page": str(page), "results": order, "pictures": drawn}
