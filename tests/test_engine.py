@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from dataclasses import dataclass, field
@@ -543,3 +544,20 @@ def test_carriers_need_a_budget_of_their_own_where_the_engine_has_one(model: Str
         engine.step()
     assert stream.state().frames == 60 and stream.state().dropped == {}
     Engine(model).open(policy="carrier", window=2.0)
+
+
+@pytest.mark.parametrize("budget", [37_500, 50_000, 65_000])
+def test_what_is_set_apart_for_a_stream_is_never_more_than_the_budget_whatever_it_says(
+    model: StreamingVideoLM, budget: int
+) -> None:
+    engine = Engine(model, max_bytes=budget)
+    stream = engine.open(threshold=1.0, drop="all", queue=99)
+    for number, frame in enumerate(frames(9)):
+        stream.push(frame)
+        if number % 2 or stream.state().dropped:
+            with contextlib.suppress(EngineFull):
+                stream.ask(QUESTION)
+        while engine.waiting:
+            engine.step()
+            assert engine.kv_bytes <= stream._room <= budget
+    assert stream.state().dropped["memory"] > 0, "the budget was full"

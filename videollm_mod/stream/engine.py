@@ -419,7 +419,7 @@ class Engine:
                 stream._queue.put_back(turn.frames[len(items) :])  # those behind the one that made it speak
             if stream._for_answers and not session.speaking and stream._questions == 0:
                 stream._for_answers = stream._longest = 0
-                stream._room = max(session._cache.kv_bytes + self._reply_bytes, stream._least)
+                stream._room = min(stream._room, max(session._cache.kv_bytes + self._reply_bytes, stream._least))
             if stream.closed:
                 return []
         outputs = []
