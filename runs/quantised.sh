@@ -20,7 +20,11 @@ keys = "f1 timing_f1 f1_teacher_forced question_accuracy false_alarms_per_minute
 rows = {path.stem.rstrip("_"): json.loads(path.read_text()) for path in sorted(Path("out/quantised").glob("*.json"))}
 exact = rows["float32"]
 table = {
-    name: {key: {"value": row[key], "change": round(row[key] - exact[key], 4)} for key in keys if row[key] is not None}
+    name: {
+        key: {"value": row[key], "change": round(row[key] - exact[key], 4)}
+        for key in keys
+        if row[key] is not None and exact[key] is not None  # what nothing could be measured for
+    }
     for name, row in rows.items()
 }
 result = {"rows": table, "streams": exact["streams"], "description": exact["description"]}

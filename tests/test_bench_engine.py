@@ -31,6 +31,26 @@ def test_the_json_has_the_keys_that_others_rely_on(tmp_path: Path, capsys: pytes
     assert result["threads"] == 1 and result["quick"] and "mean nothing" in capsys.readouterr().err
 
 
+def test_any_published_decoder_can_be_measured_in_half_precision(tmp_path: Path) -> None:
+    """Heads of keys that others share, and of a width of their own."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 50, "head_dim": 24}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **sizes, **heads}))
+    flags: dict[str, Any] = dict(sessions=(1, 2), frames=3, steps=1, seconds=1.0, threads=1)
+    result = bench_engine(BenchEngine(llm=str(tmp_path), dtype="bfloat16", **flags))
+    entries = result["sessions"]["1"]["kv_mib"] * 2**20 / (2 * 2 * 24 * 2)  # keys and values, heads, width, bytes
+    frames = 3 + 2 * (1 + 1) + 2 * 2  # old, warm-up and a timed round of each way, a second at 2 fps of each way
+    opening = 2 * len(build(SMALL).template.system("Watch."))  # in both layers
+    assert entries == pytest.approx(frames * (11 + 3) + opening, abs=0.3), "kv_mib is told to four decimals"
+    with pytest.raises(InputError, match="layer 5, but the model has layers 0 to 1"):
+        bench_engine(BenchEngine(llm=str(tmp_path), plan="5", **flags))
+
+
+def test_a_decoder_that_does_not_fit_into_memory_is_refused_before_it_is_made() -> None:
+    with pytest.raises(InputError, match=r"weights take \d+\.\d GiB in float32, of which .* give a smaller --llm"):
+        bench_engine(BenchEngine(llm="llama-3-70b", sessions=(1,)))
+
+
 def test_a_session_that_was_made_old_holds_what_watching_would_have_left() -> None:
     streams = Streams.of(SMALL, build(SMALL), 1)
     grown, watched = streams.streams[0]._session, StreamSession(streams.engine.model, threshold=0.0)
@@ -74,6 +94,9 @@ def test_a_number_of_streams_is_sustained_if_nothing_is_late_or_dropped() -> Non
         ({"steps": 0}, "--steps 0 is too small"),
         ({"width": 100}, "--width 100 does not split into 16 heads"),
         ({"plan": "1,99"}, "layer 99"),
+        ({"llm": "llama-9"}, "--llm llama-9 is unknown"),
+        ({"dtype": "int8"}, "--dtype 'int8' is unknown"),
+        ({"device": "tpu"}, "--device 'tpu' is unknown"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], said: str) -> None:

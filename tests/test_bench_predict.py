@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from videollm_mod.bench.cards import CARDS, Card
-from videollm_mod.bench.fronts import BenchPredict, bench_predict
+from videollm_mod.bench.fronts import BenchFlops, BenchPredict, bench_flops, bench_predict
 from videollm_mod.bench.llms import LLMS, llm_config
 from videollm_mod.bench.predict import Camera, Cost, Weights, count_weights, statement
 from videollm_mod.depth import DepthPlan
@@ -163,6 +163,7 @@ def test_every_card_is_accepted_by_name_and_tells_its_source(name: str, tiny: st
         ({"card": "voodoo"}, "--card 'voodoo' is unknown; take one of h200"),
         ({"bandwidth": 100.0}, "--memory is missing"),
         ({"memory": -1.0}, "--memory -1.0 is no size"),
+        ({"card": "h200", "bandwidth": math.inf}, "--bandwidth inf is no size"),
         ({"card": "h200", "dtype": "float32"}, "give --flops as well"),
         ({"dtype": "int3"}, "--dtype 'int3' is unknown"),
         ({"kv_dtype": "int3"}, "--kv-dtype 'int3' is unknown"),
@@ -193,6 +194,39 @@ def test_a_file_that_is_no_decoders_config_is_refused(values: Any, said: str, tm
     path.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(InputError, match=said):
         llm_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_decoder_of_a_vision_language_model_costs_what_its_text_model_would(
+    kind: str, tied: bool, tmp_path: Path
+) -> None:
+    """Its head, and whether that is the table of embeddings, are the whole model's to say."""
+    path = tmp_path / "config.json"
+    text = {**TINY, "model_type": f"{kind}_text", "head_dim": 4}
+    path.write_text(json.dumps({"model_type": kind, "text_config": text, "tie_word_embeddings": tied}))
+    weights = count_weights(llm_config(str(tmp_path)), "float32")
+    assert weights.stored - weights.read == (0 if tied else 4 * 32 * 8), "the table is only looked into"
+    alone = {**text, "model_type": "qwen2" if kind == "qwen2_5_vl" else "qwen3", "tie_word_embeddings": tied}
+    path.write_text(json.dumps(alone))
+    assert weights == count_weights(llm_config(str(tmp_path)), "float32")
+    assert bench_predict(BenchPredict(llm=str(tmp_path), card="h200"))["ratio"]["kv_bytes"] < 1
+
+
+@pytest.mark.parametrize("kind", ["phi", "starcoder2"])
+def test_a_decoder_whose_mlp_has_no_gate_is_refused_for_its_sum_would_be_wrong(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "model_type": kind}))
+    with pytest.raises(InputError, match=f"type '{kind}' has [0-9,]+ weights in its layers where .* have [0-9,]+"):
+        bench_predict(BenchPredict(llm=str(tmp_path)))
+    with pytest.raises(InputError, match="so its costs are not known"):
+        bench_flops(BenchFlops(llm=str(tmp_path), frames=2))
+
+
+def test_a_decoder_that_is_only_part_of_a_multimodal_model_is_reckoned_but_not_run(tmp_path: Path) -> None:
+    text = {**TINY, "model_type": "qwen3_vl_text", "head_dim": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", "text_config": text}))
+    with pytest.raises(InputError, match="'qwen3_vl_text' only within a multimodal model; give the language model"):
+        bench_flops(BenchFlops(llm=str(tmp_path), frames=2))
 
 
 def test_the_table_of_docs_performance_is_what_the_command_says() -> None:

@@ -53,11 +53,32 @@ RESULTS: dict[str, dict[str, Any]] = {
     },
     "bench_soak": {
         "frames": 100_000,
+        "every": 1000,
         "slowdown": 1.0432,
         "rss_growth": 0.011,
+        "policy": "window",
+        "budget": 8 * 2**20,
+        "kv_bytes_max": 5 * 2**20,
+        "interrupted": False,
         "points": [{"frames": n, "ms": 5.0, "rss": 2e8, "kv_bytes": 1e6} for n in (1000, 2000)],
     },
-    "bench_engine": {"speedup": {"4": 1.8765, "16": 2.5}, "note": "a word"},
+    "bench_engine": {
+        "sessions": {
+            count: {
+                "speedup": speedup,
+                "speedup_cpu_time": speedup,
+                "kv_mib": 133.0,
+                **{
+                    name: {"frames_per_second": 12.0 * speedup, "gflops": 40.0, "p99_ms": 99.0, "dropped": 3}
+                    for name in ("engine", "in_turn")
+                },
+                **({"profile": {"linear": 0.46, "attention": 0.43, "outside": 0.09}} if count == "16" else {}),
+            }
+            for count, speedup in (("4", 1.8765), ("16", 2.5))
+        },
+        "sustained_2fps": {"engine": 4, "in_turn": 1},
+        "setup": {"fps": 2.0},
+    },
 }
 
 
@@ -86,11 +107,14 @@ def test_each_result_has_its_section_its_numbers_and_where_it_has_curves_its_pic
         "1.043",
         "+1.1%",
         "1.877",
+        "linear 46%",
+        "4 in the engine, 1 in turn",
+        "5.0 MiB of cache entries of a budget of 8.0 MiB",
         "needs 40 GiB",
         "torchcodec: is not installed",
     ):
         assert number in page, number
-    drawn = {"bench_train", "bench_stream", "peer_videollm_online", "bench_soak"}
+    drawn = {"bench_train", "bench_stream", "peer_videollm_online", "bench_engine", "bench_soak"}
     assert set(told["pictures"]) == {f"{name}.png" for name in drawn}
     for name in told["pictures"]:
         assert f"](bench/{name})" in page
@@ -116,10 +140,32 @@ def test_a_result_of_another_form_is_told_as_its_numbers(tmp_path: Path) -> None
     assert told["pictures"] == []
 
 
+def test_a_soak_that_was_stopped_before_its_third_point_says_what_it_has(tmp_path: Path) -> None:
+    soak = RESULTS["bench_soak"]
+    early = {**soak, "frames": 1000, "slowdown": None, "rss_growth": None, "budget": None, "interrupted": True}
+    told, page = report(tmp_path, {"bench_soak": {**early, "points": soak["points"][:1]}})
+    assert "Policy `window`: 1,000 frames through one session; too few to compare" in page
+    assert "stopped early" in page and told["pictures"] == ["bench_soak.png"]
+    told, page = report(tmp_path, {"bench_soak": {**early, "frames": 0, "points": []}})
+    assert "0 frames through one session" in page and told["pictures"] == []
+
+
+def test_a_reader_of_video_that_was_not_there_has_an_empty_cell(tmp_path: Path) -> None:
+    _, page = report(tmp_path, {"bench_decode": RESULTS["bench_decode"]})
+    assert "| 1,200 |  | 2.057 |" in page and "nan" not in page
+
+
 def test_what_is_no_bench_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "eval_world.json").write_text('{"f1": 0.84}')
     _, page = report(tmp_path, {"bench_engine": RESULTS["bench_engine"]})
     assert "0.84" not in page
+
+
+def test_a_result_with_a_page_of_its_own_is_named_and_not_repeated(tmp_path: Path) -> None:
+    many = {"known": {f"{number:04x}": {"f1": 0.4321} for number in range(500)}}
+    told, page = report(tmp_path, {"bench_engine": RESULTS["bench_engine"], "bench_reductions": many})
+    assert told["results"] == ["bench_engine"] and "0.432" not in page
+    assert "`bench_reductions.json` has a page of its own, `docs/reductions.md`." in page
 
 
 def test_a_folder_without_results_and_a_broken_file_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tracemalloc
@@ -149,8 +150,19 @@ def test_the_command_writes_its_table_and_goes_on_from_its_journal(folder: str, 
     places["journal"].write_text("".join(lines[:3]) + lines[3][:40])  # stopped while it wrote the last
     again = evaluate_endless(config)
     assert again["rows"][:2] == result["rows"][:2] and len(places["journal"].read_text().splitlines()) == 4
+    evaluate_endless(dataclasses.replace(config, policies=("own",), ago=(0.1,)))
+    assert len(places["journal"].read_text().splitlines()) == 5, "other questions are asked anew"
     with pytest.raises(InputError, match="is of another model or world"):
         evaluate_endless(EvalEndless(model=folder, minutes=0.2, journal=places["journal"], workers=1))
+
+
+def test_a_window_bounds_all_policies_but_the_one_that_has_no_bounds(folder: str) -> None:
+    config = EvalEndless(
+        model=folder, policies=("own", "full"), minutes=0.15, window=1.0, ago=(0.05,), ask_every=4.0, workers=1
+    )
+    own, full = evaluate_endless(config)["rows"]
+    assert own["forgotten"]["frames"] > 0 and full["forgotten"]["frames"] == 0
+    assert own["positions"] < full["positions"]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +203,25 @@ def test_the_soak_bench_tells_slowdown_and_growth_and_draws_them(folder: str, tm
     assert result["rss_growth"] == pytest.approx(last["rss"] / second["rss"] - 1, abs=1e-3)
     assert 0 < result["kv_bytes_max"] <= result["budget"] == 10**5 and result["forgotten"]["frames"] > 30
     assert not result["interrupted"] and result["policy"] == "window"
+
+
+def test_a_soak_that_is_killed_leaves_its_points_behind(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "soak.json"
+    written = []
+
+    def killed(line: str) -> None:
+        written.append(out.exists() and json.loads(out.read_text())["frames"])
+        if line.startswith("20 frames"):
+            raise SystemExit
+
+    monkeypatch.setattr("videollm_mod.bench.measure.progress", killed)
+    with pytest.raises(SystemExit):
+        bench_soak(BenchSoak(frames=45, model=folder, every=10, film=4, window=2.0, out=out))
+    assert written == [False, False, 10]
+    left = json.loads(out.read_text())
+    assert left["frames"] == 10 and left["interrupted"]
 
 
 def test_an_interrupted_soak_gives_what_it_has() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.engine import Engine, EngineFull, EngineOutput, EngineStream, QueueFull
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.stream.together import CHUNK
-from videollm_mod.types import FrameTokens, InputError, StreamEvent
+from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 
 QUESTION = "What happened?"
 
@@ -400,3 +401,163 @@ def test_what_cannot_be_is_refused_in_one_sentence(model: StreamingVideoLM) -> N
     given = Engine(tiny_model(DepthPlan("interleaved", 0.4, scorer="given"))).open()
     with pytest.raises(InputError, match="has no scores"):
         given.push_tokens(FrameTokens(torch.zeros(5, 16), (2, 2), 0.0, 0))
+
+
+# --- one stream's trouble is not the others' -----------------------------------------------------------------------
+
+
+def least_budget(model: StreamingVideoLM) -> int:
+    """Bytes that a bounded session needs to watch at all."""
+    with pytest.raises(InputError, match=r"take \d+ bytes") as refused:
+        StreamSession(model, policy="window", budget=1)
+    return int(str(refused.value).split(" bytes")[0].split()[-1])
+
+
+def test_a_question_that_no_bound_of_its_stream_holds_is_refused_when_asked_and_others_lose_no_frame(
+    model: StreamingVideoLM,
+) -> None:
+    engine = Engine(model)
+    other, narrow = engine.open(threshold=0.0), engine.open(policy="window", budget=2 * least_budget(model))
+    for frame in frames(3):
+        other.push(frame)
+    with pytest.raises(InputError, match=r"the question takes \d+ tokens.*ask a shorter one"):
+        narrow.ask("What happened ? " * 200)
+    engine.step()
+    assert other.state().frames == 3 and not narrow.waiting
+    narrow.ask(QUESTION)
+    while engine.waiting:
+        engine.step()
+
+
+def test_long_questions_one_behind_the_other_are_refused_together_if_they_fit_alone(model: StreamingVideoLM) -> None:
+    engine = Engine(model)
+    budget = 2 * least_budget(model)
+    longest = "What happened ? " * next(n for n in range(1, 99) if not fits_alone(model, budget, n + 1))
+    stream = engine.open(policy="window", budget=budget, threshold=0.0)
+    stream.ask(longest)
+    with pytest.raises(InputError, match="ask a shorter one"):
+        stream.ask(longest)
+    most = 0
+    while engine.waiting:
+        engine.step()
+        most = max(most, engine.kv_bytes)
+    assert most <= budget and stream._questions == 0
+    stream.push(frames(1)[0])
+    engine.step()
+    stream.ask(longest)
+    while engine.waiting:
+        engine.step()
+    assert engine.kv_bytes <= budget
+
+
+def fits_alone(model: StreamingVideoLM, budget: int, times: int) -> bool:
+    try:
+        StreamSession(model, policy="window", budget=budget).hear("What happened ? " * times)
+    except InputError:
+        return False
+    return True
+
+
+def test_a_stream_that_cannot_say_what_it_wants_takes_no_frame_from_the_others_nor_from_itself(
+    model: StreamingVideoLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model)
+    first, last = engine.open(threshold=0.0), engine.open(threshold=0.0)
+    for frame in frames(2):
+        first.push(frame)
+        last.push(frame)
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(last._session.memory, "make_room", fail)
+        engine.step()
+    assert first.state().queued == last.state().queued == 2
+    engine.step()
+    assert first.state().frames == last.state().frames == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (5, 8), (1, 5, 16), (5,)])
+def test_tokens_that_are_no_frame_of_the_models_are_refused_before_they_wait(
+    model: StreamingVideoLM, shape: tuple[int, ...]
+) -> None:
+    engine = Engine(model)
+    stream = engine.open()
+    wrong = FrameTokens(torch.zeros(shape), (2, 2), 0.0, 0)
+    for push in (stream.push_tokens, StreamSession(model).push_tokens):
+        with pytest.raises(InputError, match=r"tokens are \(.*; this model's encoder makes them \(5, 16\)"):
+            push(wrong)
+    assert not engine.waiting
+
+
+@pytest.mark.parametrize("time", [math.nan, math.inf, -math.inf])
+def test_a_frame_whose_time_is_no_number_is_refused(model: StreamingVideoLM, time: float) -> None:
+    picture = frames(1)[0].image
+    for push in (Engine(model).open().push, StreamSession(model).push):
+        with pytest.raises(InputError, match=r"a frame's time is .*; give seconds"):
+            push(Frame(picture, time, 0))
+
+
+# --- the engine's budget, in all its uses ---------------------------------------------------------------------------
+
+
+def test_a_rounded_cache_lets_as_many_more_streams_in_as_its_entries_are_smaller(model: StreamingVideoLM) -> None:
+    def let_in(kv: str | None) -> int:
+        small = tiny_model(DepthPlan("interleaved", 0.4))
+        small.kv = kv
+        engine = Engine(small, max_bytes=600_000)
+        with pytest.raises(EngineFull):
+            while True:
+                engine.open(window=4.0)
+        return len(engine.streams)
+
+    exact, rounded = let_in(None), let_in("int8")  # 8 bytes a channel; 1 and a scale of 4 for 8 channels
+    assert rounded >= 8 / 1.5 * exact
+
+
+def test_what_is_recalled_counts_in_the_budget_and_the_newest_of_it_fits(model: StreamingVideoLM) -> None:
+    said = [StreamEvent(float(number), "narration", "A red square enters", number) for number in range(99)]
+    engine = Engine(model, max_bytes=3 * Engine(model, max_bytes=10**9).open(window=1.0)._room)
+    stream = engine.open(window=1.0, threshold=0.0)
+    stream.recall(said)
+    room, forgotten = stream._room, stream.state().forgotten["narrations"]
+    assert room > engine.max_bytes / 2 and 0 < forgotten < 99
+    with pytest.raises(EngineFull):
+        stream.ask(QUESTION)
+    for frame in frames(10):
+        stream.push(frame)
+    while engine.waiting:
+        engine.step()
+        assert engine.kv_bytes <= engine.max_bytes
+    assert stream.state().frames + stream.state().dropped.get("newest", 0) == 10
+    assert stream.state().dropped.get("memory", 0) == 0
+
+
+def test_carriers_need_a_budget_of_their_own_where_the_engine_has_one(model: StreamingVideoLM) -> None:
+    engine = Engine(model, max_bytes=10**6)
+    with pytest.raises(InputError, match=r"'carrier' keeps a token of every frame.* give one in bytes"):
+        engine.open(policy="carrier", window=2.0)
+    stream = engine.open(policy="carrier", window=2.0, budget=2 * least_budget(model), threshold=0.0)
+    for frame in frames(60):
+        stream.push(frame)
+        engine.step()
+    assert stream.state().frames == 60 and stream.state().dropped == {}
+    Engine(model).open(policy="carrier", window=2.0)
+
+
+@pytest.mark.parametrize("budget", [37_500, 50_000, 65_000])
+def test_what_is_set_apart_for_a_stream_is_never_more_than_the_budget_whatever_it_says(
+    model: StreamingVideoLM, budget: int
+) -> None:
+    engine = Engine(model, max_bytes=budget)
+    stream = engine.open(threshold=1.0, drop="all", queue=99)
+    for number, frame in enumerate(frames(9)):
+        stream.push(frame)
+        if number % 2 or stream.state().dropped:
+            with contextlib.suppress(EngineFull):
+                stream.ask(QUESTION)
+        while engine.waiting:
+            engine.step()
+            assert engine.kv_bytes <= stream._room <= budget
+    assert stream.state().dropped["memory"] > 0, "the budget was full"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_cases import frames, tiny_model
+from stream_cases import WORDS, frames, tiny_model
 from test_window import conversation, llama, step
 
 import videollm_mod as vm
@@ -27,7 +27,7 @@ from videollm_mod.stream.policies.carrier import TOKENS, Carrier
 from videollm_mod.stream.policies.norm import Norm
 from videollm_mod.stream.policies.window import Window
 from videollm_mod.stream.session import Step, StreamSession
-from videollm_mod.types import InputError
+from videollm_mod.types import InputError, StreamEvent
 
 PLANS = (DepthPlan("full"), DepthPlan("interleaved", 0.4), DepthPlan("all", 0.2), DepthPlan("early-exit"))
 ENTRY = 2 * 2 * 8 * 8  # bytes of an entry of the tiny model: key and value, 2 heads of 8, float64
@@ -328,6 +328,26 @@ def test_a_question_that_fits_into_no_budget_is_refused_and_the_stream_goes_on()
     assert session.context == context
     session.ask("What happened?")
     well_formed(session)
+
+
+@pytest.mark.parametrize("policy", ["window", "carrier", "norm"])
+def test_of_more_to_recall_than_its_bounds_hold_the_newest_stays_and_the_stream_begins(policy: str) -> None:
+    model = model_of(PLANS[1])
+    said = [StreamEvent(float(number), "narration", WORDS.split()[number % 7], number) for number in range(99)]
+    said[3] = StreamEvent(3.0, "answer", "square", 3, "What happened ?", 3.0)
+    budget = 2 * least(model)
+    session = StreamSession(model, policy=policy, budget=budget, threshold=0.0)
+    session.recall(said)
+    forgotten = session.state().forgotten
+    assert forgotten["answers"] == 1 and 0 < forgotten["narrations"] < 98
+    tail = [*session.template.reply_prompt(), *session.template.reply(said[-1].text), *session.template.after_reply]
+    assert session._pending[-len(tail) :] == tail
+    for frame in frames(12):
+        session.push(frame)
+        assert session.state().kv_bytes <= budget
+    unbounded = StreamSession(model, policy="full")
+    unbounded.recall(said)
+    assert unbounded.state().forgotten["narrations"] == 0
 
 
 @pytest.mark.parametrize("where", ["in a layer", "behind the decoder"])

@@ -16,7 +16,8 @@ from videollm_mod.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ENDLESS = (ROOT / "docs" / "endless.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README + ENDLESS, flags=re.DOTALL)
 
 
 @pytest.mark.slow

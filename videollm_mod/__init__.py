@@ -25,6 +25,7 @@ _HOME = {
     "FrameTokens": "types",
     "InputError": "types",
     "LoraSettings": "adapters",
+    "QueueFull": "stream.engine",
     "RaggedCache": "depth",
     "Reduction": "reductions",
     "StreamEvent": "types",

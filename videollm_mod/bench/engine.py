@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from videollm_mod.bench.engine_command import BenchEngine
-from videollm_mod.bench.measure import environment, progress, time_in_turn
+from videollm_mod.bench.measure import environment, progress, time_in_turn, wait_for
+from videollm_mod.bench.models import decoder_config, random_decoder
 from videollm_mod.depth import DepthPlan, flops
 from videollm_mod.depth.plan import parse_layers
 from videollm_mod.dialogue import word_tokenizer
@@ -37,8 +37,11 @@ LATE = 0.5  # seconds: a stream is sustained if 99 of 100 decisions come sooner,
 
 def measure(config: BenchEngine) -> dict[str, Any]:
     """All measurements; a line on stderr for each number of sessions."""
-    progress(f"building a decoder of {config.layers} layers, width {config.width}; {torch.get_num_threads()} thread(s)")
     model = build(config)
+    llm = model.lm.config
+    progress(
+        f"a decoder of {llm.num_hidden_layers} layers, width {llm.hidden_size}; {torch.get_num_threads()} thread(s)"
+    )
     counts = sorted(set(config.sessions))
     results: dict[str, Any] = {}
     for count in counts:
@@ -64,27 +67,21 @@ def measure(config: BenchEngine) -> dict[str, Any]:
 
 
 def build(config: BenchEngine) -> StreamingVideoLM:
-    """A streaming model of the size asked for, in float32, with random weights."""
-    torch.manual_seed(0)
+    """A streaming model of the size asked for, with random weights."""
     side = math.isqrt(config.tokens - 1)
     tower = ConvTower(ConvTowerConfig(image_size=16 * max(side, 1), channels=(4, 8, WIDTH), heads=1))
     settings = StreamSettings(system="Watch.")
     tokenizer = word_tokenizer([settings.system])
-    llama = LlamaConfig(
-        hidden_size=config.width,
-        intermediate_size=config.inner,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        vocab_size=max(config.vocabulary, len(tokenizer)),
-        max_position_embeddings=1 << 20,  # positions beyond what a model was trained for take as long
-    )
+    llm = decoder_config(config)
+    llm.vocab_size = max(llm.vocab_size, len(tokenizer))
+    llm.max_position_embeddings = 1 << 20  # positions beyond what a model was trained for take as long
     layers = parse_layers(config.plan)
     assert layers is not None  # only None stays None
     plan = DepthPlan(layers, config.keep, scorer="learned", gate="straight")
-    encoder = FrameEncoder(tower, (side, side))
-    lm = LlamaForCausalLM(llama)
-    return StreamingVideoLM(encoder, Connector(WIDTH, config.width), lm, tokenizer, plan, settings).eval()
+    lm = random_decoder(llm, config.device, config.dtype)
+    encoder, connector = FrameEncoder(tower, (side, side)), Connector(WIDTH, llm.hidden_size)
+    made = StreamingVideoLM(encoder, connector, lm, tokenizer, plan, settings).eval()
+    return made.to(device=config.device, dtype=getattr(torch, config.dtype))
 
 
 @dataclass
@@ -108,7 +105,9 @@ class Streams:
         """The next frame, random."""
         self.number += 1
         side = math.isqrt(self.config.tokens - 1)
-        return FrameTokens(torch.randn(self.config.tokens, WIDTH), (side, side), float(self.number), self.number)
+        like = next(self.engine.model.parameters())
+        tokens = torch.randn(self.config.tokens, WIDTH, device=like.device, dtype=like.dtype)
+        return FrameTokens(tokens, (side, side), float(self.number), self.number)
 
     def together(self) -> None:
         """One frame of every stream through the engine."""
@@ -127,7 +126,9 @@ def grow_old(session: StreamSession, frames: int) -> None:
     """Leave a fresh session as `frames` silent frames would: caches of the very same sizes, of random entries."""
     config, tokens = session.model.lm.config, session.model.encoder.tokens_per_frame
     cache, opening = session._cache, len(session._pending)
-    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    heads = config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    like = next(session.model.parameters())
     # the last frame apart: it makes the buffers grow, so that they have room and need not grow while they are timed
     for first, last in ((0, frames - 1), (frames - 1, frames)):
         text = last - first + (opening if first == 0 else 0)
@@ -135,9 +136,11 @@ def grow_old(session: StreamSession, frames: int) -> None:
         span = text + (last - first) * tokens
         entries = flops.kv_entries(config, session.model.plan, text, last - first, tokens)
         for layer, count in zip(cache.layers, entries):
-            layer.expect(span, (before + torch.arange(count) * span // max(count, 1))[None], [count])
+            slots = before + torch.arange(count, device=like.device) * span // max(count, 1)
+            layer.expect(span, slots[None], [count])
             if count:
-                keys, values = torch.randn(2, 1, heads, 1, width)  # one entry, repeated: to draw them all takes long
+                # one entry, repeated: to draw them all takes long
+                keys, values = torch.randn(2, 1, heads, 1, width, device=like.device, dtype=like.dtype)
                 layer.update(keys.expand(-1, -1, count, -1), values.expand(-1, -1, count, -1))
     session.context = [0] * cache.seen
     session._pending, session._stream_open = [], True
@@ -147,7 +150,8 @@ def grow_old(session: StreamSession, frames: int) -> None:
 def measure_count(config: BenchEngine, model: StreamingVideoLM, count: int) -> dict[str, Any]:
     """Throughput of rounds, then latency of frames that come one by one, of `count` sessions."""
     streams = Streams.of(config, model, count)
-    timing = time_in_turn({"engine": streams.together, "in_turn": streams.in_turn}, config.steps)
+    wait = wait_for(config.device)
+    timing = time_in_turn({"engine": streams.together, "in_turn": streams.in_turn}, config.steps, wait=wait)
     point: dict[str, Any] = {"speedup": timing["in_turn"].wall_ms / timing["engine"].wall_ms}
     point["speedup_cpu_time"] = timing["in_turn"].cpu_ms / timing["engine"].cpu_ms
     ratios = [turn / engine for turn, engine in zip(timing["in_turn"].wall, timing["engine"].wall)]
@@ -155,7 +159,8 @@ def measure_count(config: BenchEngine, model: StreamingVideoLM, count: int) -> d
     plan, llama = model.plan, model.lm.config
     age = streams.streams[0].state().frames
     past = flops.kv_entries(llama, plan, age, age, config.tokens)
-    if count == max((n for n in config.sessions if n <= PROFILED), default=0):
+    profiled = max((n for n in config.sessions if n <= PROFILED), default=0)
+    if count == profiled and config.device == "cpu":  # on a GPU operators are only begun in the time that they tell
         point["profile"] = shares_of_a_step(streams)
     point["gflop_per_frame"] = flops.step_flops(llama, plan, flops.Step(1, (config.tokens,), 1), past) / 1e9
     for name, run in (("engine", take_together), ("in_turn", take_in_turn)):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from videollm_mod.bench.front import DecoderSizes, finished, on_threads, refuse_nonsense
+from videollm_mod.bench.fronts import LLM
 from videollm_mod.flags import PLANS
 
 
@@ -18,6 +19,7 @@ class BenchEngine(DecoderSizes):
 
     sessions: tuple[int, ...] = (1, 4, 16, 64)
     """How many streams at once; measured for each."""
+    llm: Annotated[str, tyro.conf.arg(help=f"{LLM} Instead of the sizes above.")] = ""
     plan: Annotated[str, tyro.conf.arg(help=f"Which layers route: {PLANS}.")] = "interleaved"
     keep: float = 0.2
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]."""
@@ -31,6 +33,10 @@ class BenchEngine(DecoderSizes):
     """Length of the stretch at --fps, with frames that come one by one, in which latency is measured."""
     fps: float = 2.0
     """Frames per second of each stream there."""
+    device: str = "cpu"
+    """Where to run: cpu or cuda."""
+    dtype: str = "float32"
+    """Type of weights and arithmetic: float32, bfloat16 or float16."""
 
 
 def small(config: BenchEngine) -> BenchEngine:
@@ -38,6 +44,7 @@ def small(config: BenchEngine) -> BenchEngine:
     return replace(
         config,
         sessions=tuple(n for n in config.sessions if n <= 4) or (1, 4),
+        llm="",
         plan="full" if config.plan == "full" else "interleaved",
         width=64,
         inner=176,

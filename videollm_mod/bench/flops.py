@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from videollm_mod.bench.fronts import BenchFlops
-from videollm_mod.bench.llms import llm_config
+from videollm_mod.bench.llms import causal_config
 from videollm_mod.bench.measure import environment, progress
 from videollm_mod.bench.models import DENSE, Stream, parse_route
 from videollm_mod.depth import DepthPlan, apply_depth, flops
@@ -26,7 +26,7 @@ META = torch.device("meta")
 
 def measure(config: BenchFlops) -> dict[str, Any]:
     """{"flops": {tokens: {plan: {"pass", "train", "stream", "last_frame", "kv_bytes_per_frame", ...}}}}"""
-    llm = llm_config(config.llm)
+    llm = causal_config(config.llm)
     with META:
         model = AutoModelForCausalLM.from_config(llm, attn_implementation="sdpa")
     plans = {DENSE: DepthPlan("full"), **{word: parse_route(word) for word in config.routes}}

@@ -89,7 +89,7 @@ def refuse_nonsense(config: Any) -> None:
     if "plan" in values and "layers" in values:
         layers = parse_layers(config.plan)
         assert layers is not None  # only None stays None
-        DepthPlan(layers, config.keep).routed(config.layers)
+        DepthPlan(layers, config.keep).routed(_layers(config))
     if "routes" in values:
         _refuse_routes(config)
     if "device" in values:
@@ -108,20 +108,22 @@ def _refuse_heads(config: DecoderSizes) -> None:
         )
 
 
+def _layers(config: Any) -> int:
+    """Of the decoder that is asked for."""
+    if not getattr(config, "llm", ""):
+        return int(config.layers)
+    from videollm_mod.bench.llms import llm_config
+
+    return int(llm_config(config.llm).num_hidden_layers)
+
+
 def _refuse_routes(config: Any) -> None:
     """Plans that name a layer that the model has not."""
     from videollm_mod.bench.models import parse_route
     from videollm_mod.types import InputError
 
-    llm = getattr(config, "llm", "")
-    if llm:
-        from videollm_mod.bench.llms import llm_config
-
-        layers = llm_config(llm).num_hidden_layers
-    else:
-        layers = config.layers
     for word in config.routes:
-        parse_route(word).ratios(layers)
+        parse_route(word).ratios(_layers(config))
     if len(set(config.routes)) < len(config.routes):
         raise InputError(f"--routes {' '.join(config.routes)} names a plan twice; name each once.")
 

@@ -5,6 +5,7 @@ What measures stands in the module of the same name; torch is imported when a co
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -226,7 +227,7 @@ def _card(config: BenchPredict) -> Any:
     own = {"memory": config.memory, "bandwidth": config.bandwidth, "flops": config.flops}
     given = {name: value for name, value in own.items() if value is not None}
     for name, value in given.items():
-        if not value > 0:
+        if not 0 < value < math.inf:  # also refuses NaN
             raise InputError(f"--{name} {value} is no size; give a number above 0.")
     scaled = {name: value * (1e12 if name == "flops" else 1e9) for name, value in given.items()}
     if not config.card:

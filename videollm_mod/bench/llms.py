@@ -63,12 +63,15 @@ def llm_config(name: str) -> Any:
     values = LLMS.get(name.lower()) or _read(name)
     kind = values.get("model_type")
     try:
-        config = AutoConfig.for_model(**values).get_text_config()
+        whole = AutoConfig.for_model(**values)
+        config = whole.get_text_config()
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"--llm {name}: Transformers has no model of type '{kind}'; give a config.json that it knows, or one of "
             f"{', '.join(LLMS)}."
         ) from error
+    if not hasattr(config, "tie_word_embeddings"):  # the head is the multimodal model's
+        config.tie_word_embeddings = getattr(whole, "tie_word_embeddings", False)
     if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise InputError(f"--llm {name} is a mixture of experts, whose costs are not known here; give a dense decoder.")
     missing = [key for key in SHAPE if not isinstance(getattr(config, key, None), int)]
@@ -78,6 +81,50 @@ def llm_config(name: str) -> Any:
             "with gated MLPs, such as llama-3-8b."
         )
     return config
+
+
+def causal_config(name: str) -> Any:
+    """As `llm_config`, for a decoder that is to run, and whose costs are reckoned: InputError if it cannot."""
+    config = llm_config(name)
+    if not is_causal(config):
+        raise InputError(
+            f"--llm {name}: Transformers has the decoder of type '{config.model_type}' only within a multimodal model; "
+            "give the language model that it was made from, such as qwen3-8b, or ask `bench predict`."
+        )
+    check_layers(config, on_meta(config))
+    return config
+
+
+def is_causal(config: Any) -> bool:
+    """Whether it is a language model of its own; else a multimodal one's decoder, whose head stands outside."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def on_meta(config: Any) -> Any:
+    """The model of a config, without any number in it."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return (AutoModelForCausalLM if is_causal(config) else AutoModel).from_config(config)
+
+
+def check_layers(config: Any, model: Any) -> None:
+    """Raise InputError if the layers' matrices are others than attention and a gated MLP, as the formulas have it."""
+    from videollm_mod.depth import flops
+    from videollm_mod.depth.swap import find_decoder
+
+    layers = find_decoder(model).layers
+    none, token = (flops.step_flops(config, None, flops.Step(1), [past] * len(layers)) for past in (0, 1))
+    one = none - (token - none)  # without a token's look at itself, which costs what a look at another one does
+    there = sum(weight.numel() for weight in layers.parameters() if weight.dim() > 1)
+    if one != 2 * there:
+        raise InputError(
+            f"--llm: a model of type '{config.model_type}' has {there:,} weights in its layers where attention and "
+            f"gated MLPs would have {one // 2:,}, so its costs are not known; give a decoder such as llama-3-8b."
+        )
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from videollm_mod.attention import use_stream_attention
-from videollm_mod.bench.llms import llm_config
+from videollm_mod.bench.llms import causal_config
+from videollm_mod.bench.measure import free_memory
 from videollm_mod.depth import DepthPlan, RaggedCache, apply_depth, flops
 from videollm_mod.depth.cache import RaggedLayer
 from videollm_mod.depth.plan import parse_layers
@@ -51,13 +52,26 @@ def competitors(
     config: Any, routes: dict[str, DepthPlan], device: str = "cpu", dtype: str = "float32"
 ) -> list[Competitor]:
     """Transformers' own, ours dense, and ours routed by each plan; ours stream as in a session."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        first = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    first = random_decoder(config, device, dtype)
     made = [Competitor(UNTOUCHED, first.eval(), None)]
     for name, plan in {DENSE: DepthPlan("full"), **routes}.items():
         made.append(Competitor(name, as_in_a_session(apply_depth(on_the_same_weights(first), plan)), plan))
     return made
+
+
+def random_decoder(config: Any, device: str, dtype: str) -> Any:
+    """A causal LM with random weights on a device. Raises InputError where they do not fit."""
+    with torch.device("meta"):
+        numbers = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    needed, free = numbers * getattr(torch, dtype).itemsize, free_memory(device)
+    if needed > free:
+        raise InputError(
+            f"the decoder's weights take {needed / 2**30:.1f} GiB in {dtype}, of which {free / 2**30:.1f} are free on "
+            f"{device}; give a smaller --llm, or another --dtype."
+        )
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def as_in_a_session(model: Model) -> Model:
@@ -180,7 +194,7 @@ def weights_read(model: Any) -> int:
 def decoder_config(flags: Any) -> Any:
     """The Transformers config that a bench's flags ask for: --llm, or a Llama of --width, --inner, --layers, ..."""
     if flags.llm:
-        return llm_config(flags.llm)
+        return causal_config(flags.llm)
     return LlamaConfig(
         hidden_size=flags.width,
         intermediate_size=flags.inner,

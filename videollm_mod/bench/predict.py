@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any
 
 from videollm_mod.bench.cards import Card
+from videollm_mod.bench.llms import check_layers, is_causal, on_meta
 from videollm_mod.depth import DepthPlan, flops
 
 # Bytes of a number; int4 has a scale of 2 bytes for each group of 64, int8 one for each row, which is nothing.
@@ -34,7 +35,10 @@ class Weights:
 
 
 def count_weights(config: Any, dtype: str) -> Weights:
-    """Counted on the model itself, on the meta device. Embeddings stay in bf16 where the rest is quantised."""
+    """Counted on the model itself, on the meta device. Embeddings stay in bf16 where the rest is quantised.
+
+    Raises InputError for a decoder whose layers are not what the formulas of `depth.flops` reckon with.
+    """
     total, table, head, tied = _numbers(config.to_json_string(use_diff=False))
     outside = table if tied else table + head  # in bf16, if the rest is smaller
     each = BYTES[dtype]
@@ -46,13 +50,17 @@ def count_weights(config: Any, dtype: str) -> Weights:
 @cache
 def _numbers(config: str) -> tuple[int, int, int, bool]:
     """Of a config as JSON: parameters in all, of the embeddings, of the head, and whether those two are one."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config)))
+    read = AutoConfig.for_model(**json.loads(config))
+    model = on_meta(read)
+    check_layers(read, model)
     total = sum(parameter.numel() for parameter in model.parameters())
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    table = model.get_input_embeddings().weight
+    if not is_causal(read):
+        tied = bool(getattr(read, "tie_word_embeddings", False))
+        return total + (0 if tied else table.numel()), table.numel(), table.numel(), tied
+    head = model.get_output_embeddings().weight
     return total, table.numel(), head.numel(), table is head
 
 

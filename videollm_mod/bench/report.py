@@ -15,6 +15,7 @@ from typing import Any
 from videollm_mod.files import atomic_write
 from videollm_mod.types import InputError
 
+OWN_PAGES = {"bench_reductions": "docs/reductions.md"}  # results that `bench report` leaves to their own page
 Found = dict[str, Any]
 Draw = Callable[[Any], None]  # draws on a figure's axes
 HEADER = (
@@ -35,7 +36,8 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
     page = out / "README.md" if out.is_dir() or not out.suffix else out
     pictures = page.parent if page.name == "README.md" else page.with_suffix("")
     found = {path.stem: _read(path) for path in sorted(results.glob("*.json"))}
-    known = {name: value for name, value in found.items() if name in SECTIONS or name.startswith(("bench_", "peer_"))}
+    benches = {name: value for name, value in found.items() if name in SECTIONS or name.startswith(("bench_", "peer_"))}
+    known = {name: value for name, value in benches.items() if name not in OWN_PAGES}
     if not known:
         names = ", ".join(f"{name}.json" for name in SECTIONS)
         raise InputError(f"--results {results} holds no result of a bench; run one with --out, to make one of {names}.")
@@ -62,6 +64,7 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
     missing = [f"`{name}.json`" for name in SECTIONS if name not in known]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}.")
+    parts += [f"`{name}.json` has a page of its own, `{own}`." for name, own in OWN_PAGES.items() if name in benches]
     with atomic_write(page) as file:
         file.write("\n\n".join(parts) + "\n")
     return {"page": str(page), "results": order, "pictures": drawn}
@@ -182,7 +185,8 @@ def _decode(found: Found) -> tuple[list[str], Draw | None]:
             for task, told in tasks.items():
                 speeds = told["frames_per_second"]
                 rows.append([f"{codec} {size}", task, f"{speeds['ours']:,.0f}", f"{speeds['pyav']:,.0f}",
-                             f"{speeds['pyav_auto']:,.0f}", f"{speeds.get('torchcodec', math.nan):,.0f}",
+                             f"{speeds['pyav_auto']:,.0f}",
+                             f"{speeds['torchcodec']:,.0f}" if "torchcodec" in speeds else "",
                              told["speedup_over_pyav"], told["of_decoding_alone"]])  # fmt: skip
     heads = [
         "clip",
@@ -232,15 +236,68 @@ def _peer(found: Found) -> tuple[list[str], Draw | None]:
     return lines, draw
 
 
-def _soak(found: Found) -> tuple[list[str], Draw | None]:
-    points = found["points"]
-    growth = "" if found.get("rss_growth") is None else f", memory {found['rss_growth']:+.1%}"
-    lines = [f"{found['frames']:,} frames through one session: last points over first {found['slowdown']:.3f}{growth}."]
+def _engine(found: Found) -> tuple[list[str], Draw | None]:
+    rows = []
+    for count, told in found["sessions"].items():
+        engine, turn = told["engine"], told["in_turn"]
+        rows.append([count, engine["frames_per_second"], turn["frames_per_second"], told["speedup"],
+                     told["speedup_cpu_time"], engine["gflops"], turn["gflops"], _ms(engine["p99_ms"]),
+                     _ms(turn["p99_ms"]), engine["dropped"], turn["dropped"], told["kv_mib"]])  # fmt: skip
+    heads = ["sessions", "frames/s, engine", "in turn", "speedup", "of CPU time", "GFLOP/s, engine", "in turn",
+             "p99 ms, engine", "in turn", "dropped, engine", "in turn", "KV MiB"]  # fmt: skip
+    fps = found["setup"]["fps"]
+    kept_up = found[f"sustained_{fps:g}fps"]
+    lines = [
+        "The very same sessions in one engine and one after another; both take the same FLOPs, so how many of them a "
+        "second says how near each is to the machine's speed. Latency, from a frame's coming to its decision, and "
+        f"dropped frames at {fps:g} frames per second each:",
+        _table(heads, rows),
+        f"Kept up with, p99 below half a second and nothing dropped: {kept_up['engine']} in the engine, "
+        f"{kept_up['in_turn']} in turn.",
+    ]
+    for count, told in found["sessions"].items():
+        if "profile" in told:
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in told["profile"].items() if kind != "outside")
+            lines.append(
+                f"Of the operators' time in a step of {count}: {shares}; {told['profile']['outside']:.0%} of the step "
+                "is outside of them."
+            )
 
     def draw(figure: Any) -> None:
-        curves = [key for key in ("ms", "rss", "kv_bytes") if key in points[0]]
-        panels = figure.subplots(1, len(curves), squeeze=False)[0]
-        for axes, key in zip(panels, curves):
+        rate, late = figure.subplots(1, 2)
+        counts = list(found["sessions"])
+        for name, label in (("engine", "one engine"), ("in_turn", "in turn")):
+            told = [found["sessions"][count][name] for count in counts]
+            rate.plot(counts, [each["frames_per_second"] for each in told], "o-", label=label)
+            late.plot(counts, [each["p99_ms"] for each in told], "o-", label=label)
+        rate.set_ylabel("frames per second, all sessions")
+        rate.set_ylim(bottom=0)
+        late.set_ylabel(f"p99 ms at {fps:g} frames per second each")
+        late.set_yscale("log")
+        for axes in (rate, late):
+            axes.set_xlabel("sessions")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+
+    return lines, draw
+
+
+def _soak(found: Found) -> tuple[list[str], Draw | None]:
+    points, every = found["points"], f"{found['every']:,}"
+    known = [f"{found['frames']:,} frames through one session"]
+    if found["slowdown"] is None:
+        known.append("too few to compare")
+    else:
+        known.append(f"ms per frame, the last {every} over the second {every}: {found['slowdown']:.3f}")
+    if found["rss_growth"] is not None:
+        known.append(f"resident memory {found['rss_growth']:+.1%}")
+    bound = "" if found["budget"] is None else f" of a budget of {found['budget'] / 2**20:,.1f} MiB"
+    known.append(f"at most {found['kv_bytes_max'] / 2**20:,.1f} MiB of cache entries{bound}")
+    line = f"Policy `{found['policy']}`: {'; '.join(known)}{'; stopped early' if found['interrupted'] else ''}."
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, 3)
+        for axes, key in zip(panels, ("ms", "rss", "kv_bytes")):
             scale = 1 if key == "ms" else 2**20
             axes.plot([point["frames"] for point in points], [point[key] / scale for point in points])
             axes.set_xlabel("frames")
@@ -248,7 +305,7 @@ def _soak(found: Found) -> tuple[list[str], Draw | None]:
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
 
-    return lines, draw
+    return [line], draw if points else None
 
 
 def _plain(found: Found) -> tuple[list[str], Draw | None]:
@@ -263,7 +320,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Found], tuple[list[str], Draw | None]]]
     "bench_train": ("Training", _train),
     "bench_stream": ("Streaming", _stream),
     "peer_videollm_online": ("Beside the public VideoLLM-online code", _peer),
-    "bench_engine": ("Many sessions in one engine", _plain),
+    "bench_engine": ("Many sessions in one engine", _engine),
     "bench_soak": ("An endless stream", _soak),
     "bench_decode": ("Reading video", _decode),
 }

@@ -52,13 +52,16 @@ class BenchSoak:
     threads: int = 1
     """CPU threads of PyTorch."""
     out: Path | None = None
-    """Write the JSON here, too."""
+    """Write the JSON here, too, after every point."""
     plot: Path | None = None
     """Draw the curves here (png)."""
 
 
 def bench_soak(config: BenchSoak) -> dict[str, Any]:
-    """Run it; returns the JSON object. Ctrl-C ends it early, with what is there."""
+    """Run it; returns the JSON object. Ctrl-C ends it early, with what is there; a kill leaves --out at the last point.
+
+    A stopped run is not gone on with: what is measured is one process that lives long.
+    """
     _check(config)
     import torch
 
@@ -75,25 +78,34 @@ def bench_soak(config: BenchSoak) -> dict[str, Any]:
         session = StreamSession(model, policy=config.policy, budget=budget, window=config.window)
         progress(f"rendering {config.film} frames of the world and making their tokens")
         run = Soak(session, _film(model, config.film), model.settings.fps, config.every, config.ask_every)
-        interrupted = run.watch(config.frames, progress)
-        result = rounded(
-            {
-                **run.summary(),
-                "policy": session.state().policy,
-                "budget": budget,
-                "forgotten": session.state().forgotten,
-                "model": config.model,
-                "film": config.film,
-                "ask_every": config.ask_every,
-                "interrupted": interrupted,
-                **environment(),
-            }
-        )
+
+        def kept(interrupted: bool) -> dict[str, Any]:
+            """What there is, in --out as well."""
+            result: dict[str, Any] = rounded(
+                {
+                    **run.summary(),
+                    "policy": session.state().policy,
+                    "budget": budget,
+                    "forgotten": session.state().forgotten,
+                    "model": config.model,
+                    "film": config.film,
+                    "ask_every": config.ask_every,
+                    "interrupted": interrupted,
+                    **environment(),
+                }
+            )
+            if config.out is not None:
+                with atomic_write(config.out) as file:
+                    file.write(json.dumps(result, indent=2) + "\n")
+            return result
+
+        def tell(line: str) -> None:
+            progress(line)
+            kept(interrupted=True)
+
+        result = kept(run.watch(config.frames, tell))
     finally:
         torch.set_num_threads(before)
-    if config.out is not None:
-        with atomic_write(config.out) as file:
-            file.write(json.dumps(result, indent=2) + "\n")
     if config.plot is not None and result["points"]:
         draw(result, config.plot)
     return result

@@ -84,7 +84,8 @@ def measure_point(config: BenchStream, rivals: list[Competitor], tokens: int, fr
         point[name] = told = told_of(config, by_name[name], pair, tokens, frames)
         progress(
             f"  {name:<18} {told['p50']:8.1f} ms (p99 {told['p99']:.1f}), dense {told['dense_p50']:.1f}: ratio "
-            f"{told['ratio']:.3f}, FLOPs {told['flops_bound']:.3f}; KV bytes {told['kv_bytes_ratio']:.3f}"
+            f"{told['ratio']:.3f}, FLOPs {told['flops_bound']:.3f}, {told['times_bound']:.3f} of the bound; KV bytes "
+            f"{told['kv_bytes_ratio']:.3f}"
         )
     if pooled:
         point = {DENSE: told_of(config, dense, Pair(pooled, pooled), tokens, frames), **point}

@@ -49,7 +49,7 @@ class EvalEndless:
     budgets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SIZE")] = ("8MB",)
     """Bytes that the entries of the KV cache never exceed; each policy but own and full runs with each."""
     window: float | None = None
-    """Seconds of video that stay whole; the model's own if not given."""
+    """Seconds of video that stay whole; the model's own if not given, and all of them under full."""
     minutes: float = 60.0
     """Length of each stream, from 0.1 to 60."""
     streams: int = 1
@@ -92,7 +92,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        return f"{self.stream.name} {self.policy} {self.budget} {self.window} {self.threshold} {self.ask_every}"
+        asked = f"{self.ask_every} {' '.join(f'{ago:g}' for ago in self.ago)}"
+        return f"{self.stream.name} {self.policy} {self.budget} {self.window} {self.threshold} {asked}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     world = WorldConfig(seconds=60 * config.minutes, fps=fps, size=size)
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]
     jobs = [
-        Job(stream, policy, budget, config.window, config.threshold, config.ago, config.ask_every)
+        Job(stream, policy, budget, _window(policy, config.window), config.threshold, config.ago, config.ask_every)
         for policy in config.policies
         for budget in _budgets(policy, config.budgets)
         for stream in streams
@@ -349,6 +350,11 @@ class Kept:
                 file.write(json.dumps({"job": key, "watched": dataclasses.asdict(watched)}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _window(policy: str, window: float | None) -> float | None:
+    """Seconds that a policy keeps whole, if it is told; `full` keeps all."""
+    return None if policy == "full" else window
 
 
 def _budgets(policy: str, budgets: Sequence[str]) -> list[int | None]:

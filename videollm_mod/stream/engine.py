@@ -23,13 +23,14 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
+from videollm_mod.depth.cache import RaggedCache
 from videollm_mod.depth.plan import keep_count
 from videollm_mod.depth.step import try_together
 from videollm_mod.depth.swap import find_decoder
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.drops import FrameQueue
-from videollm_mod.stream.memory import Policy
-from videollm_mod.stream.session import Decision, SessionState, Step, StreamSession
+from videollm_mod.stream.memory import Policy, bytes_of_entries
+from videollm_mod.stream.session import Decision, SessionState, Step, StreamSession, check_time
 from videollm_mod.stream.together import Given, Share, frames_at_once, run_together
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
 from videollm_mod.video import letterbox
@@ -100,6 +101,7 @@ class EngineStream:
         self._session, self._queue = session, queue
         self._newest: float | None = None  # time of the newest frame that was pushed, dropped ones included
         self._questions = 0  # that wait
+        self._longest = 0  # tokens of the longest that is not answered yet
         self._least = 0  # bytes of the engine's budget that are its own as long as it is open
         self._room = 0  # and those that are its own now: never less than it uses
         self._for_answers = 0  # of them, those for questions that are not answered yet
@@ -116,14 +118,14 @@ class EngineStream:
 
     def push_tokens(self, tokens: FrameTokens) -> bool:
         """As `push`, for a frame whose tokens `model.encoder` has made already."""
-        if tokens.scores is None and self.engine.model.plan.scorer == "given":
-            raise InputError("the plan's scorer is 'given', and the frame has no scores; give FrameTokens some.")
+        self._session.check_tokens(tokens)
         return self._offer(_Frame(tokens.time, None, tokens.tokens, tokens.scores))
 
     def ask(self, text: str, time: float | None = None) -> None:
         """Queue a question behind the frames that wait. `time`, in seconds, is when it was asked, if not then.
 
-        Raises InputError for an empty one, or if too many wait, and EngineFull if there is no memory for an answer.
+        Raises InputError for an empty one, one that the stream's bounds never hold, or if too many wait, and
+        EngineFull if there is no memory for an answer.
         """
         if not text.strip():
             raise InputError("the question is empty; ask something.")
@@ -131,15 +133,18 @@ class EngineStream:
             self._refuse_closed()
             if self._questions >= QUESTIONS:
                 raise InputError(f"{QUESTIONS} questions wait for an answer already; ask again later.")
-            self.engine._reserve_answer(self, text)
+            ids = self._session.template.user(text)
+            self._session.memory.check_question(ids, behind=self._longest)  # here, not in the step of all streams
+            self.engine._reserve_answer(self, len(ids))
             self._questions += 1
+            self._longest = max(self._longest, len(ids))
             self._queue.note(_Question(text, time))
             self.engine._arrived.notify_all()
 
     def recall(self, said: Sequence[StreamEvent]) -> None:
-        """As of `StreamSession`; before anything is pushed."""
+        """As of `StreamSession`, as much as the engine's budget has room for; before anything is pushed."""
         with self.engine._arrived:
-            self._session.recall(said)
+            self.engine._recall(self, said)
 
     def state(self) -> EngineState:
         """Time, frames, tokens seen and stored, bytes, what waits, what was dropped."""
@@ -160,6 +165,7 @@ class EngineStream:
         return self._session.kept
 
     def _offer(self, frame: _Frame) -> bool:
+        check_time(frame.time)
         with self.engine._arrived:
             self._refuse_closed()
             if self._newest is not None and frame.time <= self._newest:
@@ -203,7 +209,8 @@ class Engine:
         self._streams: list[EngineStream] = []
         self._arrived = threading.Condition()  # guards queues and the list of streams
         self._stepping = threading.Lock()
-        entry = try_together(self._decoder)
+        try_together(self._decoder)
+        entry = bytes_of_entries(self._decoder, RaggedCache(model.num_layers, model.kv))
         template, settings = model.template, model.settings
         vision = model.encoder.tokens_per_frame
         self._token_bytes = sum(entry)  # of one token of text
@@ -234,12 +241,18 @@ class Engine:
         """A new stream; the first five as of `StreamSession`.
 
         drop: what happens to frames that come faster than they are seen, `newest`, `all` or `adaptive`: see drops.py.
-        queue: frames that may wait. Raises EngineFull when the budget has no room for another stream.
+        queue: frames that may wait. Raises EngineFull when the budget has no room for another stream, InputError for
+        `carrier` without a budget where the engine has one: its carriers would take all that is left, for good.
         """
         session = StreamSession(
             self.model, threshold=threshold, window=window, policy=policy, budget=budget, record_kept=record_kept
         )
         stream = EngineStream(self, session, FrameQueue(drop, queue))
+        if self.max_bytes is not None and budget is None and session.memory.policy.name == "carrier":
+            raise InputError(
+                "policy 'carrier' keeps a token of every frame, so beside max_bytes a stream of it needs a budget of "
+                "its own; give one in bytes."
+            )
         frames = math.ceil(2 * session.window * self.model.settings.fps) if session.window < math.inf else 0
         least = self._frame_bytes + frames * self._next_bytes + self._reply_bytes
         stream._least = stream._room = least if budget is None else budget
@@ -281,8 +294,17 @@ class Engine:
         """Bytes of the budget that are nobody's."""
         return math.inf if self.max_bytes is None else self.max_bytes - sum(stream._room for stream in self._streams)
 
-    def _reserve_answer(self, stream: EngineStream, question: str) -> None:
-        need = self._reply_bytes + self._token_bytes * len(self.model.template.user(question))
+    def _recall(self, stream: EngineStream, said: Sequence[StreamEvent]) -> None:
+        if stream._session.memory.budget is not None:  # all of which is its own already
+            stream._session.recall(said)
+            return
+        more = self._token_bytes * stream._session.recall(said, most=self._left() / self._token_bytes)
+        stream._least += more
+        stream._room += more
+
+    def _reserve_answer(self, stream: EngineStream, question: int) -> None:
+        """Make room for the answer to a question of so many tokens."""
+        need = self._reply_bytes + self._token_bytes * question
         if need > self._left():
             raise EngineFull(f"an answer may take {need:,} bytes, more than is left; close a stream, or ask later.")
         stream._room += need
@@ -317,9 +339,7 @@ class Engine:
             try:
                 given = self._run(turns)
             except BaseException:
-                with self._arrived:
-                    for turn in turns:
-                        turn.stream._queue.put_back(turn.frames)
+                self._give_back(turns)
                 raise
             return [output for turn, one in zip(turns, given) for output in self._receive(turn, one)]
 
@@ -329,8 +349,21 @@ class Engine:
             streams = [stream for stream in self._streams if stream.waiting]
             watching = sum(stream._queue.frames > 0 for stream in streams)
         chunk = frames_at_once(self.model, watching)
-        turns = (self._turn(stream, chunk) for stream in streams)
-        return [turn for turn in turns if turn is not None]
+        turns: list[_Turn] = []
+        try:
+            for stream in streams:
+                turn = self._turn(stream, chunk)
+                turns += [] if turn is None else [turn]
+        except BaseException:
+            self._give_back(turns)
+            raise
+        return turns
+
+    def _give_back(self, turns: Sequence[_Turn]) -> None:
+        """Frames of a step that failed wait again."""
+        with self._arrived:
+            for turn in turns:
+                turn.stream._queue.put_back(turn.frames)
 
     def _turn(self, stream: EngineStream, chunk: int) -> _Turn | None:
         session, queue = stream._session, stream._queue
@@ -338,16 +371,21 @@ class Engine:
             with self._arrived:
                 frames = queue.take(len(queue.head(chunk)))
                 question = None if frames or not len(queue) else queue.take(1)[0]
+                stream._questions -= question is not None
             if question is not None:
-                stream._questions -= 1
                 session.hear(question.text, question.time)
                 break
             if not frames:
                 return None
             times = [frame.time for frame in frames]
-            step = session.propose(times)
-            while step.times and not self._reserve_frames(stream, step):
-                step = session.propose(times[: len(step.times) - 1])
+            try:
+                step = session.propose(times)
+                while step.times and not self._reserve_frames(stream, step):
+                    step = session.propose(times[: len(step.times) - 1])
+            except BaseException:
+                with self._arrived:
+                    queue.put_back(frames)
+                raise
             with self._arrived:
                 if step.times:
                     queue.put_back(frames[len(step.times) :])
@@ -380,8 +418,8 @@ class Engine:
             if turn.frames:
                 stream._queue.put_back(turn.frames[len(items) :])  # those behind the one that made it speak
             if stream._for_answers and not session.speaking and stream._questions == 0:
-                stream._for_answers = 0
-                stream._room = max(session._cache.kv_bytes + self._reply_bytes, stream._least)
+                stream._for_answers = stream._longest = 0
+                stream._room = min(stream._room, max(session._cache.kv_bytes + self._reply_bytes, stream._least))
             if stream.closed:
                 return []
         outputs = []

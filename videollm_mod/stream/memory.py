@@ -20,7 +20,7 @@ import torch
 from videollm_mod.depth import RaggedCache, keep_count
 from videollm_mod.depth.swap import find_decoder
 from videollm_mod.depth.turning import turned, turns
-from videollm_mod.types import InputError
+from videollm_mod.types import InputError, StreamEvent
 
 if TYPE_CHECKING:
     from videollm_mod.model import StreamingVideoLM
@@ -104,7 +104,7 @@ class Memory:
                 f"{kind} cannot forget: its keys do not turn with the position; give window=inf, or policy='full'."
             )
         if budget is not None:
-            self.entry_bytes = _entry_bytes(self._decoder, cache)
+            self.entry_bytes = bytes_of_entries(self._decoder, cache)
         self._check_bounds(model)
 
     @property
@@ -162,14 +162,34 @@ class Memory:
         sizes = _frame_sizes(numbers)
         return self._bytes_of(len(numbers) - sum(sizes), sizes)
 
-    def check_question(self, ids: Sequence[int]) -> None:
-        """Raise InputError if a question's `ids` leave no room for an answer, whatever is forgotten."""
+    def check_question(self, ids: Sequence[int], behind: int = 0) -> None:
+        """Raise InputError if a question's `ids` leave no room for an answer, whatever is forgotten.
+
+        behind: tokens of a question that will be answered before it, and may not have gone when its turn comes.
+        """
         if not self.bounded:
             return
         unfinished = self.pieces[-1].size if self.pieces and not self.pieces[-1].done else 0
-        self._refuse_beyond(
-            max(unfinished - self._reply, 0) + len(ids), f"the question takes {len(ids)} tokens", "ask a shorter one"
-        )
+        before = max(unfinished - self._reply, behind, 0)
+        self._refuse_beyond(before + len(ids), f"the question takes {len(ids)} tokens", "ask a shorter one")
+
+    def room_for_words(self) -> float:
+        """Tokens of text that, before the first frame, leave room for all that must fit beside them."""
+        if not self.bounded:
+            return math.inf
+        chunk, vision = self._template.frame(first=True)
+        sizes = [sum(vision)] * 2
+        text = self._least_text + 2 * (len(chunk) - sum(vision))
+        room = self.reach - text - sum(sizes)
+        if self.budget is not None:
+            room = min(room, (self.budget - self._bytes_of(text, sizes)) // sum(self.entry_bytes))
+        return room
+
+    def never_knew(self, said: Sequence[StreamEvent]) -> None:
+        """Count as forgotten what was said in an earlier life and found no room."""
+        answers = sum(event.question is not None for event in said)
+        self.forgotten["answers"] += answers
+        self.forgotten["narrations"] += len(said) - answers
 
     def _check_bounds(self, model: StreamingVideoLM) -> None:
         end = 1 + len(self._template.after_reply)
@@ -444,7 +464,7 @@ def reach_of(model: StreamingVideoLM, window: float) -> float:
 
 
 @torch.no_grad()
-def _entry_bytes(decoder: Any, cache: RaggedCache) -> list[int]:
+def bytes_of_entries(decoder: Any, cache: RaggedCache) -> list[int]:
     """Bytes of an entry in each layer of such a cache, found by running one token."""
     probe, like = cache.empty(), next(decoder.parameters())
     token = torch.zeros(1, 1, decoder.config.hidden_size, device=like.device, dtype=like.dtype)

@@ -77,6 +77,12 @@ class _Reply:
     event: StreamEvent | None = None  # set when it is finished
 
 
+def check_time(time: float) -> None:
+    """Raise InputError for a frame's time that is none."""
+    if not math.isfinite(time):
+        raise InputError(f"a frame's time is {time}; give seconds from the start of the stream.")
+
+
 class StreamSession:
     """A live stream through a model.
 
@@ -221,15 +227,25 @@ class StreamSession:
             forgotten=dict(memory.forgotten),
         )
 
-    def recall(self, said: Sequence[StreamEvent]) -> None:
-        """Before the first frame: put into its context what it said in an earlier life, as text alone."""
+    def recall(self, said: Sequence[StreamEvent], most: float = math.inf) -> int:
+        """Before the first frame: put into its context what it said in an earlier life, as text alone.
+
+        Of too much for its bounds, or for `most` tokens, the newest stays and the rest counts as forgotten. Returns
+        how many tokens were put there.
+        """
         if self._frames or self.speaking:
             raise InputError("the session has begun already; recall what was said before its first frame.")
-        for event in said:
-            if event.question is not None:
-                self._pending += self.template.user(event.question)
-            reply = [*self.template.reply_prompt(), *self.template.reply(event.text)]
-            self._pending += [*reply, *self.template.after_reply]
+        words: list[int] = []
+        most = min(most, self.memory.room_for_words())
+        for number, event in reversed(list(enumerate(said))):
+            ids = [] if event.question is None else self.template.user(event.question)
+            ids = [*ids, *self.template.reply_prompt(), *self.template.reply(event.text), *self.template.after_reply]
+            if len(words) + len(ids) > most:
+                self.memory.never_knew(said[: number + 1])
+                break
+            words = ids + words
+        self._pending += words
+        return len(words)
 
     # -- the machine: for whoever runs the model -----------------------------------------------------------------------
 
@@ -376,7 +392,20 @@ class StreamSession:
         tokens = self.model.encoder(square.to(self.model.device))[0]  # (tokens, width)
         return FrameTokens(tokens, self.grid, frame.time, frame.index)
 
+    def check_tokens(self, frame: FrameTokens) -> None:
+        """Raise InputError for tokens or scores that are no frame of this model's."""
+        rows, width = self.model.encoder.tokens_per_frame, self.model.encoder.width
+        shape = tuple(frame.tokens.shape)
+        if len(shape) != 2 or shape[0] != rows or (self.model.reducing is None and shape[1] != width):
+            raise InputError(f"a frame's tokens are {shape}; this model's encoder makes them ({rows}, {width}).")
+        if frame.scores is None and self.model.plan.scorer == "given":
+            raise InputError("the plan's scorer is 'given', and the frame has no scores; give FrameTokens some.")
+        if frame.scores is not None and tuple(frame.scores.shape) != (rows,):
+            raise InputError(f"a frame's scores are {tuple(frame.scores.shape)}; give one for each of {rows} tokens.")
+
     def _push(self, frame: FrameTokens) -> Iterator[str | StreamEvent]:
+        self.check_tokens(frame)
+        check_time(frame.time)
         self._finish()
         if self._frames and frame.time <= self._time:
             raise InputError(
