@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import videollm_mod as vm
-from videollm_mod.bench.measure import environment, progress, rounded
-from videollm_mod.depth.families import find_decoder
+from videollm_mod.bench.measure import environment, progress
+from videollm_mod.depth.swap import find_decoder
 from videollm_mod.files import atomic_write
 from videollm_mod.loading import ASSETS
 from videollm_mod.packed import unpack_linears
@@ -78,15 +78,15 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
     median = {compiled: statistics.median(watcher.taken[WARM:]) for compiled, watcher in watchers.items()}
     rows = {
         compiled: {
-            "ms_per_frame": median[compiled],
-            "ratio": median[compiled] / median["nothing"],
-            "ms_until_warm": sum(watcher.taken[:WARM]),
+            "ms_per_frame": round(median[compiled], 3),
+            "ratio": round(median[compiled] / median["nothing"], 4),
+            "ms_until_warm": round(sum(watcher.taken[:WARM])),
             "largest_difference": largest_difference(plain.logits, watcher.logits),
             "said_the_same": plain.said == watcher.said,
         }
         for compiled, watcher in watchers.items()
     }
-    return {"compiled": rounded(rows), "model": flags.model, "frames": len(frames), **environment()}
+    return {"compiled": rows, "model": flags.model, "frames": len(frames), **environment()}
 
 
 def largest_difference(one: list[Tensor], other: list[Tensor]) -> float | None:

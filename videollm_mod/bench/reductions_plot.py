@@ -26,32 +26,41 @@ ANGLES = [k * math.pi / 8 for k in (2, 0, 4, 6, 8, 14, 12, 10, 1, 3, 5, 7, 9, 11
 
 def draw_plot(result: dict[str, Any], path: Path) -> None:
     """F1 against measured time, as a share of the dense model's. Three panels on the same axes: as it is, a line per
-    method over its shares; adapted; adapted with depth routing. Each point has its method's number, which the list in
-    the fourth place explains; the grey band is what the dense model's F1 may be."""
+    method over its shares; adapted; adapted with depth routing. What is not measured yet has no panel. Each point has
+    its method's number, which the list in the last place explains; the grey band is what the dense model's F1 may be.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, places = pyplot.subplots(2, 2, figsize=(13, 13), sharex=True, sharey=True, layout="constrained")
-    panels = places.flatten()[:3]
     found = [cell for cell in result["cells"] if "f1" in cell and "time_share" in cell]
     names = dict.fromkeys(_method(cell) for cell in found)
     numbers = {name: str(number) for number, name in enumerate((each for each in names if each not in PLAIN), 1)}
     share = next((cell["keep"] for cell in found if cell["steps"] and cell["name"] != "dense"), None)
     left = "" if share is None else f", {share:g} of the tokens"
     free, learned = ([cell for cell in found if bool(cell["steps"]) == steps] for steps in (False, True))
+    alone = [cell for cell in learned if "+" not in cell["name"]]
     routed = [cell for cell in learned if "+" in cell["name"] or _method(cell) in PLAIN]
-    written = [
-        _panel(axes, [cell for cell in shown if shown is routed or "+" not in cell["name"]], numbers, share)
-        for axes, shown in zip(panels, (free, learned, routed))
-    ]
-    titles = ["the model as it is: the fewer tokens, the smaller the point"]
-    titles += [f"after {result['adapt']} steps with the method in place{left}"]
-    titles += [f"the same, with depth routing besides{left}"]
-    for axes, title in zip(panels, titles):
+    titled = {
+        "the model as it is: the fewer tokens, the smaller the point": [
+            cell for cell in free if "+" not in cell["name"]
+        ],
+        f"after {result['adapt']} steps with the method in place{left}": alone,
+        f"the same, with depth routing besides{left}": routed,
+    }
+    shown = [(title, cells) for title, cells in titled.items() if cells or not found]
+    rows = (len(shown) + 2) // 2
+    figure, places = pyplot.subplots(
+        rows, 2, figsize=(13, 6.5 * rows), sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    panels, spare = places.flatten()[: len(shown)], places.flatten()[len(shown) :]
+    written = [_panel(axes, cells, numbers, share) for axes, (_, cells) in zip(panels, shown)]
+    for axes, (title, _) in zip(panels, shown):
         axes.set_title(title)
-    _key(places.flatten()[3], numbers)
+    _key(spare[0], numbers)
+    for axes in spare[1:]:
+        axes.axis("off")
     figure.canvas.draw()  # so that places on the picture are known
     for axes, labels in zip(panels, written):
         _label(axes, labels)
