@@ -1,4 +1,5 @@
 """HoliTom: what stands still through a stretch of video becomes one token, then the rest is thinned (arXiv 2505.21334).
+
 As published, over the whole video. holitom_causal.py is a form for streams, holitom_merge.py its half in the decoder.
 """
 
@@ -146,5 +147,4 @@ class HoliTom(Reduction):
                 group[when, where] = len(at) + to
                 weights[when, where] = shares(to, centre, self.beta) / (when.stop - when.start)
                 at += (when.start * n + where[centre]).tolist()
-        whole, places = ascending(group.flatten(), torch.tensor(at, device=x.device))
-        return tokens.merge(whole, places, weights.flatten())
+        return tokens.merge(*ascending(group.flatten(), torch.tensor(at, device=x.device)), weights.flatten())
