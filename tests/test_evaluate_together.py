@@ -28,7 +28,7 @@ from videollm_mod.evaluate.programs import Program, alone, run_programs, shares_
 from videollm_mod.evaluate.streams import _groups, run_streams, watch_both
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
 from videollm_mod.model import StreamingVideoLM
-from videollm_mod.reductions import Uniform
+from videollm_mod.reductions.quickvideo import QuickVideo
 from videollm_mod.stream.session import Decision, StreamSession
 from videollm_mod.types import FrameTokens, InputError, StreamEvent
 
@@ -244,7 +244,7 @@ def test_a_program_that_fails_ends_them_all_and_their_sessions_are_as_before() -
 def test_models_whose_streams_cannot_share_a_step_are_run_one_by_one(steps: list[int]) -> None:
     model = tiny_model(DepthPlan("interleaved", 0.4))
     assert shares_steps(model)
-    with Uniform(keep=0.5).on(model):
+    with QuickVideo(keep=0.5).on(model):  # which acts on a cache
         assert not shares_steps(model)
         assert together(model, [silent_film(model, 3, [], number) for number in range(2)], most=2) == [3, 3]
     softcap = Gemma2Config(

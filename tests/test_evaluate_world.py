@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from videollm_mod.evaluate import calibrate as calibration
 from videollm_mod.evaluate.calibrate import calibrate, climb
 from videollm_mod.evaluate.events import events_told
 from videollm_mod.evaluate.metrics import Said
@@ -28,6 +29,7 @@ from videollm_mod.evaluate.summary import intervals, metrics_of, summarise, tall
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
+from videollm_mod.vision import FrameEncoder
 from videollm_mod.world import WorldStream
 from videollm_mod.world.camera import CameraConfig, make_camera_stream
 
@@ -203,11 +205,24 @@ def test_other_processes_hush_chatty_libraries_before_they_import_them() -> None
     assert run.stdout.split() == ["40", "a/b"]
 
 
+def test_calibration_is_the_same_whether_the_tower_sees_each_picture_once_or_for_every_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, streams, calls = random_model(), [short_stream(number, seconds=6) for number in range(2)], []
+    plain = FrameEncoder.forward
+    monkeypatch.setattr(FrameEncoder, "forward", lambda *args: calls.append(len(args[1])) or plain(*args))
+    once, seen = calibrate(model, streams), sum(calls)
+    assert seen == sum(len(stream.times) for stream in streams)
+    monkeypatch.setattr(calibration, "HELD", 0)
+    assert calibrate(model, streams) == once and sum(calls) > 3 * seen
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds() -> None:
     model, streams = random_model(), [short_stream(number, seconds=6) for number in range(3)]
-    alone = run_jobs(model, watch_truth, streams)
-    spread = run_jobs(model, watch_truth, streams, workers=2)
+    films = [(stream, None) for stream in streams]
+    alone = run_jobs(model, watch_truth, films)
+    spread = run_jobs(model, watch_truth, films, workers=2)
     for one, other in zip(alone, spread, strict=True):
         assert one.silence.tolist() == pytest.approx(other.silence.tolist())
     assert [len(result.turns) for result in alone] == [len(result.turns) for result in spread]

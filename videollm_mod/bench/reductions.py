@@ -27,9 +27,8 @@ from videollm_mod.bench.measure import Timing, environment, progress, rounded, t
 from videollm_mod.bench.reductions_command import BenchReductions
 from videollm_mod.depth import DepthPlan
 from videollm_mod.evaluate.calibrate import calibrate
-from videollm_mod.evaluate.programs import alone
 from videollm_mod.evaluate.spread import estimate, per_stream
-from videollm_mod.evaluate.streams import Watched, run_jobs, watch_both
+from videollm_mod.evaluate.streams import run_streams, watch_both
 from videollm_mod.evaluate.summary import summarise, tally
 from videollm_mod.evaluate.world import world_of
 from videollm_mod.files import atomic_write
@@ -205,11 +204,10 @@ def measure_quality(cell: Cell, config: BenchReductions) -> Numbers:
     with reducing(model, cell.reduction) as within:
         if within is not None:
             within.check_stream()
-        held = _streams("validation", config.calibration, world)
-        threshold, _ = calibrate(model, held)
-    model.settings = replace(model.settings, threshold=threshold)
-    jobs = [(stream, cell.reduction) for stream in _streams("test", config.streams, world)]
-    watched = run_jobs(model, watch_reduced, jobs, workers=config.workers, title=cell.name)
+        threshold, _ = calibrate(model, _streams("validation", config.calibration, world), workers=config.workers)
+        model.settings = replace(model.settings, threshold=threshold)
+        films = _streams("test", config.streams, world)
+        watched = run_streams(model, watch_both, films, workers=config.workers, title=cell.name)
     summary = summarise(watched, threshold)
     return {
         "threshold": threshold,
@@ -244,13 +242,6 @@ def _adapted(cell: Cell, config: BenchReductions, world: WorldConfig) -> Path:
         return folder / "model"
     progress(f"{cell.name}: {cell.steps} steps of adaptation")
     return train(like_start(recipe), folder, resume=True, workers=0 if config.workers == 1 else 1)
-
-
-def watch_reduced(model: StreamingVideoLM, job: tuple[WorldStream, dict[str, Any] | None]) -> Watched:
-    """`watch_both` with a reduction in the model, which acts on one stream at a time; for worker processes, too."""
-    stream, reduction = job
-    with reducing(model, reduction):
-        return alone(watch_both(model, stream))
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------

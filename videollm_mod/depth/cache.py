@@ -271,7 +271,7 @@ class RaggedCache(Cache):
         self.evicted: dict[int, int] = {}  # per row: the newest frame behind which a reduction has looked
         # per row: slots of tokens that a reduction has dropped and whose positions their successors have; ascending
         self.dropped: dict[int, list[int]] = {}
-        self.live = False  # whether it is a session's: frames come one by one, and no frame is rolled back
+        self.live = False  # whether it is a session's: no frame is rolled back but those of its newest step
 
     def empty(self) -> RaggedCache:
         """Another one of the same kind, with nothing in it."""

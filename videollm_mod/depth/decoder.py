@@ -75,6 +75,8 @@ class DepthDecoder(nn.Module):
         layout = FrameLayout.of(frame_index, padding, inputs.device)
         if alive is not None:
             layout.thin(alive.flatten())
+            if isinstance(cache, StepCache):
+                cache.thin(alive)
         layout.given = self._given(token_scores, layout)
         if isinstance(cache, StepCache):
             layout.groups = cache.own_numbers(layout.groups)

@@ -45,7 +45,8 @@ class Share:
     end: int
     first: int  # slot of its first token in its own sequence
     numbers: tuple[int, ...]  # of its frames, in its own counting
-    sizes: tuple[int, ...]  # and how many tokens each has
+    sizes: tuple[int, ...]  # and how many tokens of each go through layers
+    text: int  # tokens that are of no frame
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ class StepCache(RaggedCache):
                     sizes[-1] += 1
                 index.append(-1 if number < 0 else len(self.numbers) + len(frames) - 1)
             self.numbers += frames
-            shares.append(Share(cache, begin, begin + len(row), first, tuple(frames), tuple(sizes)))
+            text = len(row) - sum(sizes)
+            shares.append(Share(cache, begin, begin + len(row), first, tuple(frames), tuple(sizes), text))
             slots += range(first, first + len(row))
             begin += len(row)
         self.shares = shares
@@ -197,13 +199,20 @@ class StepCache(RaggedCache):
         """Tokens of each stream that go through a layer with this keep ratio; None: a dense layer."""
         if ratio not in self._counts:
             kept = [
-                share.end
-                - share.begin
-                - sum(size - (size if ratio is None else keep_count(ratio, size)) for size in share.sizes)
+                share.text + sum(size if ratio is None else keep_count(ratio, size) for size in share.sizes if size)
                 for share in self.shares
             ]
             self._counts[ratio] = tuple(kept)
         return self._counts[ratio]
+
+    def thin(self, alive: Tensor) -> None:
+        """From here on only vision tokens that are alive, (1, tokens) bool, go through layers."""
+        left = self.frame_index[(self.frame_index >= 0) & alive.cpu()]
+        sizes, first = torch.bincount(left, minlength=len(self.numbers)).tolist(), 0
+        for at, share in enumerate(self.shares):
+            self.shares[at] = replace(share, sizes=tuple(sizes[first : first + len(share.sizes)]))
+            first += len(share.sizes)
+        self._counts.clear()
 
     def causal(self, count: int, entries: int, group: int, dtype: torch.dtype) -> Tensor | None:
         """The causal mask of the newest `count` of `entries` tokens; made once for all layers where it is the same."""

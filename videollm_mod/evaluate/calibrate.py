@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from videollm_mod.evaluate.metrics import Said, precision_recall_f1
-from videollm_mod.evaluate.streams import run_jobs, run_streams, watch_own, watch_truth
+from videollm_mod.evaluate.streams import Film, features_of, run_jobs, run_streams, watch_own, watch_truth
 from videollm_mod.evaluate.summary import compare
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.types import InputError
 from videollm_mod.world import Narrated
 
+HELD = 1 << 30  # bytes of frames' vectors that wait for the next threshold
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -49,14 +50,15 @@ def calibrate(
         raise InputError(
             f"calibration grid {list(grid)} does not ascend within [0, 1]; give for example 0.3, 0.5, 0.7."
         )
-    judged = run_jobs(model, watch_truth, streams, workers=workers, title="calibrating: true context")
+    films = _films(model, streams, workers)
+    judged = run_jobs(model, watch_truth, films, workers=workers, title="calibrating: true context")
     forced = []
     for threshold in grid:
         counts = [stream.counts(threshold) for stream in judged]
         forced.append(precision_recall_f1(*(sum(count[i] for count in counts) for i in range(3)))[2])
 
     def own_f1(place: int) -> float:
-        jobs = [(stream, grid[place]) for stream in streams]
+        jobs = [(film, grid[place]) for film in films]
         title = f"calibrating: own words, threshold {grid[place]:g}"
         results = [
             compare([Said(event.time, event.text) for event in own.narrations], own.answers, stream)
@@ -72,6 +74,18 @@ def calibrate(
     best, measured = climb(own_f1, peak[len(peak) // 2], len(grid))
     table = [Tried(threshold, score, measured.get(i)) for i, (threshold, score) in enumerate(zip(grid, forced))]
     return grid[best], table
+
+
+def _films(model: StreamingVideoLM, streams: Sequence[Narrated], workers: int) -> list[Film]:
+    """The streams with their frames' vectors, so that the tower does not see each of them once for every threshold.
+
+    Without, where they would be too much, or would have to be handed to other processes again and again.
+    """
+    frames = sum(len(stream.times) for stream in streams)
+    size = 4 * frames * model.encoder.tokens_per_frame * model.encoder.width
+    if workers > 1 or size > HELD:
+        return [(stream, None) for stream in streams]
+    return list(zip(streams, run_jobs(model, features_of, streams, title="calibrating: pictures")))
 
 
 def climb(measure: Callable[[int], float], start: int, places: int) -> tuple[int, dict[int, float]]:

@@ -63,7 +63,7 @@ def leaderboard(config: LeaderboardConfig) -> dict[str, Any]:
     for name, model in models.items():
         seen = dataclasses.replace(world, fps=model.settings.fps, size=model.encoder.tower.image_size)
         own = [make_stream(config.split, number, seen) for number in range(config.streams)]
-        jobs = [(stream, model.settings.threshold) for stream in own]
+        jobs = [((stream, None), model.settings.threshold) for stream in own]
         workers = config.workers or os.cpu_count() or 1
         told = run_streams(model, watch_own, jobs, workers=workers, title=name)
         rows[name] = summarise_own(list(zip(own, told))) | {"plan": model.plan.to_dict()}

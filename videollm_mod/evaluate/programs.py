@@ -8,8 +8,8 @@
     alone(program(StreamSession(model), frames))          # each step by itself
     run_programs(model, programs, most=8, done=...)       # up to 8 at a time, all that wait in one step
 
-Both give the same, within rounding (law 4 of the core). Where a model's streams cannot share a step (a reduction is in
-it, or attention of a kind of its own), programs run one after another.
+Both give the same, within rounding (law 4 of the core). Where a model's streams cannot share a step (a reduction
+acts in its decoder, or attention of a kind of its own), programs run one after another.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def run_programs(
 
 def shares_steps(model: StreamingVideoLM) -> bool:
     """Whether sessions of this model can share a step."""
-    if model.reducing is not None:
+    if model.reducing is not None and not model.reducing.shares_steps:
         return False
     try:
         try_together(find_decoder(model.lm))

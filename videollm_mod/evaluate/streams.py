@@ -30,6 +30,7 @@ from videollm_mod.evaluate.teacher_forced import TeacherForced, encode_frames, t
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.packed import pack_linears
 from videollm_mod.quiet import hushed
+from videollm_mod.reductions.runner import put_again
 from videollm_mod.types import InputError
 from videollm_mod.video import letterbox
 from videollm_mod.world import Narrated, WorldStream, matter
@@ -79,17 +80,22 @@ def watch_both(model: StreamingVideoLM, stream: Narrated) -> Program[Watched]:
     return Watched(stream, truth, (yield from self_conditioned(model, stream, features, scores=scores)))
 
 
-def watch_truth(model: StreamingVideoLM, stream: Narrated) -> TeacherForced:
+Film = tuple[Narrated, Tensor | None]  # a stream, and its frames' tower vectors if they have been made already
+
+
+def watch_truth(model: StreamingVideoLM, film: Film) -> TeacherForced:
     """The teacher-forced protocol alone."""
     pack_linears(model)
-    features, scores = features_of(model, stream), scores_of(model, stream)
-    return teacher_forced(model, conversation_of(model, stream), features, scores=scores)
+    stream, features = film
+    features = features_of(model, stream) if features is None else features
+    return teacher_forced(model, conversation_of(model, stream), features, scores=scores_of(model, stream))
 
 
-def watch_own(model: StreamingVideoLM, job: tuple[Narrated, float]) -> Program[SelfConditioned]:
+def watch_own(model: StreamingVideoLM, job: tuple[Film, float]) -> Program[SelfConditioned]:
     """The self-conditioned protocol alone, for a stream and a threshold."""
-    stream, threshold = job
-    features, scores = features_of(model, stream), scores_of(model, stream)
+    (stream, features), threshold = job
+    features = features_of(model, stream) if features is None else features
+    scores = scores_of(model, stream)
     return (yield from self_conditioned(model, stream, features, scores=scores, threshold=threshold))
 
 
@@ -107,7 +113,7 @@ def run_jobs(
     `done` gets every result as soon as it is there, in whatever order.
     Processes are spawned: `work` must be a function of a module, and a script that calls this needs the usual
     `if __name__ == "__main__":`. A model on a GPU, or with rounded weights, stays in this process, whatever `workers`
-    says.
+    says. A reduction that is in the model is in theirs, too.
 
     Raises:
         InputError: workers below 1.
@@ -192,7 +198,7 @@ def _spread(
         with tempfile.TemporaryDirectory(prefix="videollm-mod-") as folder:
             model.save_pretrained(folder)  # a routed model cannot be pickled: its layers' classes are made at run time
             stored = next(model.lm.parameters()).dtype, next(model.connector.parameters()).dtype
-            first = (__name__, _prepare.__name__, folder, *stored, model.kv)
+            first = (__name__, _prepare.__name__, folder, *stored, model.kv, model.reducing and model.reducing.made_of)
             pool = ProcessPoolExecutor(min(workers, len(groups)), multiprocessing.get_context("spawn"), hushed, first)
             try:
                 futures: dict[Future[list[Any]], range] = {
@@ -219,11 +225,15 @@ def _groups(jobs: int, workers: int, batch: int) -> list[range]:
 _model: StreamingVideoLM | None = None  # of a worker process
 
 
-def _prepare(folder: str, dtype: torch.dtype, learned: torch.dtype, kv: str | None) -> None:
+def _prepare(
+    folder: str, dtype: torch.dtype, learned: torch.dtype, kv: str | None, reduction: dict[str, Any] | None
+) -> None:
     global _model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     _model = StreamingVideoLM.from_pretrained(folder, dtype=dtype, learned=learned, kv=kv)
+    if reduction is not None:
+        put_again(_model, reduction)  # until the process ends
 
 
 def _work(run: Run[Job, Result], jobs: Sequence[Job]) -> list[Result]:

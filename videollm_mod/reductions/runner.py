@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from videollm_mod.depth.cache import RaggedCache
-from videollm_mod.reductions.base import Compose, Positions, Reduction, Signals, Tokens
+from videollm_mod.depth.step import StepCache
+from videollm_mod.reductions.base import Compose, Positions, Reduction, Signals, Tokens, from_dict
 from videollm_mod.reductions.contract import check_method, check_result
 from videollm_mod.reductions.decoder import Evictions, LayerCuts
 from videollm_mod.reductions.tower import ALIVE, TowerSignals
@@ -97,6 +98,25 @@ class Reducing:
     ) -> None:
         self._stack.close()
 
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What `put_again` puts into another process's model; plain values."""
+        told = {"question": self.question, "positions": self.positions}
+        return {"reduction": self.reduction.to_dict(), "told": told}
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether streams can share a step: where all is done before the decoder, each frame by itself there."""
+        return self.positions == "keep" and not any(part.stage in ("layer", "cache") for part in self.parts)
+
+    def left_of_frame(self) -> int:
+        """The most of a frame's tokens that a stream puts into the decoder, its CLS included."""
+        left = self.model.encoder.tokens_per_frame - 1
+        for part in self._streaming():
+            if part.stage not in ("layer", "cache"):
+                left = part.count(left)
+        return 1 + left
+
     def check_stream(self) -> None:
         """What a live session asks before it begins: raises InputError, with the reason, if it cannot be."""
         self._streaming()
@@ -119,7 +139,8 @@ class Reducing:
         frame_index, cache = inputs["frame_index"], inputs["past_key_values"]
         if self.evictions is not None and len(frame_index) > 1:
             return self._row_by_row(inputs, features)
-        embeds, alive = self.enter(inputs["inputs_embeds"], frame_index, features, cache)
+        enter = self._enter_each if isinstance(cache, StepCache) else self.enter
+        embeds, alive = enter(inputs["inputs_embeds"], frame_index, features, cache)
         inputs = {**inputs, "inputs_embeds": embeds, "alive": alive}
         if self.evictions is not None:
             return self._in_steps(self.evictions, inputs)
@@ -232,6 +253,29 @@ class Reducing:
             return embeds, None  # to the bit
         return embeds.masked_scatter(where[..., None], out), where.masked_scatter(where, alive)
 
+    def _enter_each(
+        self, embeds: Tensor, frame_index: Tensor, features: Tensor | None, cache: StepCache
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `enter`, for a step of many streams: each stream's part with its own memory and numbers of frames."""
+        if features is None:
+            return embeds, None
+        own_number = torch.tensor([*cache.numbers, -1])  # by number in the row; of text, -1, that is the last
+        films = features.split([len(share.sizes) for share in cache.shares])
+        found, last = [], []
+        for share, film in zip(cache.shares, films):
+            part = slice(share.begin, share.end)
+            index = own_number[frame_index[:, part].cpu()]
+            found.append(self.enter(embeds[:, part], index, film, share.cache))
+            last += self.last if len(film) else []
+        self.last = last
+        alive = [
+            torch.ones(own.shape[:2], dtype=torch.bool, device=own.device) if left is None else left
+            for own, left in found
+        ]
+        if all(left is None for _, left in found):
+            return embeds, None
+        return torch.cat([own for own, _ in found], 1), torch.cat(alive, 1)
+
     def _reduce(
         self,
         parts: Sequence[Reduction],
@@ -325,6 +369,12 @@ class Reducing:
         return table(torch.tensor(ids, dtype=torch.long, device=model.device))
 
 
+def put_again(model: StreamingVideoLM, made_of: dict[str, Any]) -> Reducing:
+    """Put into a model what was in another one, to stay: see `Reducing.made_of`."""
+    reduction, told = from_dict(made_of["reduction"]), dict(made_of["told"])
+    return Reducing(model, reduction, **told).__enter__()
+
+
 def flat(reduction: Reduction) -> list[Reduction]:
     """The parts of a composition, of compositions too."""
     if isinstance(reduction, Compose):
@@ -375,19 +425,25 @@ def _behind(parts: Sequence[Tokens]) -> Tokens:
 
 
 def newest(cache: Any, row: int) -> Memory:
-    """A copy of what is remembered behind the newest frame of a stream; of a pass without a cache, nothing."""
+    """A copy of what is remembered behind the newest frame of a stream; of a pass without a cache, nothing.
+
+    A session rolls no further back than this, so what a live cache remembers behind older frames goes.
+    """
     kept = getattr(cache, "memory", {}).get(row)
-    return {part: dict(values) for part, values in kept[max(kept)].items()} if kept else {}
+    if not kept:
+        return {}
+    last = max(kept)
+    if cache.live:
+        for older in [frame for frame in kept if frame != last]:
+            del kept[older]
+    return {part: dict(values) for part, values in kept[last].items()}
 
 
 def remember(cache: Any, row: int, frame: int, memory: Memory) -> None:
     """Note what is remembered behind a frame, so that rolling back finds it again."""
-    if cache is None or not any(memory.values()):
-        return
-    kept = cache.memory.setdefault(row, {})
-    if getattr(cache, "live", False):  # a session never rolls back
-        kept.clear()
-    kept[frame] = {part: dict(values) for part, values in memory.items()}
+    if cache is not None and any(memory.values()):
+        kept = cache.memory.setdefault(row, {})
+        kept[frame] = {part: dict(values) for part, values in memory.items()}
 
 
 def _original(tokens: Tokens, start: dict[int, int], columns: int) -> Tensor:

@@ -196,15 +196,22 @@ class Engine:
         never exceeded: a stream is opened only if there is room for two windows of frames (without a window: for one
         frame) and a reply, which is then its own, and frames beyond the budget are dropped.
 
-    Raises InputError for a decoder that cannot run many streams in one step.
+    A token reduction may be in the model (`with reduction.on(model):`, around all that the engine does), one that acts
+    before the decoder; those that act in it or on its cache have one stream at a time.
+
+    Raises InputError for a decoder, or a reduction, that cannot run many streams in one step.
     """
 
     def __init__(self, model: StreamingVideoLM, max_bytes: int | None = None) -> None:
         if max_bytes is not None and max_bytes < 1:
             raise InputError(f"max_bytes {max_bytes} holds nothing; give a number of bytes, or None.")
         self.model, self.max_bytes = model, max_bytes
+        vision = model.encoder.tokens_per_frame
         if model.reducing is not None:
-            raise InputError(f"{model.reducing.reduction.label} acts on one stream at a time; use StreamSession.")
+            model.reducing.check_stream()
+            if not model.reducing.shares_steps:
+                raise InputError(f"{model.reducing.reduction.label} acts on one stream at a time; use StreamSession.")
+            vision = model.reducing.left_of_frame()
         self._decoder = find_decoder(model.lm)
         self._streams: list[EngineStream] = []
         self._arrived = threading.Condition()  # guards queues and the list of streams
@@ -212,18 +219,18 @@ class Engine:
         try_together(self._decoder)
         entry = bytes_of_entries(self._decoder, RaggedCache(model.num_layers, model.kv))
         template, settings = model.template, model.settings
-        vision = model.encoder.tokens_per_frame
         self._token_bytes = sum(entry)  # of one token of text
         self._vision_bytes = sum(  # of the vision tokens of one frame
             size * (vision if layer.depth_ratio is None else keep_count(layer.depth_ratio, vision))
             for size, layer in zip(entry, self._decoder.layers)
         )
-        self._frame_tokens = len(template.frame(first=True)[0])
         around = len(template.close()) + len(template.reply_prompt()) + 1 + len(template.after_reply)
         self._reply_bytes = self._token_bytes * (around + settings.max_reply_tokens)
-        opening = len(template.system(settings.system)) + self._frame_tokens - vision + 1 + len(template.after_reply)
+        # the text beside a frame: the first one's, and that of those which follow
+        first, later = (len(template.frame(first=at)[0]) - model.encoder.tokens_per_frame for at in (True, False))
+        opening = len(template.system(settings.system)) + first + 1 + len(template.after_reply)
         self._frame_bytes = self._token_bytes * opening + self._vision_bytes  # with all text that may come before it
-        self._next_bytes = self._token_bytes * (len(template.frame(first=False)[0]) - vision) + self._vision_bytes
+        self._next_bytes = self._token_bytes * later + self._vision_bytes
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
