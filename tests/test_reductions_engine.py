@@ -85,7 +85,7 @@ def test_what_acts_within_the_decoder_has_one_stream_at_a_time(name: str) -> Non
     model = small_model()
     with method(name, 0.4).on(model, question=QUESTION):
         assert not shares_steps(model)
-        with pytest.raises(InputError, match="acts on one stream at a time; use StreamSession"):
+        with pytest.raises(InputError, match="has one stream at a time; take a reduction that acts before the"):
             Engine(model)
     with Uniform(keep=0.5).on(model, positions="renumber"):
         assert not shares_steps(model)

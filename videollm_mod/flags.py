@@ -16,6 +16,10 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 """What `--dtype` takes: how the decoder's weights are stored; with the last two all else is float32."""
 KV_DTYPES = ("int8", "fp8")
 """What `--kv` takes: how keys and values are stored."""
+REDUCTION_HELP = (
+    "A token reduction by name and share of tokens, such as faster_vlm=0.25; several with + between them. None if not "
+    "given; docs/reductions.md has them all."
+)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -51,6 +55,13 @@ def stored_as(dtype: str, kv: str | None) -> dict[str, Any]:
         "weights": None if plain else dtype,
         "kv": kv,
     }
+
+
+def reduction_of(words: str | None) -> dict[str, Any]:
+    """What `load` takes for `--reduction`. Raises InputError for a method or a share that does not exist."""
+    from videollm_mod.reductions import parse_reduction
+
+    return {} if words is None else {"reduction": parse_reduction(words)}
 
 
 def check_least(least: int, **flags: float | None) -> None:

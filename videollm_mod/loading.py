@@ -39,6 +39,7 @@ from videollm_mod.pretrained import (
     told_of,
     without_weights,
 )
+from videollm_mod.reductions.base import Reduction, reduction_of
 from videollm_mod.types import InputError
 from videollm_mod.vision import Connector, FrameEncoder, TransformersTower, tower_from_config
 from videollm_mod.weights import quantise_weights
@@ -72,6 +73,7 @@ class Wishes:
     weights: str | None = None  # rounded to "int8" or "int4", for inference
     kv: str | None = None  # a cache of "int8" or "fp8"
     learned: torch.dtype | None = None  # of what may learn beside a frozen decoder: the rest, and its LoRA and experts
+    reduction: Reduction | dict[str, Any] | str | None = None  # in it for good
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Of a tensor of the model, by its name."""
@@ -118,7 +120,11 @@ def read_model(name: str | Path, wishes: Wishes) -> StreamingVideoLM:
     if wishes.kv is not None:
         layer_of(wishes.kv)  # refuses what does not exist
         model.kv = wishes.kv
-    return model if wishes.weights is None else quantise_weights(model, wishes.weights)
+    if wishes.weights is not None:
+        model = quantise_weights(model, wishes.weights)
+    if wishes.reduction is not None:
+        reduction_of(wishes.reduction).on(model, question=model.settings.system).__enter__()
+    return model
 
 
 def described(name: str | Path) -> tuple[StreamSettings, tuple[int, int], int]:

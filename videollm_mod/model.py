@@ -29,6 +29,7 @@ from videollm_mod.types import InputError
 from videollm_mod.vision import FrameEncoder
 
 if TYPE_CHECKING:
+    from videollm_mod.reductions.base import Reduction
     from videollm_mod.reductions.runner import Reducing
 
 
@@ -117,6 +118,11 @@ class StreamingVideoLM(nn.Module):
         return plan
 
     @property
+    def told_layers(self) -> list[int]:
+        """The layers that tell which tokens went through: routed ones, and those behind which a reduction shows."""
+        return sorted({*self.plan.routed(self.num_layers), *(self.reducing.tells if self.reducing else [])})
+
+    @property
     def device(self) -> torch.device:
         return next(self.lm.parameters()).device
 
@@ -163,7 +169,8 @@ class StreamingVideoLM(nn.Module):
         `frame_scores` (frames, tokens per frame), as `features`: who is kept, for a plan with the scorer `given`.
         With `labels` (already shifted: labels[i] is what position i predicts) logits are computed at labelled positions
         only, and the loss is divided by `label_count`, or by the number of labels in this batch if that is None.
-        `kept_out` and `scores_out` are filled: routed layer -> (batch, tokens), who went through; who scored how much.
+        `kept_out` and `scores_out` are filled: layer -> (batch, tokens), who went through, for `told_layers`; who
+        scored how much, for those that have experts.
         """
         if labels is not None:
             logits_to_keep = (labels != IGNORE).any(0).nonzero().squeeze(1)
@@ -257,19 +264,21 @@ class StreamingVideoLM(nn.Module):
         kv: str | None = None,
         base: str | Path | None = None,
         tower: str | Path | None = None,
+        reduction: Reduction | dict[str, Any] | str | None = None,
     ) -> StreamingVideoLM:
         """Read what `save_pretrained` wrote, or a public VideoLLM-online checkpoint: a folder, or a hub id.
 
         `plan` (whole, or just its layers) and `keep` replace its own. Weights are read as `dtype`; tower, connector,
         experts and LoRA's as `learned`, if given: so that they learn in float32 over a decoder in bf16. For inference:
         `weights` "int8" or "int4" rounds the decoder's (weights.py), `kv` "int8" or "fp8" what its sessions cache
-        (depth/quantised.py). `base` and `tower` say where those are that an adapter was trained on, if not where it
-        says. Raises InputError when a file or a tensor is missing, of a wrong shape, or unknown, or when the name
-        cannot be reached.
+        (depth/quantised.py); `reduction`, an object, its `to_dict` or words such as "faster_vlm=0.25", is in the model
+        for good, as within its `on`, with the system text for a question. `base` and `tower` say where those are that
+        an adapter was trained on, if not where it says. Raises InputError when a file or a tensor is missing, of a
+        wrong shape, or unknown, when the name cannot be reached, or the reduction does not fit the model.
         """
         from videollm_mod.loading import Wishes, read_model  # which imports this
 
-        return read_model(name, Wishes(plan, keep, threshold, dtype, base, tower, weights, kv, learned))
+        return read_model(name, Wishes(plan, keep, threshold, dtype, base, tower, weights, kv, learned, reduction))
 
 
 def _at_vision(frame_index: Tensor, frame_scores: Tensor) -> Tensor:

@@ -25,10 +25,12 @@ from videollm_mod.flags import (
     BUNDLED,
     PLANS,
     POLICY_NAMES,
+    REDUCTION_HELP,
     check_keep,
     check_least,
     check_probability,
     parse_size,
+    reduction_of,
     stored_as,
 )
 from videollm_mod.pace import Interrupts, catch_interrupts, close_source, sleep_until
@@ -79,6 +81,7 @@ class StreamFlags:
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
+    reduction: Annotated[str | None, tyro.conf.arg(metavar="NAME=SHARE", help=REDUCTION_HELP)] = None
     dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
     """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
     kv: Literal["int8", "fp8"] | None = None
@@ -195,7 +198,8 @@ def run(
             from videollm_mod.stream.pipeline import Pipeline
             from videollm_mod.stream.session import StreamSession
 
-            model = load(flags.model, plan=plan, keep=flags.keep, **stored_as(flags.dtype, flags.kv))
+            wishes = stored_as(flags.dtype, flags.kv) | reduction_of(flags.reduction)
+            model = load(flags.model, plan=plan, keep=flags.keep, **wishes)
             session = StreamSession(
                 model,
                 threshold=flags.threshold,
@@ -242,6 +246,7 @@ def run(
         "source": flags.source,
         "model": flags.model,
         "plan": used.to_dict(),
+        **reduction_of(flags.reduction),
         "interrupted": tally.interrupted,
     }
 
@@ -281,6 +286,7 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     if flags.end is not None and not flags.end > flags.start:  # also refuses NaN
         raise InputError(f"--end {flags.end:g} does not lie after --start {flags.start:g}; give a later end.")
     check_keep(flags.keep)
+    reduction_of(flags.reduction)
     check_probability(threshold=flags.threshold)
     check_least(1, threads=flags.threads)
     if flags.window is not None and not flags.window > 0:  # also refuses NaN

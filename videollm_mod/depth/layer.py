@@ -65,8 +65,9 @@ class DepthLayer(nn.Module):
             return super().forward(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("a routed decoder layer takes everything but hidden_states by keyword")
-        if self.depth_ratio is None:
-            return self._routed(hidden_states, depth, 1.0, None, **kwargs)
+        if self.depth_ratio is None:  # who goes through is told only where somebody asked for this very layer
+            asked = kept_out is not None and self.depth_index in kept_out
+            return self._routed(hidden_states, depth, 1.0, kept_out if asked else None, **kwargs)
         if scores_out is not None and self.depth_plan.has_experts:
             scores_out[self.depth_index] = self._score(hidden_states)
         return self._routed(hidden_states, depth, self.depth_ratio, kept_out, **kwargs)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import check_keep, check_probability, stored_as
+from videollm_mod.flags import REDUCTION_HELP, check_keep, check_probability, reduction_of, stored_as
 
 if TYPE_CHECKING:
     from videollm_mod.evaluate.metrics import Said
@@ -42,6 +42,7 @@ class EvalClipsConfig:
     """Speak when the probability of silence falls below this; the model's own if not given."""
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
+    reduction: Annotated[str | None, tyro.conf.arg(metavar="NAME=SHARE", help=REDUCTION_HELP)] = None
     dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
     """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
     kv: Literal["int8", "fp8"] | None = None
@@ -70,8 +71,8 @@ def evaluate_clips(config: EvalClipsConfig) -> dict[str, Any]:
     from videollm_mod.model import load
 
     console = Console(stderr=True)
-    rounding = stored_as(config.dtype, config.kv)
-    model = load(config.model, keep=config.keep, threshold=config.threshold, **rounding)
+    wishes = stored_as(config.dtype, config.kv) | reduction_of(config.reduction)
+    model = load(config.model, keep=config.keep, threshold=config.threshold, **wishes)
     rows: dict[str, dict[str, Any]] = {}
     sums: list[dict[str, int]] = []
     seen: dict[str, list[float]] = {}

@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from videollm_mod.evaluate.names import BATCH, BENCHMARK_NAMES
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, stored_as
+from videollm_mod.flags import (
+    PLANS,
+    REDUCTION_HELP,
+    check_keep,
+    check_least,
+    check_probability,
+    reduction_of,
+    stored_as,
+)
 
 if TYPE_CHECKING:
     from videollm_mod.data.reading import Source
@@ -79,6 +87,7 @@ class BenchmarkConfig:
     plan: Annotated[str | None, tyro.conf.arg(help=f"Which layers route: {PLANS}; the model's own if not given.")] = (
         None
     )
+    reduction: Annotated[str | None, tyro.conf.arg(metavar="NAME=SHARE", help=REDUCTION_HELP)] = None
     dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
     """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
     kv: Literal["int8", "fp8"] | None = None
@@ -161,6 +170,7 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
         "plan": None if config.chance else model.plan.to_dict(),
         "dtype": None if config.chance else config.dtype,
         "kv": None if config.chance else config.kv,
+        "reduction": None if config.chance else reduction_of(config.reduction).get("reduction"),
         "threshold": None if config.chance else threshold,
         "fps": model.settings.fps,
         "tolerance": config.tolerance,
@@ -202,7 +212,7 @@ def _load(config: BenchmarkConfig) -> StreamingVideoLM:
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.model import load
 
-    wishes = stored_as(config.dtype, config.kv)
+    wishes = stored_as(config.dtype, config.kv) | reduction_of(config.reduction)
     return load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold, **wishes)
 
 

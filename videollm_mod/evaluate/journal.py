@@ -66,6 +66,7 @@ def model_subject(model: StreamingVideoLM) -> dict[str, Any]:
         "plan": model.plan.to_dict(),
         "settings": asdict(model.settings),
         **({"kv": model.kv} if model.kv else {}),
+        **({"reduction": model.reducing.made_of} if model.reducing else {}),
     }
     return dict(json.loads(json.dumps(values)))  # as a file gives it back
 

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from videollm_mod.evaluate.names import BATCH
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, parse_values, stored_as
+from videollm_mod.flags import (
+    PLANS,
+    REDUCTION_HELP,
+    check_keep,
+    check_least,
+    check_probability,
+    parse_values,
+    reduction_of,
+    stored_as,
+)
 
 if TYPE_CHECKING:
     from videollm_mod.world import WorldConfig, WorldStream
@@ -69,6 +78,7 @@ class EvalWorldConfig:
     plan: Annotated[str | None, tyro.conf.arg(help=f"Which layers route: {PLANS}; the model's own if not given.")] = (
         None
     )
+    reduction: Annotated[str | None, tyro.conf.arg(metavar="NAME=SHARE", help=REDUCTION_HELP)] = None
     dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
     """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
     kv: Literal["int8", "fp8"] | None = None
@@ -88,7 +98,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
 
-    wishes: dict[str, Any] = {"keep": config.keep, "threshold": config.threshold}
+    wishes: dict[str, Any] = {"keep": config.keep, "threshold": config.threshold} | reduction_of(config.reduction)
     model = load(config.model, plan=parse_layers(config.plan), **wishes, **stored_as(config.dtype, config.kv))
     threshold = model.settings.threshold
     size = model.encoder.tower.image_size
@@ -122,6 +132,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "plan": model.plan.to_dict(),
         "dtype": config.dtype,
         "kv": config.kv,
+        "reduction": reduction_of(config.reduction).get("reduction"),
         "samples": main["events"],
         **provenance({stream.name: stream.times for stream in streams + besides}),
         "workers": workers,

@@ -453,13 +453,23 @@ def from_dict(values: dict[str, Any]) -> Reduction:
 
 
 def parse_reduction(words: str) -> dict[str, Any]:
-    """What a person types: "faster_vlm", or "faster_vlm=0.25" for its keep -> as `to_dict`. Raises InputError."""
+    """What a person types: "faster_vlm", "faster_vlm=0.25" for its keep, or several, "grt=0.5+faster_vlm=0.25", one
+    behind the other -> as `to_dict`. Raises InputError."""
+    if "+" in words:
+        return Compose([from_dict(parse_reduction(part.strip())) for part in words.split("+")]).to_dict()
     name, equals, keep = words.partition("=")
     try:
         values: dict[str, Any] = {"name": name, **({"keep": float(keep)} if equals else {})}
     except ValueError as error:
         raise InputError(f"the reduction '{words}' has no share; write for example {name}=0.25.") from error
     return from_dict(values).to_dict()
+
+
+def reduction_of(wish: Reduction | dict[str, Any] | str) -> Reduction:
+    """A reduction by itself, as `to_dict` has it, or as a person types it. Raises InputError."""
+    if isinstance(wish, str):
+        wish = parse_reduction(wish)
+    return from_dict(wish) if isinstance(wish, dict) else wish
 
 
 def reducing(model: StreamingVideoLM, values: dict[str, Any] | None) -> AbstractContextManager[Any]:

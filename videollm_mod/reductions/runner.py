@@ -99,6 +99,14 @@ class Reducing:
         self._stack.close()
 
     @property
+    def tells(self) -> list[int]:
+        """The layers whose tokens show what it does: the first one, and the one behind each cut in the decoder."""
+        cuts = self.cuts.cuts if self.cuts is not None else []
+        first = [0] * any(part.stage not in ("layer", "cache") for part in self.parts)
+        layers = {*first, *(layer + 1 for cut in cuts for layer in cut)}
+        return sorted(layer for layer in layers if layer < self.model.num_layers)
+
+    @property
     def made_of(self) -> dict[str, Any]:
         """What `put_again` puts into another process's model; plain values."""
         told = {"question": self.question, "positions": self.positions}
@@ -137,6 +145,9 @@ class Reducing:
     def run(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
         """What `model.lm(**inputs)` is without a reduction: one step or one pass. `features`: of the step's frames."""
         frame_index, cache = inputs["frame_index"], inputs["past_key_values"]
+        if inputs["kept_out"] is not None:  # until a layer says otherwise
+            everybody = torch.ones(frame_index.shape, dtype=torch.bool, device=self.model.device)
+            inputs["kept_out"].update(dict.fromkeys(self.tells, everybody))
         if self.evictions is not None and len(frame_index) > 1:
             return self._row_by_row(inputs, features)
         enter = self._enter_each if isinstance(cache, StepCache) else self.enter

@@ -124,7 +124,7 @@ def _add_open_routes(app: FastAPI, server: Server) -> None:
             model=hub.name,
             fps=model.settings.fps,
             picture=model.encoder.tower.image_size,
-            routed=list(model.plan.routed(model.num_layers)),
+            routed=model.told_layers,
             streams=sum(one.streams for one in others) if others else len(hub.live),
             max_streams=sum(one.most for one in others) if others else hub.max_streams,
             store_frames=hub.may_store_frames,

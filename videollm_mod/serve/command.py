@@ -21,7 +21,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import PLANS, check_keep, check_least, check_probability, stored_as
+from videollm_mod.flags import (
+    PLANS,
+    REDUCTION_HELP,
+    check_keep,
+    check_least,
+    check_probability,
+    reduction_of,
+    stored_as,
+)
 from videollm_mod.pace import catch_interrupts
 
 PLAN_HELP = f"Which layers route: {PLANS}; the model's own if not given."
@@ -41,6 +49,7 @@ class ServeConfig:
     keep: float | None = None
     """Share of each frame's vision tokens that routed layers keep, in (0, 1]; the model's own if not given."""
     plan: Annotated[str | None, tyro.conf.arg(help=PLAN_HELP)] = None
+    reduction: Annotated[str | None, tyro.conf.arg(metavar="NAME=SHARE", help=REDUCTION_HELP)] = None
     dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
     """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
     kv: Literal["int8", "fp8"] | None = None
@@ -123,6 +132,7 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
     from videollm_mod.serve.sources import Rules
 
     check_keep(config.keep)
+    reduction_of(config.reduction)
     check_probability(threshold=config.threshold)
     check_least(1, threads=config.threads, max_streams=config.max_streams, streams_per_client=config.streams_per_client)
     check_least(1, replicas=config.replicas)
@@ -181,7 +191,7 @@ def build(config: ServeConfig, doors: Any, rules: Any, plan: Any, replica: Any =
     from videollm_mod.types import InputError
 
     print(f"loading {config.model} ...", file=sys.stderr)
-    wishes = stored_as(config.dtype, config.kv)
+    wishes = stored_as(config.dtype, config.kv) | reduction_of(config.reduction)
     model = load(config.model, plan=plan, keep=config.keep, threshold=config.threshold, **wishes)
     try:
         model = model.to(config.device)

@@ -272,7 +272,7 @@ class Hub:
             threshold=live.threshold,
             window=window,
             grid=tuple(model.encoder.grid),
-            routed=list(model.plan.routed(model.num_layers)),
+            routed=model.told_layers,
             limits=protocol.Limits(
                 frame_bytes=bounds.frame_bytes,
                 frame_pixels=bounds.frame_pixels,

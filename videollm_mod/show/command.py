@@ -50,7 +50,7 @@ def show(config: ShowConfig) -> dict[str, Any]:
         from videollm_mod.show.sheet import SheetSink
 
         plan = session.model.plan
-        if not plan.routed(session.model.num_layers):
+        if not session.model.told_layers:
             message = f"no layer is routed (plan {plan.layers}), so there is nothing to see but the frames"
             warnings.warn(message, stacklevel=1)
         made: list[Sink] = []

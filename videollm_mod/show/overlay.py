@@ -30,7 +30,7 @@ SMALL = 13  # font size of legends
 BRIGHT = "bright: kept by at least one of the layers on the right"
 LEGEND = (
     "Each square of the picture is a token. Bright inside amber: the layer computes it. Dark: it skips that layer. "
-    "Layers not shown compute all. The summary token stands for the whole frame."
+    "Layers not shown compute all they get. The summary token stands for the whole frame."
 )
 OUTSIDE = "Tokens outside the picture lie on the bars that make it square for the model."
 GREY = (96, 102, 112)  # words of less weight on white
@@ -251,7 +251,7 @@ def _legend(kept: Sequence[Mapping[int, np.ndarray]], grid: tuple[int, int]) -> 
         ("dim", "dark grey: it skips the layer"),
         ("cls kept", "the frame's summary token: kept"),
         ("cls dropped", "the frame's summary token: it skips the layer"),
-        ("", f"Each frame is {grid[0]} x {grid[1]} squares, a token each. Layers not shown compute all of them."),
+        ("", f"Each frame is {grid[0]} x {grid[1]} squares, a token each. Layers not shown compute all they get."),
     ]
     cells, cls = masks[:, 1:], masks[:, 0]
     there = [cells.any(), not cells.all(), cls.any(), not cls.all(), True]

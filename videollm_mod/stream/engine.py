@@ -210,7 +210,10 @@ class Engine:
         if model.reducing is not None:
             model.reducing.check_stream()
             if not model.reducing.shares_steps:
-                raise InputError(f"{model.reducing.reduction.label} acts on one stream at a time; use StreamSession.")
+                raise InputError(
+                    f"{model.reducing.reduction.label} has one stream at a time; take a reduction that acts before the "
+                    "decoder, or a StreamSession for each stream."
+                )
             vision = model.reducing.left_of_frame()
         self._decoder = find_decoder(model.lm)
         self._streams: list[EngineStream] = []
