@@ -220,6 +220,49 @@ def test_ready_tokens_and_pictures_are_the_same_to_it(model: StreamingVideoLM) -
     np.testing.assert_allclose(decisions[one], decisions[other], atol=1e-6)
 
 
+def test_tokens_made_ahead_are_those_of_a_step_which_then_makes_none(model: StreamingVideoLM) -> None:
+    plain, ahead = Engine(model), Engine(model)
+    for engine in (plain, ahead):
+        for number in range(2):
+            stream = engine.open(threshold=0.0, drop="all")
+            for frame in frames(3, number):
+                stream.push(frame)
+            stream.ask(QUESTION)
+    assert ahead.encode_ahead() == 6 and ahead.encode_ahead() == 0
+    calls: list[int] = []
+    handle = model.encoder.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    found = [output.decision for output in ahead.step()]
+    assert not calls
+    assert found == [output.decision for output in plain.step()] and calls == [6]
+    handle.remove()
+
+
+def test_a_step_waits_for_tokens_that_are_being_made_and_others_are_pushed_meanwhile(model: StreamingVideoLM) -> None:
+    engine, begun, go_on = Engine(model), threading.Event(), threading.Event()
+    stream = engine.open(threshold=0.0, drop="all")
+    stream.push(frames(2)[0])
+    calls: list[int] = []
+
+    def slow(module: object, args: tuple[torch.Tensor], out: object) -> None:
+        calls.append(len(args[0]))
+        begun.set()
+        assert go_on.wait(30)
+
+    handle = model.encoder.register_forward_hook(slow)
+    tower = threading.Thread(target=engine.encode_ahead)
+    tower.start()
+    assert begun.wait(30)
+    told: list[EngineOutput] = []
+    stepper = threading.Thread(target=lambda: told.extend(engine.step()))
+    stepper.start()
+    engine.open(threshold=0.0).push(frames(1, 1)[0])  # takes no lock that the tower holds
+    go_on.set()
+    for thread in (tower, stepper):
+        thread.join(30)
+    handle.remove()
+    assert len(told) == 1 and calls == [1]
+
+
 @pytest.mark.parametrize("place", ["model.layers.2", "lm_head"])
 def test_a_step_that_fails_can_be_taken_again(model: StreamingVideoLM, middle: float, place: str) -> None:
     engine = Engine(model)
@@ -358,7 +401,8 @@ def test_where_nothing_may_be_dropped_a_full_queue_says_so(model: StreamingVideo
     assert stream.state().dropped == {}
 
 
-def test_any_thread_may_push_and_ask(model: StreamingVideoLM) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_any_thread_may_push_and_ask_and_another_make_tokens(model: StreamingVideoLM, ahead: bool) -> None:
     engine = Engine(model)
     streams = [engine.open(threshold=0.0, drop="all", queue=100) for _ in range(3)]
 
@@ -367,7 +411,12 @@ def test_any_thread_may_push_and_ask(model: StreamingVideoLM) -> None:
             streams[number].push(frame)
         streams[number].ask(QUESTION)
 
+    def encode() -> None:
+        while len(answers) < 3:
+            engine.encode_ahead()
+
     threads = [threading.Thread(target=feed, args=(number,)) for number in range(3)]
+    threads += [threading.Thread(target=encode)] * ahead
     answers: list[StreamEvent] = []
     for thread in threads:
         thread.start()

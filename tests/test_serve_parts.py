@@ -9,6 +9,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 from postgres import Postgres
 from serve_cases import picture
 from sqlalchemy.exc import IntegrityError
+from stream_cases import frames, tiny_model
 
+from videollm_mod.depth import DepthPlan
 from videollm_mod.depth.quantised import QuantisedLayer
 from videollm_mod.serve import protocol
 from videollm_mod.serve.auth import Doors, Refused, read_tokens, token_subprotocol
@@ -28,6 +31,8 @@ from videollm_mod.serve.roster import Roster
 from videollm_mod.serve.schemas import documents
 from videollm_mod.serve.sources import Rules, hidden, is_private
 from videollm_mod.serve.store import Store, Stored
+from videollm_mod.serve.worker import Worker
+from videollm_mod.stream.engine import Engine
 from videollm_mod.types import Frame, InputError, StreamEvent
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -422,3 +427,27 @@ def test_another_version_is_told_with_the_one_that_is_spoken() -> None:
         protocol.read_client('{"type": "open", "version": ' + "9" * 5000 + "}")
     with pytest.raises(InputError, match=r"^version is no number; this server speaks 1\.$"):
         protocol.read_client('{"type": "open", "version": "secret"}')
+
+
+# -- the worker --------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_makes_tokens_ahead_sees_every_frame_and_ends() -> None:
+    engine, told, seen = Engine(tiny_model(DepthPlan("interleaved", 0.4))), [], threading.Event()
+
+    def handle(outputs: list[Any], seconds: float) -> None:
+        told.extend(outputs)
+        if len(told) == 12:
+            seen.set()
+
+    worker = Worker(engine, handle, ahead=True)
+    worker.start()
+    streams = [engine.open(threshold=0.0, drop="all") for _ in range(2)]
+    for pair in zip(frames(6), frames(6, seed=1)):
+        for stream, frame in zip(streams, pair):
+            stream.push(frame)
+        worker.wake()
+    assert seen.wait(30) and worker.healthy
+    worker.stop()
+    assert not any(thread.is_alive() for thread in (worker._model, worker._scribe, worker._tower))
+    assert sorted(output.decision[0] for output in told) == sorted(2 * [frame.time for frame in frames(6)])

@@ -71,7 +71,7 @@ class Hub:
         self.keep_days, self.keep_bytes = keep_days, keep_bytes
         self.roster, self.replica = roster, replica or Replica("", "", 0)
         self.metrics = Metrics()
-        self.worker = Worker(Engine(model, max_bytes=max_bytes), self._handle)
+        self.worker = Worker(Engine(model, max_bytes=max_bytes), self._handle, ahead=model.device.type != "cpu")
         self.live: dict[str, Live] = {}
         self.farewells: dict[str, protocol.State] = {}  # why sources have ended, the newest
         self.total_events = self.total_frames = 0

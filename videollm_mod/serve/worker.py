@@ -24,9 +24,13 @@ STUMBLES = 3  # failed steps in a row after which the worker calls itself broken
 
 
 class Worker:
-    """Steps an engine. `handle(outputs, seconds)` is called in the scribe's thread with what a step gave."""
+    """Steps an engine. `handle(outputs, seconds)` is called in the scribe's thread with what a step gave.
 
-    def __init__(self, engine: Any, handle: Callable[[list[Any], float], None]) -> None:
+    ahead: another thread makes the tokens of pictures that wait while a step runs. For a model on a GPU: on a CPU both
+    would want the same cores.
+    """
+
+    def __init__(self, engine: Any, handle: Callable[[list[Any], float], None], *, ahead: bool = False) -> None:
         self.engine = engine
         self._handle = handle
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
@@ -36,16 +40,22 @@ class Worker:
         self._failures = 0
         self._model = threading.Thread(target=self._run, name="model", daemon=True)
         self._scribe = threading.Thread(target=self._write, name="scribe", daemon=True)
+        self._pushed = threading.Event()
+        self._tower = threading.Thread(target=self._encode, name="tower", daemon=True) if ahead else None
 
     def start(self) -> None:
         self._scribe.start()
         self._model.start()
+        if self._tower is not None:
+            self._tower.start()
 
     def stop(self) -> None:
         """End both threads; what was said is written down first."""
         self._stopping = True
         self.wake()
         self._model.join(timeout=30)
+        if self._tower is not None:
+            self._tower.join(timeout=30)
         self._said.put(None)
         self._scribe.join(timeout=30)
 
@@ -57,6 +67,7 @@ class Worker:
     def wake(self) -> None:
         """Something has been pushed or asked."""
         self._wake.set()
+        self._pushed.set()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Run a function in the model's thread, between two steps."""
@@ -89,6 +100,17 @@ class Worker:
             elif not self.engine.waiting:
                 self._wake.wait(IDLE)
         self._answer_calls()
+
+    def _encode(self) -> None:
+        while not self._stopping:
+            self._pushed.clear()
+            try:
+                made = self.engine.encode_ahead()
+            except Exception:  # the step that needs it will try again, and be told of
+                log.exception("pictures could not be encoded ahead")
+                made = 0
+            if not made:
+                self._pushed.wait(IDLE)
 
     def _answer_calls(self) -> None:
         while True:

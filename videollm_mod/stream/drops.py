@@ -82,6 +82,10 @@ class FrameQueue:
         """Put something at the end that is no frame."""
         self._items.append((False, item))
 
+    def waiting(self) -> list[Any]:
+        """All frames, in their order."""
+        return [item for is_frame, item in self._items if is_frame]
+
     def head(self, most: int) -> list[Any]:
         """The frames that are next, at most so many; none if something else stands before them."""
         found: list[Any] = []

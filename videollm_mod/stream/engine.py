@@ -219,6 +219,7 @@ class Engine:
         self._streams: list[EngineStream] = []
         self._arrived = threading.Condition()  # guards queues and the list of streams
         self._stepping = threading.Lock()
+        self._tower = threading.Lock()  # has one caller at a time
         try_together(self._decoder)
         entry = bytes_of_entries(self._decoder, RaggedCache(model.num_layers, model.kv))
         template, settings = model.template, model.settings
@@ -334,6 +335,17 @@ class Engine:
             stream._room = max(need, stream._least)  # less than before, if it has forgotten something
             return True
 
+    @torch.inference_mode()
+    def encode_ahead(self) -> int:
+        """Make the tokens of all pictures that wait, in another thread than the one that steps; returns how many.
+
+        So the tower works while the decoder does, where the device has room for both; a step makes itself what is not
+        ready, and waits for what is being made. Pictures that later give way to newer ones are made in vain.
+        """
+        with self._arrived:
+            waiting = [frame for stream in self._streams for frame in stream._queue.waiting()]
+        return self._encode(waiting)
+
     # -- a step --------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -405,11 +417,7 @@ class Engine:
 
     def _run(self, turns: list[_Turn]) -> list[Given]:
         """The model's step."""
-        raw = [frame for turn in turns for frame in turn.frames if frame.tokens is None]
-        if raw:  # all that waits anywhere, in one call of the tower
-            squares = torch.stack([frame.square for frame in raw if frame.square is not None])
-            for frame, tokens in zip(raw, self.model.encoder(squares.to(self.model.device))):
-                frame.tokens, frame.square = tokens, None
+        self._encode([frame for turn in turns for frame in turn.frames])
         shares = [
             Share(
                 turn.stream._session,
@@ -420,6 +428,19 @@ class Engine:
             for turn in turns
         ]
         return run_together(self.model, self._decoder, shares)
+
+    def _encode(self, frames: Sequence[_Frame]) -> int:
+        """Make the tokens that are not there yet, all in one call of the tower; returns how many."""
+        with self._tower:
+            raw = {id(frame): frame for frame in frames if frame.tokens is None}
+            squares = [frame.square for frame in raw.values() if frame.square is not None]
+            if squares:
+                made = self.model.encoder(torch.stack(squares).to(self.model.device))
+                if made.device.type == "cuda":  # whoever takes them may be on another stream of the device
+                    torch.cuda.current_stream(made.device).synchronize()
+                for frame, tokens in zip(raw.values(), made):
+                    frame.tokens, frame.square = tokens, None
+        return len(squares)
 
     def _receive(self, turn: _Turn, given: Given) -> list[EngineOutput]:
         stream, session = turn.stream, turn.stream._session
