@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from recipes import reduced, vit
-from videollm_mod.bench.reductions import cells
+from videollm_mod.bench.reductions_cells import Cell, cells
 from videollm_mod.bench.reductions_command import BenchReductions, bench_reductions
+from videollm_mod.bench.reductions_costs import measure_kept
 from videollm_mod.bench.reductions_page import page
 from videollm_mod.bench.reductions_plot import _label, draw_plot
 from videollm_mod.cli import main
@@ -40,6 +41,7 @@ FREE: dict[str, Any] = {
     "kv_share": 0.3,
     "signals_ms": 0.1,
     "choice_ms": 0.2,
+    "things": 0.75,
 }
 ADAPTED: dict[str, Any] = {
     **FREE,
@@ -87,12 +89,27 @@ def test_the_page_has_a_row_for_every_method_and_no_number_that_was_not_measured
     assert "Not measured yet" in bare and "none compared yet" in bare
     full = page(RESULT, {"DivPrune": {"version": "abc1234", "who is kept": "20 of 20"}}, "reductions.png")
     row = "| uniform 0.25 | 0.500 | -0.250 [-0.300, -0.200] | 0.750 | +0.000 [-0.100, +0.100] | 1.250 | 1.125 | - |"
-    assert f"{row} 0.500 | 12.5 | 0.50 | 0.10 + 0.20 | 0.40 | 0.30 |" in full
+    assert f"{row} 0.500 | 0.75 | 12.5 | 0.50 | 0.10 + 0.20 | 0.40 | 0.30 |" in full
     assert "evenly spaced" not in full
     routed = {**FREE, "plan": DepthPlan("interleaved", 0.2, scorer="uniform", gate="identity").to_dict()}
     assert "evenly spaced" in page({**RESULT, "cells": [routed]})
     assert "| DivPrune (abc1234) | who is kept | 20 of 20 |" in full
     assert "(reductions.png)" in full
+
+
+@pytest.mark.parametrize(
+    "name, keep, share", [("uniform", 0.5, 0.5), ("matryoshka", 1.0, 1.0), ("quick_video", 0.5, None)]
+)
+def test_it_is_counted_what_is_kept_of_all_cells_and_of_those_with_things(
+    name: str, keep: float, share: float | None
+) -> None:
+    cell = Cell(name, keep, DepthPlan("full"), methods()[name](keep=keep).to_dict())
+    found = measure_kept(cell, BenchReductions(streams=1, seconds=10.0, dials=("events_per_minute=18",)))
+    if share is None:  # in a cache, where every token has gone through all layers
+        assert found == {}
+        return
+    assert found["kept"] == pytest.approx(share, abs=0.02)
+    assert found["things"] == 1.0 if share == 1.0 else 0.2 < found["things"] < 0.8
 
 
 def test_the_page_says_what_is_refused_and_missing_and_when_its_numbers_mean_nothing() -> None:

@@ -1,10 +1,9 @@
-"""The cells of `bench reductions`: what a model says with a reduction in it, as it is and adapted, and what that costs.
+"""Fills the cells of `bench reductions`: what a model says with a reduction in it, as it is and adapted; before that,
+what it costs (reductions_costs.py).
 
 Quality is that of the world's test split, as `eval world` has it; a live session runs a method's causal form, and each
 cell's threshold is calibrated on validation streams. An adapted cell has learned a little more, from the same weights,
-with the method in place. Costs are those of the newest frames of one long silent stream, pictures in, decision out,
-timed in turn with the dense model. A method's signals and choice are part of that, and told apart: by the tower with
-and without, and by the choice alone.
+with the method in place.
 """
 
 from __future__ import annotations
@@ -13,19 +12,16 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
 from recipes import reduced
-from videollm_mod.bench.measure import Timing, environment, progress, rounded, time_in_turn
+from videollm_mod.bench.measure import environment, progress, rounded
+from videollm_mod.bench.reductions_cells import DENSE, Cell, cells
 from videollm_mod.bench.reductions_command import BenchReductions
-from videollm_mod.depth import DepthPlan
+from videollm_mod.bench.reductions_costs import Numbers, measure_cost, measure_kept
 from videollm_mod.evaluate.calibrate import calibrate
 from videollm_mod.evaluate.spread import estimate, per_stream
 from videollm_mod.evaluate.streams import run_streams, watch_both
@@ -33,69 +29,16 @@ from videollm_mod.evaluate.summary import summarise, tally
 from videollm_mod.evaluate.world import world_of
 from videollm_mod.files import atomic_write
 from videollm_mod.loading import described, find
-from videollm_mod.model import StreamingVideoLM, load
-from videollm_mod.packed import unpack_linears
-from videollm_mod.reductions import from_dict, methods, reducing
-from videollm_mod.stream.session import StreamSession
+from videollm_mod.model import load
+from videollm_mod.reductions import from_dict, reducing
 from videollm_mod.train.build import like_start
 from videollm_mod.train.loop import train
 from videollm_mod.train.recipe import Phase
-from videollm_mod.types import Frame, InputError
+from videollm_mod.types import InputError
 from videollm_mod.world import WorldConfig, WorldStream, make_stream
 
 METRICS = ("f1", "timing_f1", "lm_ppl", "question_accuracy", "false_alarms_per_minute")
-DENSE, ROUTED = DepthPlan("full"), DepthPlan("interleaved", keep=0.2)
-EVEN = DepthPlan("interleaved", keep=0.2, scorer="uniform", gate="identity")
-Numbers = dict[str, Any]
 Known = dict[str, Numbers]  # key -> what was measured
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting: a reduction, or none, and a depth plan."""
-
-    name: str
-    keep: float
-    plan: DepthPlan
-    reduction: dict[str, Any] | None  # as `Reduction.to_dict` has it
-    steps: int = 0  # of adaptation; 0: the model as it is
-
-    @property
-    def setting(self) -> list[Any]:
-        """What its costs hang on; adapted or not, the sizes are the same."""
-        return [self.plan.to_dict(), self.reduction]
-
-
-def cells(config: BenchReductions, *, experts: bool, blocks: int) -> Iterator[Cell]:
-    """No reduction; depth routing; every method by itself; every method with depth routing; then the adapted ones.
-
-    experts: whether the model has learned some. If not, depth routing chooses evenly until it has been adapted.
-    blocks: of its tower.
-    """
-    yield from _cells(config, config.keep, ROUTED if experts else EVEN, blocks)
-    if config.adapt:
-        yield from _cells(config, (config.pairs,), ROUTED, blocks, steps=config.adapt)
-
-
-def _cells(
-    config: BenchReductions, keeps: tuple[float, ...], routed: DepthPlan, blocks: int, steps: int = 0
-) -> Iterator[Cell]:
-    yield Cell("dense", 1.0, DENSE, None, steps)
-    for keep in keeps:
-        yield Cell(f"depth routing {keep:g}", keep, replace(routed, keep=keep), None, steps)
-    wanted = [name for name in methods() if not config.only or name in config.only]
-    for name in wanted:
-        for keep in keeps:
-            yield Cell(f"{name} {keep:g}", keep, DENSE, _fitted(name, keep, blocks), steps)
-    for name in wanted:
-        words = f"{name} {config.pairs:g} + depth routing {routed.keep:g}"
-        yield Cell(words, config.pairs, routed, _fitted(name, config.pairs, blocks), steps)
-
-
-def _fitted(name: str, keep: float, blocks: int) -> dict[str, Any]:
-    """A method with its authors' settings. HiPrune's middle layer is the 9th of CLIP's 24: as far into this tower."""
-    more = {"layer": max(1, round(9 / 24 * blocks))} if name == "hi_prune" else {}
-    return methods()[name](keep=keep, **more).to_dict()
 
 
 def fingerprint(model: str) -> str:
@@ -119,24 +62,26 @@ def fill(config: BenchReductions) -> Numbers:
     wanted = list(cells(config, experts=experts, blocks=blocks))
     size = [config.frames, config.repeats]
     cost_keys = [_key("cost", weights, *cell.setting, *size) for cell in wanted]
+    kept_keys = [_key("kept", weights, *cell.setting, config.streams, config.seconds, config.dials) for cell in wanted]
     judged = [config.streams, config.calibration, config.seconds, config.dials]
     keys = [_key("said", weights, *cell.setting, cell.steps, *judged) for cell in wanted]
 
     def result() -> Numbers:
-        found = [
-            {**dataclasses.asdict(cell), "plan": cell.plan.to_dict(), **known.get(key, {}), **known.get(cost_key, {})}
-            for cell, key, cost_key in zip(wanted, keys, cost_keys)
-        ]
-        streams = [cell.pop("per_stream", None) for cell in found]
-        dense = {cell["steps"]: own for cell, own in zip(found, streams) if cell["name"] == "dense"}
-        for cell, own in zip(found, streams):
-            other = dense.get(cell["steps"])  # as it is, or adapted just as long
+        found: list[Numbers] = []
+        for cell, *places in zip(wanted, keys, cost_keys, kept_keys):
+            found.append({**dataclasses.asdict(cell), "plan": cell.plan.to_dict()})
+            for place in places:
+                found[-1] |= known.get(place, {})
+        streams = [row.pop("per_stream", None) for row in found]
+        dense = {row["steps"]: own for row, own in zip(found, streams) if row["name"] == "dense"}
+        for row, own in zip(found, streams):
+            other = dense.get(row["steps"])  # as it is, or adapted just as long
             if own is not None and other is not None:
                 difference = estimate({0: {"per_stream": own}}, {0: {"per_stream": other}})["f1"]
-                cell["f1_difference"] = rounded(list(difference))
+                row["f1_difference"] = rounded(list(difference))
         return {
-            "cells": [cell for cell in found if "f1" in cell or "refused" in cell],
-            "missing": sum("f1" not in cell and "refused" not in cell for cell in found),
+            "cells": [row for row in found if "f1" in row or "refused" in row],
+            "missing": sum("f1" not in row and "refused" not in row for row in found),
             "model": config.model,
             "streams": config.streams,
             "seconds": config.seconds,
@@ -159,6 +104,9 @@ def fill(config: BenchReductions) -> Numbers:
     for key, cell in costly.items():
         keep(key, _or_refused(measure_cost, cell, config))
         progress(_cost_line(cell, known[key]))
+    for key, cell in zip(kept_keys, wanted):
+        if key not in known and cell.reduction is not None and cell.plan == DENSE and not config.costs:
+            keep(key, _or_refused(measure_kept, cell, config))
     for key, cell in zip(keys, wanted):
         if key not in known and not config.costs:
             keep(key, _or_refused(measure_quality, cell, config))
@@ -242,92 +190,6 @@ def _adapted(cell: Cell, config: BenchReductions, world: WorldConfig) -> Path:
         return folder / "model"
     progress(f"{cell.name}: {cell.steps} steps of adaptation")
     return train(like_start(recipe), folder, resume=True, workers=0 if config.workers == 1 else 1)
-
-
-# -- what it costs -----------------------------------------------------------------------------------------------------
-
-
-def measure_cost(cell: Cell, config: BenchReductions) -> Numbers:
-    """Time and FLOPs of the newest frames of a silent stream, KV bytes behind them, each as a share of the dense
-    model's too; and what the reduction itself takes of that time."""
-    models = {"dense": load(config.model, depth=DENSE), "own": load(config.model, depth=cell.plan)}
-    film = _film(models["dense"], config)
-    with reducing(models["own"], cell.reduction) as within:
-        if within is not None:
-            within.check_stream()
-        sessions = {name: StreamSession(model, threshold=0.0, window=float("inf")) for name, model in models.items()}
-        for session in sessions.values():
-            _push(session, film[: -config.repeats - 1])
-        timing = _in_turn(sessions, film[-config.repeats - 1 : -1])
-        flops = {name: _flops(models[name], session, film[-1]) for name, session in sessions.items()}
-        kv = {name: session.state().kv_bytes for name, session in sessions.items()}
-        own = measure_own(models["own"], film[0], config.repeats) if within is not None else {}
-    return rounded(
-        {
-            "ms_per_frame": timing["own"].wall_ms,
-            "ms_dense": timing["dense"].wall_ms,
-            "time_share": timing["own"].wall_ms / timing["dense"].wall_ms,
-            "flops_per_frame": flops["own"],
-            "flops_share": flops["own"] / flops["dense"],
-            "kv_bytes": kv["own"],
-            "kv_share": kv["own"] / kv["dense"],
-            **own,
-        }
-    )
-
-
-def _push(session: StreamSession, film: Iterable[Frame]) -> None:
-    for frame in film:
-        session.push(frame)
-
-
-def _in_turn(sessions: dict[str, StreamSession], film: Iterable[Frame]) -> dict[str, Timing]:
-    """Each frame to one session, then to the other: whatever else the machine does hits both alike."""
-    wall: dict[str, list[float]] = {name: [] for name in sessions}
-    for number, frame in enumerate(film):
-        for name in list(sessions)[:: 1 - 2 * (number % 2)]:
-            began = time.perf_counter()
-            sessions[name].push(frame)
-            wall[name].append(1e3 * (time.perf_counter() - began))
-    return {name: Timing(tuple(times), ()) for name, times in wall.items()}
-
-
-def _flops(model: StreamingVideoLM, session: StreamSession, frame: Frame) -> int:
-    unpack_linears(model)  # whose products, and the CPU's fast attention, the counter does not know
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        session.push(frame)
-    return counter.get_total_flops()
-
-
-def measure_own(model: StreamingVideoLM, frame: Frame, repeats: int) -> dict[str, float]:
-    """What the reduction itself takes per frame, ms: `signals_ms` in the tower (less than nothing where it prunes
-    there), `choice_ms` before the decoder. What it does inside the decoder is in the frame's time alone."""
-    within = model.reducing
-    assert within is not None
-    square = torch.from_numpy(frame.image)[None]
-    own = type(model.encoder).forward
-    runs: dict[str, Callable[[], Any]] = {
-        "without": lambda: own(model.encoder, square),
-        "with": lambda: model.encoder(square),
-    }
-    with torch.inference_mode():
-        timing = time_in_turn(runs, repeats)
-        features = model.encoder(square)
-        ids, vision = model.template.frame(first=True)
-        index = torch.tensor([[0 if is_vision else -1 for is_vision in vision]])
-        embeds = model.embed(torch.tensor([ids]), index, features)
-        choice = time_in_turn({"choice": lambda: within.enter(embeds, index, features, None)}, repeats)
-    return {
-        "signals_ms": timing["with"].wall_ms - timing["without"].wall_ms,
-        "choice_ms": choice["choice"].wall_ms,
-    }
-
-
-def _film(model: StreamingVideoLM, config: BenchReductions) -> list[Frame]:
-    size, fps = model.encoder.tower.image_size, model.settings.fps
-    world = world_of("medium", config.dials, seconds=max(config.frames / fps, 1.0), fps=fps, size=size)
-    stream = make_stream("test", 0, world)
-    return [Frame(image, time, i) for i, (image, time) in enumerate(zip(stream.frames(), stream.times.tolist()))]
 
 
 def _line(cell: Cell, numbers: Numbers) -> str:

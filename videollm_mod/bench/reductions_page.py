@@ -115,6 +115,10 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         "",
         "F1 (event F1 on its own words) and questions (share answered right): higher is better; LM-PPL: lower is.",
         "",
+        "Things kept: of the cells that things lie on, the share that is left where the method has done all it does; "
+        "chance is the share of all cells. A method that merges may have part of a thing in a cell beside it, and a "
+        "model that has never missed background may miss that, too.",
+        "",
         "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, and as shares of the "
         f"dense model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}). How far "
         "such times differ by chance is the dense row's own share. Signals + choice, part of the time before: what the "
@@ -168,7 +172,7 @@ def _about(kind: type[Reduction]) -> list[str]:
 
 def _numbers(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     head = ["", "F1", "against dense", "adapted", "against dense", "LM-PPL", "adapted", "questions", "adapted"]
-    head += ["ms a frame", "of dense", "signals + choice, ms", "FLOPs, of dense", "KV bytes, of dense"]
+    head += ["things kept", "ms a frame", "of dense", "signals + choice, ms", "FLOPs, of dense", "KV bytes, of dense"]
     rows = []
     for name in dict.fromkeys(cell["name"] for cell in cells if "refused" not in cell):
         both = [
@@ -180,6 +184,7 @@ def _numbers(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
         row = [name, *_f1(free), *_f1(adapted)]
         for metric in ("lm_ppl", "question_accuracy"):
             row += [_number(found.get(metric), 3) for found in (free, adapted)]
+        row += [_number(free.get("things", adapted.get("things")), 2)]
         row += [_number(cost.get("ms_per_frame"), 1), _number(cost.get("time_share"), 2)]
         row += [" + ".join(f"{ms:.2f}" for ms in own) or "-"]
         rows.append([*row, *(_number(cost.get(share), 2) for share in ("flops_share", "kv_share"))])
