@@ -469,7 +469,10 @@ def reduction_of(wish: Reduction | dict[str, Any] | str) -> Reduction:
     """A reduction by itself, as `to_dict` has it, or as a person types it. Raises InputError."""
     if isinstance(wish, str):
         wish = parse_reduction(wish)
-    return from_dict(wish) if isinstance(wish, dict) else wish
+    wish = from_dict(wish) if isinstance(wish, dict) else wish
+    if not isinstance(wish, Reduction):
+        raise InputError(f"{wish!r} is no reduction; give one such as Uniform(keep=0.5), or words: uniform=0.5.")
+    return wish
 
 
 def reducing(model: StreamingVideoLM, values: dict[str, Any] | None) -> AbstractContextManager[Any]:

@@ -117,6 +117,14 @@ class Reducing:
         """Whether streams can share a step: where all is done before the decoder, each frame by itself there."""
         return self.positions == "keep" and not any(part.stage in ("layer", "cache") for part in self.parts)
 
+    def check_shared(self) -> None:
+        """Raises InputError where streams cannot share a step."""
+        if not self.shares_steps:
+            raise InputError(
+                f"{self.reduction.label} has one stream at a time; take a reduction that acts before the decoder, or a "
+                "StreamSession for each stream."
+            )
+
     def left_of_frame(self) -> int:
         """The most of a frame's tokens that a stream puts into the decoder, its CLS included."""
         left = self.model.encoder.tokens_per_frame - 1
@@ -145,6 +153,8 @@ class Reducing:
     def run(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
         """What `model.lm(**inputs)` is without a reduction: one step or one pass. `features`: of the step's frames."""
         frame_index, cache = inputs["frame_index"], inputs["past_key_values"]
+        if isinstance(cache, StepCache):  # of an engine that may be older than this reduction
+            self.check_shared()
         if inputs["kept_out"] is not None:  # until a layer says otherwise
             everybody = torch.ones(frame_index.shape, dtype=torch.bool, device=self.model.device)
             inputs["kept_out"].update(dict.fromkeys(self.tells, everybody))

@@ -209,11 +209,7 @@ class Engine:
         vision = model.encoder.tokens_per_frame
         if model.reducing is not None:
             model.reducing.check_stream()
-            if not model.reducing.shares_steps:
-                raise InputError(
-                    f"{model.reducing.reduction.label} has one stream at a time; take a reduction that acts before the "
-                    "decoder, or a StreamSession for each stream."
-                )
+            model.reducing.check_shared()
             vision = model.reducing.left_of_frame()
         self._decoder = find_decoder(model.lm)
         self._streams: list[EngineStream] = []
