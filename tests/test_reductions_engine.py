@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,21 @@ def test_a_first_step_that_fails_leaves_nothing_to_remember(name: str) -> None:
         other = StreamSession(model, threshold=0.0)
         expected = [other.silence for frame in film if other.push(frame) == []]
     np.testing.assert_allclose([told, together], [expected, expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("policy, budget", [("window", None), ("carrier", None), ("norm", 60_000)])
+def test_what_stands_still_is_sent_again_when_the_frame_that_showed_it_is_forgotten(
+    policy: str, budget: int | None
+) -> None:
+    model, picture = small_model("clip", "own"), frames(1)[0]
+    with method("holi_tom_causal", 0.5).on(model, traced=True) as within:
+        session, sent, forgets = StreamSession(model, threshold=0.0, window=2.0, policy=policy, budget=budget), [], []
+        for number in range(40):
+            before = dict(session.state().forgotten)
+            session.push(dataclasses.replace(picture, time=number / 2, index=number))
+            sent.append(len(within.last[0]))
+            forgets.append(session.state().forgotten != before)
+    assert sent == [8 if number == 0 or forgot else 1 for number, forgot in enumerate(forgets)] and any(forgets)
 
 
 @pytest.mark.parametrize("name", ["quick_video", "video_scan"])

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from evaluate_cases import random_model
-from reduction_cases import method, small_model
+from reduction_cases import features_of, method, small_model
 from stream_cases import frames
 
 import videollm_mod as vm
 from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan
+from videollm_mod.dialogue import Stream, System, collate
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
 from videollm_mod.reductions import Compose, Signals, Tokens, Uniform, from_dict, parse_reduction
 from videollm_mod.stream.engine import Engine
@@ -132,6 +133,22 @@ def test_what_is_told_as_kept_is_what_went_through(
             kept += [output.kept for output in engine.step() if output.kept is not None]
             assert len(kept) == 6
     assert all({layer: int(mask.sum()) for layer, mask in each.items()} == told for each in kept)
+
+
+def test_a_pass_tells_what_went_through_in_all_of_its_frames_also_where_it_runs_frame_by_frame() -> None:
+    plan = DepthPlan((1, 2), 0.4)
+    model, both = small_model("clip", "own", plan), Compose([method("uniform", 0.5), method("quick_video", 0.5)])
+    batch = collate([model.template.encode([System("Say what happens."), Stream(count)]) for count in (3, 1)])
+    told: dict[str, dict[int, torch.Tensor]] = {"kept_out": {}, "scores_out": {}}
+    with both.on(model), torch.no_grad():
+        model(batch.input_ids, batch.frame_index, features_of(model, 4), attention_mask=batch.attention_mask, **told)
+    vision = batch.frame_index >= 0
+    each = vision.sum(1) // 17
+    for layer, left in ((0, 9), (1, 4), (2, 4)):
+        kept = told["kept_out"][layer]
+        assert kept.shape == vision.shape and ((kept & vision).sum(1) == left * each).all()
+    assert sorted(told["scores_out"]) == [1, 2]
+    assert all(scores.shape == vision.shape for scores in told["scores_out"].values())
 
 
 def test_watch_takes_one_and_draws_what_it_left(
