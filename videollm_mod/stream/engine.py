@@ -37,6 +37,7 @@ from videollm_mod.video import letterbox
 
 QUEUE = 8  # frames of one stream that wait, unless `open` is told otherwise
 QUESTIONS = 16  # questions of one stream that wait
+AHEAD = 64  # pictures in one call of the tower, ahead of a step: however many wait, memory is bounded
 
 
 class EngineFull(InputError):
@@ -340,7 +341,7 @@ class Engine:
         """
         with self._arrived:
             waiting = [frame for stream in self._streams for frame in stream._queue.waiting()]
-        return self._encode(waiting)
+        return sum(self._encode(waiting[at : at + AHEAD]) for at in range(0, len(waiting), AHEAD))
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
