@@ -30,7 +30,7 @@ from videollm_mod.reductions.holitom_merge import fold
 from videollm_mod.reductions.quickvideo import smallest_keys
 from videollm_mod.reductions.transprune import TransPrune, transition
 from videollm_mod.reductions.vflowopt import global_attention, recycled
-from videollm_mod.reductions.videoscan import nearest_pair
+from videollm_mod.reductions.videoscan import VideoScan, nearest_pair
 
 NEAR = 1e-5  # of values; indices are compared exactly
 
@@ -295,7 +295,7 @@ def transprune_cut(root: Path, generator: torch.Generator) -> bool:
     still = {(name, HERE): torch.ones(n, 2) for name in ("attention_in", "mlp_in")}
     still |= {(name, HERE): torch.zeros(n, 2) for name in ("attention_out", "mlp_out")}  # this layer changes nothing
     still["text_attention", HERE] = weights.mean((0, 1))[before : before + n]
-    memory = {"transprune": changes[0, before : before + n]}
+    memory = {"transprune": (changes[0, before : before + n], torch.arange(n))}
     told = Signals(still, memory=memory, layer=6, layers=32, total=n)
     found = TransPrune().reduce(Tokens.of_frame(torch.zeros(n, 2), (1, n)), told)
     return found.positions[:, 2].tolist() == expected.tolist()
@@ -336,6 +336,22 @@ def videoscan_memory(root: Path, generator: torch.Generator) -> bool:
     return nearest_pair(carriers) == space["drop_pos"]
 
 
+def videoscan_chosen(root: Path, generator: torch.Generator) -> bool:
+    """Which of a frame's entries stay beside its carrier, where nothing stands before the frame: theirs averages heads
+    of which each has given a share of its attention to what stands there."""
+    n = size(generator, 20, 210)
+    queries, keys = torch.randn(2, n + 1, 4, 8, generator=generator)  # the carrier is the last, then a word
+    weights = torch.einsum("he,nhe->hn", queries[-1], keys).div(8**0.5).softmax(-1)  # (heads, n + 1)
+    attention = torch.zeros(1, 4, n + 2, n + 2)
+    attention[0, :, n, : n + 1] = weights
+    places = torch.arange(n + 2.0).view(1, 1, n + 2, 1)
+    function = theirs(root, "llava/video_streamer.py", "set_w_more_kv").set_w_more_kv
+    stored = function(SimpleNamespace(kv_select_layer=None), [(places, places)], [attention], [(0, 1, n + 1)], None)
+    told = Signals({("queries", HERE): queries, ("keys", HERE): keys}, total=n + 1)
+    found = VideoScan(keep=16.5 / (n + 1)).reduce(Tokens.of_frame(torch.zeros(n + 1, 2), (1, n + 1)), told)
+    return found.positions[:, 2].tolist() == stored[0][0].flatten().tolist()
+
+
 CASES: dict[str, dict[str, Case]] = {
     "HoliTom": {
         "segments": holitom_segments,
@@ -348,7 +364,7 @@ CASES: dict[str, dict[str, Case]] = {
     "TransPrune": {"transitions": transprune_transitions, "cut": transprune_cut},
     "GRT": {"gate": grt_gate},
     "QuickVideo": {"keys": quickvideo_keys},
-    "VideoScan": {"memory": videoscan_memory},
+    "VideoScan": {"memory": videoscan_memory, "chosen": videoscan_chosen},
 }
 
 

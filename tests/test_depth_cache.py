@@ -146,7 +146,7 @@ def test_what_a_reduction_remembers_moves_with_its_row_and_rolls_back_with_its_f
     cache.reorder_cache(torch.tensor([1, 0]))
     cache.crop_to(end)
     assert [span.number for span in cache.frames[0]] == [0, 1]
-    assert cache.memory[0] == {0: "a", 1: "b"} and cache.dropped == {0: [4, end - 1]} and cache.evicted == {1: 0}
+    assert cache.memory[0] == {0: "a", 1: "b"} and cache.dropped == {0: [4, end - 1]} and cache.evicted == {0: 1, 1: 0}
 
 
 def test_moving_the_rows_of_an_empty_cache_is_harmless(llama: PreTrainedModel) -> None:

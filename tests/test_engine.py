@@ -17,6 +17,7 @@ from test_session import middle_threshold
 
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamingVideoLM
+from videollm_mod.stream import engine as engines
 from videollm_mod.stream.engine import Engine, EngineFull, EngineOutput, EngineStream, QueueFull
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.stream.together import CHUNK
@@ -234,6 +235,20 @@ def test_tokens_made_ahead_are_those_of_a_step_which_then_makes_none(model: Stre
     found = [output.decision for output in ahead.step()]
     assert not calls
     assert found == [output.decision for output in plain.step()] and calls == [6]
+    handle.remove()
+
+
+def test_however_many_pictures_wait_the_tower_gets_so_many_at_a_time(
+    model: StreamingVideoLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "AHEAD", 4)
+    engine, calls = Engine(model), list[int]()
+    for number in range(2):
+        stream = engine.open(threshold=0.0, drop="all")
+        for frame in frames(5, number):
+            stream.push(frame)
+    handle = model.encoder.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    assert engine.encode_ahead() == 10 and calls == [4, 4, 2]
     handle.remove()
 
 

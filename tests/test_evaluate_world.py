@@ -28,6 +28,7 @@ from videollm_mod.evaluate.streams import Watched, run_jobs, run_streams, watch_
 from videollm_mod.evaluate.summary import intervals, metrics_of, summarise, tally
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
 from videollm_mod.model import StreamingVideoLM
+from videollm_mod.reductions import GRT
 from videollm_mod.types import InputError
 from videollm_mod.vision import FrameEncoder
 from videollm_mod.world import WorldStream
@@ -215,6 +216,18 @@ def test_calibration_is_the_same_whether_the_tower_sees_each_picture_once_or_for
     assert seen == sum(len(stream.times) for stream in streams)
     monkeypatch.setattr(calibration, "HELD", 0)
     assert calibrate(model, streams) == once and sum(calls) > 3 * seen
+
+
+def test_calibration_counts_what_a_reduction_puts_behind_a_frames_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, streams = random_model(), [short_stream(0, seconds=2)]
+    with GRT(0.5).on(model):
+        ((_, features),) = calibration._films(model, streams, 1)
+        assert features is not None
+        size = 4 * features.numel()  # as if of float32
+        monkeypatch.setattr(calibration, "HELD", size)
+        assert calibration._films(model, streams, 1)[0][1] is not None
+        monkeypatch.setattr(calibration, "HELD", size - 1)
+        assert calibration._films(model, streams, 1)[0][1] is None
 
 
 @pytest.mark.slow

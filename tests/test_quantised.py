@@ -88,7 +88,7 @@ def test_a_rounded_cache_crops_moves_rows_forgets_and_resets_as_the_exact_one(ki
         used = layer.lengths[0]
         assert torch.equal(plain.slots[0, :used], layer.slots[0, :used])
         wanted = plain.keys[0, :, :used]
-        assert (layer._keys(0) - wanted).abs().max() < near * wanted.abs().max()
+        assert (layer.stored_keys(0) - wanted).abs().max() < near * wanted.abs().max()
         assert torch.allclose(layer.key_norms(0), plain.key_norms(0), rtol=near)
     rounded.reset()
     assert rounded.kv_bytes == 0 and rounded.empty().kv == kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,83 @@ def test_a_step_that_fails_leaves_what_is_remembered(name: str) -> None:
             session.push(frame)
             other.push(frame)
             assert session.silence == other.silence and session._cache.stored == other._cache.stored
+
+
+@pytest.mark.parametrize("name", ["grt", "holi_tom_causal"])
+def test_a_first_step_that_fails_leaves_nothing_to_remember(name: str) -> None:
+    model = small_model("clip", "own")
+    film = frames(3)
+    with method(name, 0.3).on(model, question=QUESTION):
+        session, engine = StreamSession(model, threshold=0.0), Engine(model)
+        stream = engine.open(threshold=0.0)
+        stream.push(film[0])
+        for run in (lambda: session.push(film[0]), engine.step):
+            with pytest.raises(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(model.lm.model.layers[1], "forward", lambda *args, **more: 1 / 0)
+                run()
+        told = [session.silence for frame in film if session.push(frame) == []]
+        for frame in film[1:]:
+            stream.push(frame)
+        together = [output.decision[1] for output in engine.step() if output.decision is not None]
+        other = StreamSession(model, threshold=0.0)
+        expected = [other.silence for frame in film if other.push(frame) == []]
+    np.testing.assert_allclose([told, together], [expected, expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("policy, budget", [("window", None), ("carrier", None), ("norm", 60_000)])
+def test_what_stands_still_is_sent_again_when_the_frame_that_showed_it_is_forgotten(
+    policy: str, budget: int | None
+) -> None:
+    model, picture = small_model("clip", "own"), frames(1)[0]
+    with method("holi_tom_causal", 0.5).on(model, traced=True) as within:
+        session, sent, forgets = StreamSession(model, threshold=0.0, window=2.0, policy=policy, budget=budget), [], []
+        for number in range(40):
+            before = dict(session.state().forgotten)
+            session.push(dataclasses.replace(picture, time=number / 2, index=number))
+            sent.append(len(within.last[0]))
+            forgets.append(session.state().forgotten != before)
+    assert sent == [8 if number == 0 or forgot else 1 for number, forgot in enumerate(forgets)] and any(forgets)
+
+
+@pytest.mark.parametrize("name", ["quick_video", "video_scan"])
+def test_what_was_dropped_from_a_cache_is_not_chosen_among_again_behind_a_step_that_failed(name: str) -> None:
+    model, film = small_model("clip", "own"), frames(3)
+    with method(name, 0.6).on(model):
+        session, other = (StreamSession(model, threshold=0.0) for _ in range(2))
+        for each in (session, other):
+            each.push(film[0])
+            each.push(film[1])
+        with pytest.raises(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StreamSession, "judge", lambda *args: 1 / 0)
+            session.push(film[2])
+        assert session.ask(QUESTION) == other.ask(QUESTION)
+        assert session._cache.stored == other._cache.stored
+
+
+def test_tokens_that_were_made_without_the_reduction_are_refused_before_they_stop_all_streams() -> None:
+    model, frame = small_model("clip", "own"), frames(1)[0]
+    plain = StreamSession(model).encode(frame)
+    with method("faster_vlm", 0.5).on(model):
+        engine = Engine(model)
+        one, other = engine.open(threshold=0.0), engine.open(threshold=0.0)
+        with pytest.raises(InputError, match=r"a frame's tokens are \(17, 16\); .* makes them \(17, 17\)"):
+            one.push_tokens(plain)
+        one.push_tokens(StreamSession(model).encode(frame))
+        other.push(frame)
+        first, second = (output.decision for output in engine.step())
+        assert first == pytest.approx(second)
+
+
+@pytest.mark.parametrize("name", ["quick_video", "aim_prune", "uniform"])
+def test_an_engine_that_is_older_than_a_reduction_refuses_it_too(name: str) -> None:
+    model, frame = small_model("clip", "own"), frames(1)[0]
+    engine = Engine(model)
+    stream = engine.open(threshold=0.0, drop="all")
+    stream.push(frame)
+    with method(name, 0.5).on(model, positions="renumber" if name == "uniform" else "keep"):
+        with pytest.raises(InputError, match="has one stream at a time"):
+            engine.step()
+    assert [output.decision is not None for output in engine.step()] == [True]
 
 
 @pytest.mark.slow

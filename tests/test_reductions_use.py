@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluate_cases import random_model
-from reduction_cases import method, small_model
+from reduction_cases import features_of, method, small_model
 from stream_cases import frames
 
 import videollm_mod as vm
 from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan
+from videollm_mod.dialogue import Stream, System, collate
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
-from videollm_mod.reductions import Compose, Uniform, from_dict, parse_reduction
+from videollm_mod.reductions import Compose, Signals, Tokens, Uniform, from_dict, parse_reduction
 from videollm_mod.stream.engine import Engine
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
@@ -49,6 +51,8 @@ def test_a_model_loaded_with_a_reduction_is_as_within_its_with(folder: str) -> N
         vm.load(folder, reduction="uniforn=0.5")
     with pytest.raises(InputError, match="has no attention between its cells"):
         vm.load(folder, reduction="hi_prune=0.5")
+    with pytest.raises(InputError, match="is no reduction; give one such as Uniform"):
+        vm.load(folder, reduction=Uniform)  # type: ignore[arg-type]
 
 
 def test_several_are_typed_with_a_plus_between_them() -> None:
@@ -60,6 +64,44 @@ def test_several_are_typed_with_a_plus_between_them() -> None:
         parse_reduction("uniform+grt")
     with pytest.raises(InputError, match=r"has no share; write for example uniform=0.25"):
         parse_reduction("grt+uniform=half")
+
+
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["quick_video", "video_scan"])
+def test_a_rounded_cache_loses_entries_by_the_keys_that_its_codes_stand_for(name: str, kv: str) -> None:
+    model, one = small_model("clip", "own"), method(name, 1.0)
+    chosen: list[tuple[list[int], list[int]]] = []
+
+    def reduce(tokens: Tokens, signals: Signals) -> Tokens:
+        layer = session._cache.layers[signals.layer]
+        codes = layer.slots[0, : layer.lengths[0]] >= layer.slots[0, layer.lengths[0] - 1] - 17
+        read = layer.stored_keys(0)[:, codes][:, 1:17].transpose(0, 1)  # of the cells, between CLS and interval
+        assert torch.equal(tokens.x, read.flatten(1)) and tokens.x.dtype == torch.float32
+        kept = type(one).reduce(method(name, 0.3), tokens, signals)
+        chosen.append((len(kept), len(tokens)))
+        return kept
+
+    one.reduce = reduce  # type: ignore[method-assign]
+    with one.on(model):
+        session = StreamSession(model, threshold=0.0, kv=kv)
+        for frame in frames(2):
+            session.push(frame)
+    assert chosen == [(5, 16)] * 8
+
+
+def test_a_frame_of_which_no_entry_is_left_is_forgotten_also_where_a_reduction_dropped_some_of_its_tokens() -> None:
+    model = small_model("clip", "own")
+    with Uniform(keep=0.3).on(model):
+        session = StreamSession(model, threshold=0.0, policy="norm", window=1.0, budget=60_000)
+        for frame in frames(40):
+            session.push(frame)
+    held = {slot for layer in session._cache.layers for slot in layer.slots[0, : layer.lengths[0]].tolist()}
+    begin = 0
+    for piece in session.memory.pieces:
+        first = begin + piece.lead
+        assert piece.kind != "frame" or held & set(range(first, first + piece.vision))
+        begin += piece.size
+    assert session.state().forgotten["frames"] > 0 and session.state().kv_bytes <= 60_000
 
 
 @pytest.mark.parametrize(
@@ -91,6 +133,22 @@ def test_what_is_told_as_kept_is_what_went_through(
             kept += [output.kept for output in engine.step() if output.kept is not None]
             assert len(kept) == 6
     assert all({layer: int(mask.sum()) for layer, mask in each.items()} == told for each in kept)
+
+
+def test_a_pass_tells_what_went_through_in_all_of_its_frames_also_where_it_runs_frame_by_frame() -> None:
+    plan = DepthPlan((1, 2), 0.4)
+    model, both = small_model("clip", "own", plan), Compose([method("uniform", 0.5), method("quick_video", 0.5)])
+    batch = collate([model.template.encode([System("Say what happens."), Stream(count)]) for count in (3, 1)])
+    told: dict[str, dict[int, torch.Tensor]] = {"kept_out": {}, "scores_out": {}}
+    with both.on(model), torch.no_grad():
+        model(batch.input_ids, batch.frame_index, features_of(model, 4), attention_mask=batch.attention_mask, **told)
+    vision = batch.frame_index >= 0
+    each = vision.sum(1) // 17
+    for layer, left in ((0, 9), (1, 4), (2, 4)):
+        kept = told["kept_out"][layer]
+        assert kept.shape == vision.shape and ((kept & vision).sum(1) == left * each).all()
+    assert sorted(told["scores_out"]) == [1, 2]
+    assert all(scores.shape == vision.shape for scores in told["scores_out"].values())
 
 
 def test_watch_takes_one_and_draws_what_it_left(

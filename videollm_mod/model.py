@@ -123,6 +123,11 @@ class StreamingVideoLM(nn.Module):
         return sorted({*self.plan.routed(self.num_layers), *(self.reducing.tells if self.reducing else [])})
 
     @property
+    def feature_width(self) -> int:
+        """Numbers in a row of a frame's tokens: the tower's, and behind them what a reduction asked for."""
+        return self.encoder.width if self.reducing is None else self.reducing.tower.width
+
+    @property
     def device(self) -> torch.device:
         return next(self.lm.parameters()).device
 

@@ -199,9 +199,9 @@ class RaggedLayer(CacheLayerMixin):
 
     def key_norms(self, row: int) -> Tensor:
         """L2 norm of each stored key over all heads and channels, (entries,) float32; turning does not change it."""
-        return self._keys(row).float().square().sum((0, 2)).sqrt()
+        return self.stored_keys(row).float().square().sum((0, 2)).sqrt()
 
-    def _keys(self, row: int) -> Tensor:
+    def stored_keys(self, row: int) -> Tensor:
         """The stored keys of a row, (heads, entries, head_dim)."""
         assert self.keys is not None
         return self.keys[row, :, : self.lengths[row]]
@@ -320,14 +320,15 @@ class RaggedCache(Cache):
         A frame cut in two stays cut: what it keeps was chosen with all of its tokens, so the rest of it is refused.
         """
         position = max(position, 0)
-        for at, row in enumerate(self.frames):
+        for row in self.frames:
             del row[bisect_left(row, (position, 0, 0)) :]  # the frames that begin at `position` or later
             if row:
                 row[-1] = row[-1]._replace(end=min(row[-1].end, position))
-            if self.evicted.get(at, -1) > (row[-1].number if row else -1):
-                del self.evicted[at]
-            for number in [n for n in self.memory.get(at, {}) if not row or n > row[-1].number]:
-                del self.memory[at][number]
+        # what is remembered goes with its frame, also where a step failed before its frames were noted
+        newest = {at: row[-1].number for at, row in enumerate(self.frames) if row}
+        self.evicted = {at: min(number, newest[at]) for at, number in self.evicted.items() if at in newest}
+        for at, kept in self.memory.items():
+            self.memory[at] = {number: value for number, value in kept.items() if number <= newest.get(at, -1)}
         self.dropped = {row: [slot for slot in slots if slot < position] for row, slots in self.dropped.items()}
         for layer in self.layers:
             layer.crop_to(position)

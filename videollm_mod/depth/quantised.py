@@ -67,7 +67,7 @@ class QuantisedLayer(RaggedLayer):
                 moved[:, late], own[:, late] = quantise(states, self.kind)
             codes[row, :, to], scales[row, :, to] = moved, own
 
-    def _keys(self, row: int) -> Tensor:
+    def stored_keys(self, row: int) -> Tensor:
         used = self.lengths[row]
         assert self.keys is not None and self.key_scales is not None
         return dequantise(self.keys[row, :, :used], self.key_scales[row, :, :used], self.kind, torch.float32)

@@ -82,7 +82,7 @@ def _films(model: StreamingVideoLM, streams: Sequence[Narrated], workers: int) -
     Without, where they would be too much, or would have to be handed to other processes again and again.
     """
     frames = sum(len(stream.times) for stream in streams)
-    size = 4 * frames * model.encoder.tokens_per_frame * model.encoder.width
+    size = 4 * frames * model.encoder.tokens_per_frame * model.feature_width
     if workers > 1 or size > HELD:
         return [(stream, None) for stream in streams]
     return list(zip(streams, run_jobs(model, features_of, streams, title="calibrating: pictures")))

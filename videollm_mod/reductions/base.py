@@ -21,8 +21,8 @@ It is called once per frame, in order, with the tokens of that frame (`streamabl
 `lookahead` + 1 frames at a time ("lookahead"); or once with those of all frames of the pass ("whole"; frames and tokens
 only). So what is called per frame cannot look ahead, nor can it in a `Compose` with what does. What it wants to know of
 earlier frames it puts into `signals.memory`, a dict that lives as long as the stream and rolls back with the cache: put
-new values in, never change old ones. In stage tower, layer and cache it lives as long as the frame (cache: as the
-layer's `frames_at_once`).
+new values in, never change old ones. When the stream forgets something (stream/memory.py) it is empty again. In stage
+tower, layer and cache it lives as long as the frame (cache: as the layer's `frames_at_once`).
 
 What it returns is made of what it got by `Tokens.take` (pruning) and `Tokens.merge`, which keep positions, sizes and
 `Tokens.w` right. In layer a merged token is written over the one whose place it takes; in cache there is only `take`.
@@ -469,7 +469,10 @@ def reduction_of(wish: Reduction | dict[str, Any] | str) -> Reduction:
     """A reduction by itself, as `to_dict` has it, or as a person types it. Raises InputError."""
     if isinstance(wish, str):
         wish = parse_reduction(wish)
-    return from_dict(wish) if isinstance(wish, dict) else wish
+    wish = from_dict(wish) if isinstance(wish, dict) else wish
+    if not isinstance(wish, Reduction):
+        raise InputError(f"{wish!r} is no reduction; give one such as Uniform(keep=0.5), or words: uniform=0.5.")
+    return wish
 
 
 def reducing(model: StreamingVideoLM, values: dict[str, Any] | None) -> AbstractContextManager[Any]:

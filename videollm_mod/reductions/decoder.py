@@ -297,14 +297,14 @@ class Evictions:
         at, positions = torch.cat(rows), torch.cat(places)
         if not len(at):
             return
-        keys = layer.keys[0, :, at].transpose(0, 1)  # (N, heads, e)
+        keys = layer.stored_keys(0)[:, at].transpose(0, 1)  # (N, heads, e); of a rounded cache, as they are read
         tokens = Tokens(keys.flatten(1), positions, torch.ones(len(at), device=at.device))
         values: dict[tuple[str, int], Tensor] = {}
         if "queries" in self.needs:
             queries = self._queries(number, layer.seen, slots[at])
             values = {
                 ("queries", HERE): queries,
-                ("keys", HERE): keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1),
+                ("keys", HERE): keys.to(queries).repeat_interleave(queries.shape[1] // keys.shape[1], 1),
             }
         total = sum(span.end - span.begin - 1 - decides for span in spans)
         left = part.reduce(tokens, Signals(values, layer=number, layers=len(cache.layers), total=total))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from videollm_mod.depth.cache import RaggedCache
 from videollm_mod.depth.step import StepCache
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from videollm_mod.model import StreamingVideoLM
 
 Memory = dict[int, dict[str, Any]]  # number of a part -> what it remembers
+TOLD = ("kept_out", "scores_out")  # what a forward fills: layer -> (batch, tokens)
 
 
 class Decoded(NamedTuple):
@@ -117,6 +119,14 @@ class Reducing:
         """Whether streams can share a step: where all is done before the decoder, each frame by itself there."""
         return self.positions == "keep" and not any(part.stage in ("layer", "cache") for part in self.parts)
 
+    def check_shared(self) -> None:
+        """Raises InputError where streams cannot share a step."""
+        if not self.shares_steps:
+            raise InputError(
+                f"{self.reduction.label} has one stream at a time; take a reduction that acts before the decoder, or a "
+                "StreamSession for each stream."
+            )
+
     def left_of_frame(self) -> int:
         """The most of a frame's tokens that a stream puts into the decoder, its CLS included."""
         left = self.model.encoder.tokens_per_frame - 1
@@ -145,6 +155,8 @@ class Reducing:
     def run(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
         """What `model.lm(**inputs)` is without a reduction: one step or one pass. `features`: of the step's frames."""
         frame_index, cache = inputs["frame_index"], inputs["past_key_values"]
+        if isinstance(cache, StepCache):  # of an engine that may be older than this reduction
+            self.check_shared()
         if inputs["kept_out"] is not None:  # until a layer says otherwise
             everybody = torch.ones(frame_index.shape, dtype=torch.bool, device=self.model.device)
             inputs["kept_out"].update(dict.fromkeys(self.tells, everybody))
@@ -187,13 +199,19 @@ class Reducing:
         if inputs["attention_mask"] is not None:
             raise InputError(f"{self.reduction.label} takes no attention_mask; give one conversation, without padding.")
         inputs["use_cache"] = True
-        logits = []
+        out = {name: inputs[name] for name in TOLD if inputs[name] is not None}
+        logits, parts = [], []
         for begin, end in self._steps(each["frame_index"]):
             step = {name: None if value is None else value[:, begin:end] for name, value in each.items()}
             inside = wanted[(wanted >= begin) & (wanted < end)] - begin
-            told = {**inputs, "logits_to_keep": inside.to(self.model.device)}
+            parts.append(
+                {name: {layer: all_[:, begin:end] for layer, all_ in known.items()} for name, known in out.items()}
+            )
+            told = {**inputs, **parts[-1], "logits_to_keep": inside.to(self.model.device)}
             logits.append(self.model.lm(**step, **told, past_key_values=cache).logits)
             evictions.evict(cache)
+        for name, known in out.items():
+            known.update({layer: torch.cat([part[name][layer] for part in parts], 1) for layer in parts[-1][name]})
         return Decoded(torch.cat(logits, 1), cache)
 
     def _row_by_row(self, inputs: dict[str, Any], features: Tensor | None) -> Decoded:
@@ -205,15 +223,23 @@ class Reducing:
         lengths = [index.shape[1]] * len(index) if mask is None else mask.sum(1).tolist()
         frames = (index >= 0).sum(1) // self.model.encoder.tokens_per_frame
         films = [None] * len(index) if features is None else features.split(frames.tolist())
-        logits = []
+        out = {name: inputs[name] for name in TOLD if inputs[name] is not None}
+        logits, rows = [], []
         for row, (length, film) in enumerate(zip(lengths, films)):
             own = {
                 name: value[row : row + 1, :length] if isinstance(value, Tensor) and name != "logits_to_keep" else value
                 for name, value in inputs.items()
             }
             inside = wanted[wanted < length]
-            found = self.run({**own, "attention_mask": None, "logits_to_keep": inside}, film).logits
-            logits.append(torch.nn.functional.pad(found, (0, 0, 0, len(wanted) - len(inside))))
+            rows.append({name: dict[int, Tensor]() for name in out})
+            found = self.run({**own, **rows[-1], "attention_mask": None, "logits_to_keep": inside}, film).logits
+            logits.append(pad(found, (0, 0, 0, len(wanted) - len(inside))))
+        for name, known in out.items():
+            padded = {
+                layer: [pad(own[name][layer], (0, index.shape[1] - length)) for own, length in zip(rows, lengths)]
+                for layer in rows[0][name]
+            }
+            known.update({layer: torch.cat(each) for layer, each in padded.items()})
         return Decoded(torch.cat(logits), None)
 
     def _steps(self, frame_index: Tensor) -> list[tuple[int, int]]:

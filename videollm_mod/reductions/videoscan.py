@@ -32,6 +32,9 @@ class VideoScan(Reduction):
 
     keep   share of the frame's entries left in each layer, the carrier among them: theirs is the carrier alone (0.004
            of up to 250 cells), and in the extended form 16 more of 210.
+    Where a frame's last token decides whether to speak, that is the carrier, and the cell before it says what stays.
+    Each head shares out its attention among the frame's tokens; theirs among all, so that a head which looks at earlier
+    carriers counts for less.
     The carrier stands in the place of the frame's last cell (theirs behind it), so that a frame is as long as ever.
     Of more than 64 carriers theirs forgets the earlier of the two neighbours most alike (`nearest_pair`); here that is
     for the stream's policy, and `carrier` forgets the oldest.

@@ -37,6 +37,7 @@ from videollm_mod.video import letterbox
 
 QUEUE = 8  # frames of one stream that wait, unless `open` is told otherwise
 QUESTIONS = 16  # questions of one stream that wait
+AHEAD = 64  # pictures in one call of the tower, ahead of a step: however many wait, memory is bounded
 
 
 class EngineFull(InputError):
@@ -209,11 +210,7 @@ class Engine:
         vision = model.encoder.tokens_per_frame
         if model.reducing is not None:
             model.reducing.check_stream()
-            if not model.reducing.shares_steps:
-                raise InputError(
-                    f"{model.reducing.reduction.label} has one stream at a time; take a reduction that acts before the "
-                    "decoder, or a StreamSession for each stream."
-                )
+            model.reducing.check_shared()
             vision = model.reducing.left_of_frame()
         self._decoder = find_decoder(model.lm)
         self._streams: list[EngineStream] = []
@@ -344,7 +341,7 @@ class Engine:
         """
         with self._arrived:
             waiting = [frame for stream in self._streams for frame in stream._queue.waiting()]
-        return self._encode(waiting)
+        return sum(self._encode(waiting[at : at + AHEAD]) for at in range(0, len(waiting), AHEAD))
 
     # -- a step --------------------------------------------------------------------------------------------------------
 

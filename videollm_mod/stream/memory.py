@@ -284,6 +284,7 @@ class Memory:
                 stay = torch.from_numpy(~room.thinned[number]).nonzero()[:, 0]
                 layer.keep_entries(0, stay.to(layer.slots.device) if layer.slots is not None else stay)
         self.cache.compact(torch.from_numpy(gone), lambda keys, by: turned(self._decoder, keys, by))
+        self.cache.memory.clear()  # a reduction that leaves out what earlier frames have shown: they may have gone
         self.context[:] = np.array(self.context, dtype=np.int64)[~gone].tolist()
         self.forgotten["entries"] += stored - sum(map(sum, self.cache.stored))
         vision = int((gone & room.vision).sum())

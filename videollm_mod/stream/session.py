@@ -394,9 +394,9 @@ class StreamSession:
 
     def check_tokens(self, frame: FrameTokens) -> None:
         """Raise InputError for tokens or scores that are no frame of this model's."""
-        rows, width = self.model.encoder.tokens_per_frame, self.model.encoder.width
+        rows, width = self.model.encoder.tokens_per_frame, self.model.feature_width
         shape = tuple(frame.tokens.shape)
-        if len(shape) != 2 or shape[0] != rows or (self.model.reducing is None and shape[1] != width):
+        if shape != (rows, width):
             raise InputError(f"a frame's tokens are {shape}; this model's encoder makes them ({rows}, {width}).")
         if frame.scores is None and self.model.plan.scorer == "given":
             raise InputError("the plan's scorer is 'given', and the frame has no scores; give FrameTokens some.")

@@ -46,7 +46,9 @@ class Norm:
                 self._close(room, old)
             for number in old:
                 span = room.span(number)
-                if not room.out[number] and not (room.vision[span] & ~room.partly[span]).any():
+                # tokens that a reduction dropped have had no entry from the first
+                left = room.vision[span] & ~room.partly[span] & (room.held[span] > 0)
+                if not room.out[number] and not left.any():
                     room.forget(number)
 
     def _thin(self, room: Clearing, frames: list[int]) -> None:
