@@ -62,6 +62,12 @@ def test_several_are_typed_with_a_plus_between_them() -> None:
     )
     with pytest.raises(InputError, match="goes backwards"):
         parse_reduction("uniform+grt")
+    fields = {"name": "hi_prune", "keep": 0.5, "layer": 2}
+    assert from_dict(parse_reduction(json.dumps(fields))) == vm.reductions.HiPrune(0.5, layer=2)
+    with pytest.raises(InputError, match="is no JSON"):
+        parse_reduction('{"name": uniform}')
+    with pytest.raises(InputError, match="parts of a composition is 3; give a list of reductions"):
+        from_dict({"name": "compose", "parts": 3})
     with pytest.raises(InputError, match=r"has no share; write for example uniform=0.25"):
         parse_reduction("grt+uniform=half")
 

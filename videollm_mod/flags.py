@@ -17,8 +17,8 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 KV_DTYPES = ("int8", "fp8")
 """What `--kv` takes: how keys and values are stored."""
 REDUCTION_HELP = (
-    "A token reduction by name and share of tokens, such as faster_vlm=0.25; several with + between them. None if not "
-    "given; docs/reductions.md has them all."
+    "A token reduction by name and share of tokens, such as faster_vlm=0.25; several with + between them; or JSON, for "
+    "its other fields. None if not given; docs/reductions.md has them all."
 )
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -53,9 +53,10 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         'for_good = vm.load("tiny", reduction="grt=0.5+faster_vlm=0.25")  # and so does `--reduction`',
         "```",
         "",
-        "`watch`, `show`, `eval` and `serve` take `--reduction NAME=SHARE`; pictures of kept tokens show what it "
-        "leaves. Methods that act before the decoder (stages frames, tower, tokens) run many streams in one step, in "
-        "an `Engine` and so in `serve`; those within it or on its cache have one stream at a time.",
+        "`watch`, `show`, `serve`, `eval world`, `clips`, `endless` and every benchmark take `--reduction NAME=SHARE`, "
+        "or JSON for a method's other fields; pictures of kept tokens show what it leaves. Methods that act before the "
+        "decoder (stages frames, tower, tokens) run many streams in one step, in an `Engine` and so in `serve`; those "
+        "within it or on its cache have one stream at a time.",
         "",
         "A dropped token keeps its place and position and goes through no layer of the decoder. A frame's CLS is never "
         "dropped. `keep` is the share of a frame's other tokens that is left, rounded up, in every method; behind "

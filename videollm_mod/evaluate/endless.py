@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import check_least, check_probability, parse_size, stored_as
+from videollm_mod.flags import REDUCTION_HELP, check_least, check_probability, parse_size, reduction_of, stored_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,7 @@ class EvalEndless:
     """Seconds between two of those questions."""
     threshold: float | None = None
     """Speak when the probability of silence falls below this; the model's own if not given."""
+    reduction: Annotated[str | None, tyro.conf.arg(metavar="NAME=SHARE", help=REDUCTION_HELP)] = None
     dtype: Literal["float32", "bfloat16", "int8", "int4"] = "float32"
     """How the model's weights are stored; the last two round the decoder's, with torchao (`[quant]`)."""
     kv: Literal["int8", "fp8"] | None = None
@@ -119,7 +120,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     from videollm_mod.model import load
     from videollm_mod.world import WorldConfig, make_stream
 
-    model = load(config.model, **stored_as(config.dtype, config.kv))
+    model = load(config.model, **stored_as(config.dtype, config.kv), **reduction_of(config.reduction))
     size, fps = model.encoder.tower.image_size, model.settings.fps
     world = WorldConfig(seconds=60 * config.minutes, fps=fps, size=size)
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]
@@ -145,6 +146,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
         "model": config.model,
         "dtype": config.dtype,
         "kv": config.kv,
+        **reduction_of(config.reduction),
         "minutes": config.minutes,
         "streams": [stream.name for stream in streams],
         "edge_minutes": min(config.edge, config.minutes / 2),

@@ -7,6 +7,7 @@ to the ears of the module, if it has any, and then does what it did before. Modu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Heard:
 
 Ear = Callable[[Heard], None]
 _ears: dict[nn.Module, list[Ear]] = {}
+_changing = threading.Lock()  # two models may be used in two threads
 
 
 @contextmanager
@@ -54,23 +56,24 @@ def listening(ears: Mapping[nn.Module, Ear]) -> Iterator[None]:
         implementation = str(getattr(getattr(module, "config", None), "_attn_implementation", None))
         if implementation not in ("sdpa", STREAM_SDPA):
             raise InputError(f"attn_implementation='{implementation}' cannot be listened to; use 'sdpa'.")
-    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    first = not _ears
-    if first:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = _telling(own)
-        ALL_ATTENTION_FUNCTIONS[STREAM_SDPA] = _telling(stream_attention)
-    for module, ear in ears.items():
-        _ears.setdefault(module, []).append(ear)
+    with _changing:
+        own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        if not _ears:
+            ALL_ATTENTION_FUNCTIONS["sdpa"] = _telling(own)
+            ALL_ATTENTION_FUNCTIONS[STREAM_SDPA] = _telling(stream_attention)
+        for module, ear in ears.items():
+            _ears.setdefault(module, []).append(ear)
     try:
         yield
     finally:
-        for module, ear in ears.items():
-            _ears[module].remove(ear)
-            if not _ears[module]:
-                del _ears[module]
-        if not _ears:
-            for name, before in (("sdpa", own), (STREAM_SDPA, stream_attention)):
-                ALL_ATTENTION_FUNCTIONS[name] = getattr(ALL_ATTENTION_FUNCTIONS[name], "own", before)
+        with _changing:
+            for module, ear in ears.items():
+                _ears[module].remove(ear)
+                if not _ears[module]:
+                    del _ears[module]
+            if not _ears:
+                for name, before in (("sdpa", own), (STREAM_SDPA, stream_attention)):
+                    ALL_ATTENTION_FUNCTIONS[name] = getattr(ALL_ATTENTION_FUNCTIONS[name], "own", before)
 
 
 def _telling(own: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,6 +46,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import json
 import pkgutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -440,7 +441,10 @@ def from_dict(values: dict[str, Any]) -> Reduction:
     values = dict(values)
     name = values.pop("name", None)
     if name == "compose":
-        return Compose([from_dict(part) for part in values.get("parts", [])])
+        parts = values.get("parts")
+        if not isinstance(parts, list):
+            raise InputError(f"parts of a composition is {parts!r}; give a list of reductions.")
+        return Compose([from_dict(part) for part in parts])
     if name not in methods():
         raise InputError(f"there is no reduction {name!r}; take one of {', '.join(methods())}.")
     kind = methods()[name]
@@ -453,8 +457,16 @@ def from_dict(values: dict[str, Any]) -> Reduction:
 
 
 def parse_reduction(words: str) -> dict[str, Any]:
-    """What a person types: "faster_vlm", "faster_vlm=0.25" for its keep, or several, "grt=0.5+faster_vlm=0.25", one
-    behind the other -> as `to_dict`. Raises InputError."""
+    """What a person types -> as `to_dict`. Raises InputError.
+
+    "faster_vlm"; "faster_vlm=0.25" for its keep; "grt=0.5+faster_vlm=0.25", one behind the other; and the JSON of
+    `to_dict` itself, for all other fields.
+    """
+    if words.lstrip().startswith("{"):
+        try:
+            return from_dict(json.loads(words)).to_dict()
+        except json.JSONDecodeError as error:
+            raise InputError(f"the reduction '{words}' is no JSON ({error}); correct it.") from error
     if "+" in words:
         return Compose([from_dict(parse_reduction(part.strip())) for part in words.split("+")]).to_dict()
     name, equals, keep = words.partition("=")
