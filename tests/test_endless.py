@@ -154,6 +154,8 @@ def test_the_command_writes_its_table_and_goes_on_from_its_journal(folder: str, 
     assert len(places["journal"].read_text().splitlines()) == 5, "other questions are asked anew"
     with pytest.raises(InputError, match="is of another model or world"):
         evaluate_endless(EvalEndless(model=folder, minutes=0.2, journal=places["journal"], workers=1))
+    with pytest.raises(InputError, match="is of another model or world"):
+        evaluate_endless(dataclasses.replace(config, reduction="uniform=0.5"))
 
 
 def test_a_window_bounds_all_policies_but_the_one_that_has_no_bounds(folder: str) -> None:
