@@ -23,7 +23,7 @@ from videollm_mod.bench.fronts import (
     bench_stream,
     bench_train,
 )
-from videollm_mod.bench.measure import Timing, free_memory
+from videollm_mod.bench.measure import Timing, ceilings, environment, free_memory
 from videollm_mod.bench.models import (
     DENSE,
     UNTOUCHED,
@@ -34,7 +34,7 @@ from videollm_mod.bench.models import (
     on_the_same_weights,
     parse_route,
 )
-from videollm_mod.bench.stream import measure_point
+from videollm_mod.bench.stream import add_floors, measure_point
 from videollm_mod.depth import DepthPlan, apply_depth
 from videollm_mod.depth.flops import kv_bytes
 from videollm_mod.types import InputError
@@ -241,6 +241,29 @@ def test_what_cannot_be_is_refused_before_minutes_are_spent(config: Any, said: s
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_least_that_a_step_could_take_stands_beside_its_time() -> None:
+    told = {"kv_bytes": 3e9, "flops": 4e12, "p50": 6.0}
+    point: dict[str, Any] = {"dense": told, "routed": {**told, "flops": 1e12}, "left": {"left_out": "needs 400 GiB"}}
+    add_floors(point, weights=9_000_000_000, bytes_per_second=4e12, flops_per_second=1e15)
+    assert point["dense"]["weights_ms"] == pytest.approx(2.25) and point["dense"]["floor_ms"] == pytest.approx(4.0)
+    assert point["routed"]["floor_ms"] == pytest.approx(3.0)  # to read weights and cache
+    assert point["routed"]["times_weights"] == pytest.approx(6 / 2.25) and point["routed"]["times_floor"] == 2.0
+    assert point["left"] == {"left_out": "needs 400 GiB"}
+
+
+def test_what_a_device_reaches_is_measured_on_it() -> None:
+    reached = ceilings("cpu", "bfloat16", megabytes=1, side=32)
+    assert all(value > 0 for value in reached.values()) and len(reached) == 2
+    assert "gpu" not in environment()
+
+
+def test_memory_of_a_gpu_that_pytorch_only_holds_back_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3e9 if given_back else 1e9, 8e9))
+    assert free_memory("cuda") == 3e9
+
+
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="--device cuda: PyTorch sees no such device"):
         bench_stream(BenchStream(device="cuda"))

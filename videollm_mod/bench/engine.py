@@ -62,7 +62,7 @@ def measure(config: BenchEngine) -> dict[str, Any]:
         },
         "sessions": results,
         "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads")},
-        **environment(),
+        **environment(config.device),
     }
 
 

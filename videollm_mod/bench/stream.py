@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from videollm_mod.bench.fronts import BenchStream
-from videollm_mod.bench.measure import Timing, environment, free_memory, progress, time_in_turn, wait_for
+from videollm_mod.bench.measure import (
+    Timing,
+    ceilings,
+    environment,
+    free_memory,
+    progress,
+    time_in_turn,
+    wait_for,
+)
 from videollm_mod.bench.models import (
     DENSE,
     UNTOUCHED,
@@ -43,6 +51,8 @@ def measure(config: BenchStream) -> dict[str, Any]:
     llm = decoder_config(config)
     progress(f"building decoders of {llm.num_hidden_layers} layers, width {llm.hidden_size}, on {config.device}")
     rivals = competitors(llm, {word: parse_route(word) for word in config.routes}, config.device, config.dtype)
+    # on a card, whose bandwidth and peak are known; two cores of a CPU reach now this, now that
+    reached = {"ceilings": ceilings(config.device, config.dtype)} if config.device != "cpu" else {}
     points: dict[str, dict[str, Any]] = {}
     for tokens in config.tokens:
         points[str(tokens)] = {}
@@ -51,6 +61,8 @@ def measure(config: BenchStream) -> dict[str, Any]:
                 f"{tokens} tokens per frame, up to frame {frames}: {config.fillings} x {config.steps} frames of each"
             )
             points[str(tokens)][str(frames)] = measure_point(config, rivals, tokens, frames)
+            if reached:
+                add_floors(points[str(tokens)][str(frames)], weights_read(rivals[0].model), **reached["ceilings"])
     return {
         "stream": {
             tokens: {
@@ -61,8 +73,22 @@ def measure(config: BenchStream) -> dict[str, Any]:
         },
         "points": points,
         "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads", "quick")},
-        **environment(),
+        **reached,
+        **environment(config.device),
     }
+
+
+def add_floors(point: dict[str, Any], weights: int, bytes_per_second: float, flops_per_second: float) -> None:
+    """Beside each time the least that it could be: to read the weights alone, and all that the step must do.
+
+    point: competitor -> what was told of it; weights: bytes that a step reads.
+    """
+    for told in point.values():
+        if "left_out" not in told:
+            read = 1e3 * (weights + told["kv_bytes"]) / bytes_per_second
+            told["weights_ms"] = 1e3 * weights / bytes_per_second
+            told["floor_ms"] = max(read, 1e3 * told["flops"] / flops_per_second)
+            told["times_weights"], told["times_floor"] = (told["p50"] / told[f"{of}_ms"] for of in ("weights", "floor"))
 
 
 def measure_point(config: BenchStream, rivals: list[Competitor], tokens: int, frames: int) -> dict[str, Any]:
