@@ -127,6 +127,18 @@ def test_each_point_has_every_competitor_and_the_ratio_stands_in_short_as_well(s
         assert point[DENSE]["ratio"] == 1
 
 
+def test_points_that_were_measured_are_in_the_file_when_a_later_one_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fits = tmp_path / "stream.json", iter([1e12] * 2)  # bytes: of the second point's pairs nobody is told
+    monkeypatch.setattr("videollm_mod.bench.stream.free_memory", lambda device: next(fits))
+    with pytest.raises((StopIteration, RuntimeError)):
+        bench_stream(BenchStream(routes=("early-exit",), tokens=(10,), quick=True, threads=1, out=out))
+    told = json.loads(out.read_text())
+    assert told["interrupted"] and list(told["points"]["10"]) == ["5"]
+    assert set(told["stream"]["10"]["5"]) == {UNTOUCHED, DENSE, "early-exit"}
+
+
 def test_the_bytes_of_each_cache_are_the_formula(stream: dict[str, Any]) -> None:
     setup = stream["setup"]
     config = LlamaConfig(

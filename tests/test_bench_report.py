@@ -132,7 +132,9 @@ def test_a_result_of_a_gpu_is_told_as_its_bench_is_with_the_cards_name_and_its_c
     for words in ("## Streaming, on a GPU", "*bench_stream_gpu.json: a card", "3.021 | 2.511", "4,100 GB", "720 TFLOP"):
         assert words in page, words
     rows = [line.count("|") for line in page.splitlines() if line.startswith("|")]
-    assert set(rows) == {13}
+    assert set(rows) == {13} and "Stopped early" not in page
+    _, page = report(tmp_path, {"bench_stream": {"points": points, "interrupted": True}})
+    assert "Stopped early" in page
 
 
 def test_a_folder_gets_a_readme_and_the_pictures_beside_it(tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ def _stream(found: Found) -> tuple[list[str], Draw | None]:
     lines = []
     heads = ["frames", "", "p50 ms", "p95", "p99", "time / dense", "FLOPs", "× bound", "bytes read", "KV MiB"]
     heads += ["× reading weights", "× floor"] if "ceilings" in found else []
+    if found.get("interrupted"):
+        lines.append("**Stopped early: points are missing.**")
     for tokens, points in found["points"].items():
         lines.append(f"{tokens} tokens per frame:")
         rows = []

@@ -7,6 +7,7 @@ more memory than a small machine has. So each pair has a dense of its own; `dens
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,36 +47,45 @@ class Pair:
     growing: list[float] = field(default_factory=list)  # ms of a step in which every buffer had to grow
 
 
-def measure(config: BenchStream) -> dict[str, Any]:
-    """{"stream": {tokens: {frames: {competitor: ratio}}}, "points": the same with everything}."""
+def measure(config: BenchStream, keep: Callable[[dict[str, Any]], object] = lambda result: None) -> dict[str, Any]:
+    """{"stream": {tokens: {frames: {competitor: ratio}}}, "points": the same with everything}.
+
+    `keep` is called after every point with what there is until then, "interrupted": the whole may take hours.
+    """
     llm = decoder_config(config)
     progress(f"building decoders of {llm.num_hidden_layers} layers, width {llm.hidden_size}, on {config.device}")
     rivals = competitors(llm, {word: parse_route(word) for word in config.routes}, config.device, config.dtype)
     # on a card, whose bandwidth and peak are known; two cores of a CPU reach now this, now that
     reached = {"ceilings": ceilings(config.device, config.dtype)} if config.device != "cpu" else {}
     points: dict[str, dict[str, Any]] = {}
+
+    def told(**more: Any) -> dict[str, Any]:
+        return {
+            "stream": {
+                tokens: {
+                    frames: {name: told["ratio"] for name, told in point.items() if "ratio" in told}
+                    for frames, point in ages.items()
+                }
+                for tokens, ages in points.items()
+            },
+            "points": points,
+            "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads", "quick")},
+            **reached,
+            **environment(config.device),
+            **more,
+        }
+
     for tokens in config.tokens:
-        points[str(tokens)] = {}
+        ages = points.setdefault(str(tokens), {})
         for frames in config.frames:
             progress(
                 f"{tokens} tokens per frame, up to frame {frames}: {config.fillings} x {config.steps} frames of each"
             )
-            points[str(tokens)][str(frames)] = measure_point(config, rivals, tokens, frames)
+            ages[str(frames)] = measure_point(config, rivals, tokens, frames)
             if reached:
-                add_floors(points[str(tokens)][str(frames)], weights_read(rivals[0].model), **reached["ceilings"])
-    return {
-        "stream": {
-            tokens: {
-                frames: {name: told["ratio"] for name, told in point.items() if "ratio" in told}
-                for frames, point in ages.items()
-            }
-            for tokens, ages in points.items()
-        },
-        "points": points,
-        "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads", "quick")},
-        **reached,
-        **environment(config.device),
-    }
+                add_floors(ages[str(frames)], weights_read(rivals[0].model), **reached["ceilings"])
+            keep(told(interrupted=True))
+    return told()
 
 
 def add_floors(point: dict[str, Any], weights: int, bytes_per_second: float, flops_per_second: float) -> None:
