@@ -176,16 +176,29 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_word_is_neither_gathered_nor_scattered_in_routed_layers(llama: PreTrainedModel) -> None:
-    """All words go through every layer, so a word costs a routed layer what it costs a dense one."""
+def operators_of(llama: PreTrainedModel, index: list[int]) -> dict[str, list[str]]:
+    """What a step of such tokens runs behind a stream, where all layers are dense and where all are routed."""
     taken = {}
     for name in ("full", "all"):
         with routed(llama, PLANS[name]), torch.no_grad():
             cache = RaggedCache(llama.config.num_hidden_layers)
             run(llama, TALK.ids(), TALK.index, past_key_values=cache)
+            ids = torch.ones(1, len(index), dtype=torch.long)
             with Operators() as operators:
-                llama(torch.tensor([[1]]), past_key_values=cache, frame_index=torch.tensor([[-1]]))
+                llama(ids, past_key_values=cache, frame_index=torch.tensor([index]))
         taken[name] = operators.names
+    return taken
+
+
+def test_a_word_is_neither_gathered_nor_scattered_in_routed_layers(llama: PreTrainedModel) -> None:
+    """All words go through every layer, so a word costs a routed layer what it costs a dense one."""
+    taken = operators_of(llama, [-1])
     moved = ("aten::gather", "aten::index.Tensor", "aten::index_copy", "aten::sort.stable", "aten::sort")
     assert [taken["all"].count(name) for name in moved] == [taken["full"].count(name) for name in moved]
     assert len(taken["all"]) - len(taken["full"]) <= 5 * llama.config.num_hidden_layers
+
+
+def test_a_frame_costs_a_routed_layer_half_as_many_operators_again(llama: PreTrainedModel) -> None:
+    """As docs/performance.md says: where each is a launch on a device, that is what routing costs."""
+    taken = operators_of(llama, [-1, *[50] * 10])
+    assert len(taken["all"]) - len(taken["full"]) <= 60 * llama.config.num_hidden_layers
