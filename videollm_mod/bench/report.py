@@ -54,6 +54,8 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
         parts.append(f"## {title}")
         if known[name].get("quick"):
             parts.append("**Made with --quick: the numbers below mean nothing.**")
+        if known[name].get("interrupted") and name != "bench_soak":
+            parts.append("**Stopped early: points are missing.**")
         parts += lines
         if draw is not None:
             picture = pictures / f"{name}.png"
@@ -128,8 +130,6 @@ def _stream(found: Found) -> tuple[list[str], Draw | None]:
     lines = []
     heads = ["frames", "", "p50 ms", "p95", "p99", "time / dense", "FLOPs", "× bound", "bytes read", "KV MiB"]
     heads += ["× reading weights", "× floor"] if "ceilings" in found else []
-    if found.get("interrupted"):
-        lines.append("**Stopped early: points are missing.**")
     for tokens, points in found["points"].items():
         lines.append(f"{tokens} tokens per frame:")
         rows = []
