@@ -10,7 +10,7 @@ import av
 import pytest
 import torch
 import transformers
-from transformers import LlamaConfig
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from videollm_mod.bench.decode import load_torchcodec, make_clip, parse_size, read_ours, read_pyav
 from videollm_mod.bench.fronts import (
@@ -27,6 +27,7 @@ from videollm_mod.bench.measure import Timing, ceilings, environment, free_memor
 from videollm_mod.bench.models import (
     DENSE,
     UNTOUCHED,
+    Competitor,
     Stream,
     against,
     competitors,
@@ -34,7 +35,7 @@ from videollm_mod.bench.models import (
     on_the_same_weights,
     parse_route,
 )
-from videollm_mod.bench.stream import add_floors, measure_point
+from videollm_mod.bench.stream import add_floors, cache_bytes, measure_point
 from videollm_mod.depth import DepthPlan, apply_depth
 from videollm_mod.depth.flops import kv_bytes
 from videollm_mod.types import InputError
@@ -159,6 +160,24 @@ def test_a_pair_that_does_not_fit_into_memory_is_left_out_with_its_reason() -> N
     point = measure_point(BenchStream(threads=1), rivals, 1000, 100_000)
     assert sorted(point) == ["early-exit", UNTOUCHED]
     assert all("needs" in told["left_out"] and "are free" in told["left_out"] for told in point.values())
+
+
+@pytest.mark.parametrize("route", [None, "full", "interleaved@0.2"])
+def test_a_pair_is_left_out_by_what_its_caches_take_and_not_by_half_as_much_again(route: str | None) -> None:
+    config = BenchStream(steps=10, threads=1)
+    name = route or UNTOUCHED
+    first = LlamaForCausalLM(LlamaConfig(**TINY)).eval()
+    plan = None if route is None else parse_route(route)
+    rival = Competitor(name, first if plan is None else apply_depth(first, plan), plan)
+    stream = Stream.of(rival, 10, 189)
+    for _ in range(11):
+        stream.step()
+    cache = stream.cache
+    if isinstance(cache, DynamicCache):
+        taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    else:
+        taken = cache.allocated_bytes
+    assert taken <= cache_bytes(config, first.config, rival, 10, 200) <= 1.21 * taken
 
 
 @pytest.mark.parametrize("plan", [DepthPlan("full"), DepthPlan()], ids=["dense", "routed"])

@@ -23,7 +23,6 @@ from videollm_mod.bench.measure import (
 )
 from videollm_mod.bench.models import (
     DENSE,
-    UNTOUCHED,
     Competitor,
     Stream,
     against,
@@ -186,7 +185,8 @@ def told_of(config: BenchStream, rival: Competitor, pair: Pair, tokens: int, fra
 
 
 def cache_bytes(config: BenchStream, llm: Any, rival: Competitor, tokens: int, frames: int) -> float:
-    """What a stream's buffers may take: growing room, or a copy of one layer where the cache is concatenated."""
+    """What a stream's buffers may take: an eighth more than is filled in (`Stream.filled`), and one layer that is twice
+    there, while it grows or is concatenated."""
     size = {"float32": 4}.get(config.dtype, 2)
     used = flops.kv_bytes(llm, rival.plan, frames, frames, tokens, bytes_per_value=size)
-    return used * (1.2 if rival.name == UNTOUCHED else 1.5)
+    return 1.2 * used
