@@ -10,6 +10,7 @@ import pytest
 
 from videollm_mod.bench.engine import Streams, arrivals, build, summary
 from videollm_mod.bench.engine_command import BenchEngine, bench_engine, small
+from videollm_mod.stream.engine import Engine, EngineStream
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
 
@@ -29,6 +30,24 @@ def test_the_json_has_the_keys_that_others_rely_on(tmp_path: Path, capsys: pytes
     profile = result["sessions"]["2"]["profile"]
     assert sum(profile[kind] for kind in ("attention", "linear", "copies", "other")) == pytest.approx(1, abs=1e-3)
     assert result["threads"] == 1 and result["quick"] and "mean nothing" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_in_the_file_when_a_larger_number_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, open_stream, opened = tmp_path / "engine.json", Engine.open, []
+
+    def full(engine: Engine, *args: Any, **options: Any) -> EngineStream:
+        opened.append(engine)
+        if len(opened) > 2:
+            raise MemoryError
+        return open_stream(engine, *args, **options)
+
+    monkeypatch.setattr(Engine, "open", full)
+    with pytest.raises(MemoryError):
+        bench_engine(BenchEngine(quick=True, sessions=(1, 2), threads=1, out=out))
+    told = json.loads(out.read_text())
+    assert told["interrupted"] and list(told["speedup"]) == ["1"] and list(told["sessions"]) == ["1"]
 
 
 def test_any_published_decoder_can_be_measured_in_half_precision(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import av
 import pytest
 import torch
 import transformers
-from transformers import LlamaConfig
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from videollm_mod.bench.decode import load_torchcodec, make_clip, parse_size, read_ours, read_pyav
 from videollm_mod.bench.fronts import (
@@ -23,10 +23,11 @@ from videollm_mod.bench.fronts import (
     bench_stream,
     bench_train,
 )
-from videollm_mod.bench.measure import Timing, free_memory
+from videollm_mod.bench.measure import Timing, ceilings, environment, free_memory
 from videollm_mod.bench.models import (
     DENSE,
     UNTOUCHED,
+    Competitor,
     Stream,
     against,
     competitors,
@@ -34,7 +35,7 @@ from videollm_mod.bench.models import (
     on_the_same_weights,
     parse_route,
 )
-from videollm_mod.bench.stream import measure_point
+from videollm_mod.bench.stream import add_floors, cache_bytes, measure_point
 from videollm_mod.depth import DepthPlan, apply_depth
 from videollm_mod.depth.flops import kv_bytes
 from videollm_mod.types import InputError
@@ -127,6 +128,18 @@ def test_each_point_has_every_competitor_and_the_ratio_stands_in_short_as_well(s
         assert point[DENSE]["ratio"] == 1
 
 
+def test_points_that_were_measured_are_in_the_file_when_a_later_one_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fits = tmp_path / "stream.json", iter([1e12] * 2)  # bytes: of the second point's pairs nobody is told
+    monkeypatch.setattr("videollm_mod.bench.stream.free_memory", lambda device: next(fits))
+    with pytest.raises((StopIteration, RuntimeError)):
+        bench_stream(BenchStream(routes=("early-exit",), tokens=(10,), quick=True, threads=1, out=out))
+    told = json.loads(out.read_text())
+    assert told["interrupted"] and list(told["points"]["10"]) == ["5"]
+    assert set(told["stream"]["10"]["5"]) == {UNTOUCHED, DENSE, "early-exit"}
+
+
 def test_the_bytes_of_each_cache_are_the_formula(stream: dict[str, Any]) -> None:
     setup = stream["setup"]
     config = LlamaConfig(
@@ -147,6 +160,24 @@ def test_a_pair_that_does_not_fit_into_memory_is_left_out_with_its_reason() -> N
     point = measure_point(BenchStream(threads=1), rivals, 1000, 100_000)
     assert sorted(point) == ["early-exit", UNTOUCHED]
     assert all("needs" in told["left_out"] and "are free" in told["left_out"] for told in point.values())
+
+
+@pytest.mark.parametrize("route", [None, "full", "interleaved@0.2"])
+def test_a_pair_is_left_out_by_what_its_caches_take_and_not_by_half_as_much_again(route: str | None) -> None:
+    config = BenchStream(steps=10, threads=1)
+    name = route or UNTOUCHED
+    first = LlamaForCausalLM(LlamaConfig(**TINY)).eval()
+    plan = None if route is None else parse_route(route)
+    rival = Competitor(name, first if plan is None else apply_depth(first, plan), plan)
+    stream = Stream.of(rival, 10, 189)
+    for _ in range(11):
+        stream.step()
+    cache = stream.cache
+    if isinstance(cache, DynamicCache):
+        taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    else:
+        taken = cache.allocated_bytes
+    assert taken <= cache_bytes(config, first.config, rival, 10, 200) <= 1.21 * taken
 
 
 @pytest.mark.parametrize("plan", [DepthPlan("full"), DepthPlan()], ids=["dense", "routed"])
@@ -241,6 +272,29 @@ def test_what_cannot_be_is_refused_before_minutes_are_spent(config: Any, said: s
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_least_that_a_step_could_take_stands_beside_its_time() -> None:
+    told = {"kv_bytes": 3e9, "flops": 4e12, "p50": 6.0}
+    point: dict[str, Any] = {"dense": told, "routed": {**told, "flops": 1e12}, "left": {"left_out": "needs 400 GiB"}}
+    add_floors(point, weights=9_000_000_000, bytes_per_second=4e12, flops_per_second=1e15)
+    assert point["dense"]["weights_ms"] == pytest.approx(2.25) and point["dense"]["floor_ms"] == pytest.approx(4.0)
+    assert point["routed"]["floor_ms"] == pytest.approx(3.0)  # to read weights and cache
+    assert point["routed"]["times_weights"] == pytest.approx(6 / 2.25) and point["routed"]["times_floor"] == 2.0
+    assert point["left"] == {"left_out": "needs 400 GiB"}
+
+
+def test_what_a_device_reaches_is_measured_on_it() -> None:
+    reached = ceilings("cpu", "bfloat16", megabytes=1, side=32)
+    assert all(value > 0 for value in reached.values()) and len(reached) == 2
+    assert "gpu" not in environment()
+
+
+def test_memory_of_a_gpu_that_pytorch_only_holds_back_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3e9 if given_back else 1e9, 8e9))
+    assert free_memory("cuda") == 3e9
+
+
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="--device cuda: PyTorch sees no such device"):
         bench_stream(BenchStream(device="cuda"))

@@ -243,3 +243,16 @@ def test_the_table_of_docs_performance_is_what_the_command_says() -> None:
         held = {name: found[name]["sessions_per_card"] for name in ("dense", "routed")}
         assert (int(dense), int(routed)) == (held["dense"]["sustained"], held["routed"]["sustained"])
         assert held["dense"]["limited_by"] == held["routed"]["limited_by"] == "memory"
+
+
+def test_what_docs_performance_says_of_a_stream_that_forgets_is_what_the_command_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    told = page.split("**A stream that forgets**")[1].split("\n\n")[0].replace("\n", " ")
+    one, many = (bench_predict(BenchPredict(card="h200", hours=0.016667, sessions=n)) for n in (1, 64))
+    assert f"at least {one['dense']['latency_floor']['ms']:.2f} ms" in told
+    assert f"routed {one['ratio']['latency_floor']:.3f} of that" in told
+    assert one["dense"]["latency_floor"]["bound_by"] == "weights"
+    assert many["dense"]["latency_floor_of_all_sessions"]["bound_by"] == "FLOPs"
+    assert f"its share: {many['ratio']['latency_floor_of_all_sessions']:.3f}" in told
+    held = [one[name]["sessions_per_card"]["sustained"] for name in ("dense", "routed")]
+    assert "Memory holds {} of them dense and {} routed".format(*held) in told

@@ -122,6 +122,21 @@ def test_each_result_has_its_section_its_numbers_and_where_it_has_curves_its_pic
     assert "Not measured yet: `bench_depth.json`, `bench_flops.json`." in page
 
 
+def test_a_result_of_a_gpu_is_told_as_its_bench_is_with_the_cards_name_and_its_ceilings(tmp_path: Path) -> None:
+    floors = {"weights_ms": 3.3, "floor_ms": 4.0, "times_weights": 3.021, "times_floor": 2.511}
+    points = {"10": {"100": {name: {**told, **floors} for name, told in POINT.items()}}}
+    points["10"]["100"]["early-exit"] = {"left_out": "needs 400 GiB"}
+    reached = {"bytes_per_second": 4.1e12, "flops_per_second": 7.2e14}
+    told, page = report(tmp_path, {"bench_stream_gpu": {"points": points, "ceilings": reached, "gpu": "a card"}})
+    assert told["pictures"] == ["bench_stream_gpu.png"]
+    for words in ("## Streaming, on a GPU", "*bench_stream_gpu.json: a card", "3.021 | 2.511", "4,100 GB", "720 TFLOP"):
+        assert words in page, words
+    rows = [line.count("|") for line in page.splitlines() if line.startswith("|")]
+    assert set(rows) == {13} and "Stopped early" not in page
+    _, page = report(tmp_path, {"bench_stream": {"points": points, "interrupted": True}})
+    assert "Stopped early" in page
+
+
 def test_a_folder_gets_a_readme_and_the_pictures_beside_it(tmp_path: Path) -> None:
     told, page = report(tmp_path, {"bench_train": RESULTS["bench_train"]}, out="bench")
     assert told["page"] == str(tmp_path / "bench" / "README.md")

@@ -10,9 +10,10 @@ import torch
 import transformers
 from depth_cases import BACKBONES, PLANS, Conversation, given_scores, left_padded, routed, run, stream, talk
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from videollm_mod.depth import DepthPlan
+from videollm_mod.depth import DepthPlan, RaggedCache
 
 Models = Callable[..., PreTrainedModel]
 TALK = talk("2t 10 1t 5 1 10 2t")
@@ -161,3 +162,43 @@ def test_after_generation_the_stream_goes_on_as_if_it_had_been_fed_the_words(lla
         whole_index = torch.cat([TALK.index, torch.full((1, NEW), -1), more_index], dim=1)
         once = run(llama, whole, whole_index)
     assert (continued.hidden - once.hidden[:, -fed.shape[1] :]).abs().max() < 1e-10
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that run inside the `with` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of(llama: PreTrainedModel, index: list[int]) -> dict[str, list[str]]:
+    """What a step of such tokens runs behind a stream, where all layers are dense and where all are routed."""
+    taken = {}
+    for name in ("full", "all"):
+        with routed(llama, PLANS[name]), torch.no_grad():
+            cache = RaggedCache(llama.config.num_hidden_layers)
+            run(llama, TALK.ids(), TALK.index, past_key_values=cache)
+            ids = torch.ones(1, len(index), dtype=torch.long)
+            with Operators() as operators:
+                llama(ids, past_key_values=cache, frame_index=torch.tensor([index]))
+        taken[name] = operators.names
+    return taken
+
+
+def test_a_word_is_neither_gathered_nor_scattered_in_routed_layers(llama: PreTrainedModel) -> None:
+    """All words go through every layer, so a word costs a routed layer what it costs a dense one."""
+    taken = operators_of(llama, [-1])
+    moved = ("aten::gather", "aten::index.Tensor", "aten::index_copy", "aten::sort.stable", "aten::sort")
+    assert [taken["all"].count(name) for name in moved] == [taken["full"].count(name) for name in moved]
+    assert len(taken["all"]) - len(taken["full"]) <= 5 * llama.config.num_hidden_layers
+
+
+def test_a_frame_costs_a_routed_layer_half_as_many_operators_again(llama: PreTrainedModel) -> None:
+    """As docs/performance.md says: where each is a launch on a device, that is what routing costs."""
+    taken = operators_of(llama, [-1, *[50] * 10])
+    assert len(taken["all"]) - len(taken["full"]) <= 60 * llama.config.num_hidden_layers

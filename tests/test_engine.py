@@ -17,7 +17,7 @@ from test_session import middle_threshold
 
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamingVideoLM
-from videollm_mod.stream import engine as engines
+from videollm_mod.stream import engine as engine_module
 from videollm_mod.stream.engine import Engine, EngineFull, EngineOutput, EngineStream, QueueFull
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.stream.together import CHUNK
@@ -238,20 +238,6 @@ def test_tokens_made_ahead_are_those_of_a_step_which_then_makes_none(model: Stre
     handle.remove()
 
 
-def test_however_many_pictures_wait_the_tower_gets_so_many_at_a_time(
-    model: StreamingVideoLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engines, "AHEAD", 4)
-    engine, calls = Engine(model), list[int]()
-    for number in range(2):
-        stream = engine.open(threshold=0.0, drop="all")
-        for frame in frames(5, number):
-            stream.push(frame)
-    handle = model.encoder.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
-    assert engine.encode_ahead() == 10 and calls == [4, 4, 2]
-    handle.remove()
-
-
 def test_a_step_waits_for_tokens_that_are_being_made_and_others_are_pushed_meanwhile(model: StreamingVideoLM) -> None:
     engine, begun, go_on = Engine(model), threading.Event(), threading.Event()
     stream = engine.open(threshold=0.0, drop="all")
@@ -276,6 +262,50 @@ def test_a_step_waits_for_tokens_that_are_being_made_and_others_are_pushed_meanw
         thread.join(30)
     handle.remove()
     assert len(told) == 1 and calls == [1]
+
+
+def test_words_and_frames_that_are_ready_do_not_wait_for_the_tower(model: StreamingVideoLM) -> None:
+    engine, begun, go_on = Engine(model), threading.Event(), threading.Event()
+    asked, ready, coming = (engine.open(threshold=0.0) for _ in range(3))
+    ready.push(frames(1)[0])
+    assert engine.encode_ahead() == 1
+    coming.push(frames(1, 1)[0])
+
+    def slow(module: object, args: tuple[torch.Tensor], out: object) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    handle = model.encoder.register_forward_hook(slow)
+    tower = threading.Thread(target=engine.encode_ahead)
+    tower.start()
+    assert begun.wait(30)
+    coming.close()  # so that the next step has a word and a frame that is ready
+    asked.ask(QUESTION)
+    told: list[EngineOutput] = []
+    stepper = threading.Thread(target=lambda: told.extend(engine.step()))
+    stepper.start()
+    stepper.join(10)
+    in_time = not stepper.is_alive()
+    go_on.set()
+    for thread in (tower, stepper):
+        thread.join(30)
+    handle.remove()
+    assert in_time and {output.stream for output in told} == {asked, ready}
+
+
+def test_tokens_are_made_ahead_some_at_a_time_the_next_of_every_stream_first(
+    model: StreamingVideoLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PICTURES", 3)
+    engine = Engine(model)
+    streams = [engine.open(threshold=0.0) for _ in range(2)]
+    for stream, film in zip(streams, (frames(4), frames(3, 1))):
+        for frame in film:
+            stream.push(frame)
+    made = []
+    while count := engine.encode_ahead():
+        made.append((count, [sum(f.tokens is not None for f in stream._queue.waiting()) for stream in streams]))
+    assert made == [(3, [2, 1]), (3, [3, 3]), (1, [4, 3])]
 
 
 @pytest.mark.parametrize("place", ["model.layers.2", "lm_head"])

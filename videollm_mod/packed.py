@@ -25,19 +25,17 @@ class PackedLinear(nn.Linear):
     """An `nn.Linear` that uses a laid-out copy of its weight where it may; parameters and names stay as they were."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._fits(input):
+        weight = self.weight  # looked up once: a module's attributes take longer than most of what is done here
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _fits(weight, input):
             return super().forward(input)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, laid_out(self.weight), self.bias, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.default(input, laid_out(weight), self.bias, "none", [], "")
         return product
 
-    def _fits(self, input: Tensor) -> bool:
-        weight = self.weight
-        return (
-            input.device.type == weight.device.type == "cpu"
-            and input.dtype == weight.dtype in DTYPES
-            and input.dim() > 1
-            and input.numel() > 0
-        )
+
+def _fits(weight: Tensor, input: Tensor) -> bool:
+    """Whether a product can use a laid-out copy."""
+    alike = input.is_cpu and weight.is_cpu and input.dtype == weight.dtype in DTYPES
+    return alike and input.dim() > 1 and input.numel() > 0
 
 
 def laid_out(weight: Tensor) -> Tensor:

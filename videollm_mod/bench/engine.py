@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,16 +36,18 @@ PROFILED = 16  # sessions, at most, whose step is looked into
 LATE = 0.5  # seconds: a stream is sustained if 99 of 100 decisions come sooner, and no frame is dropped
 
 
-def measure(config: BenchEngine) -> dict[str, Any]:
-    """All measurements; a line on stderr for each number of sessions."""
+def measure(config: BenchEngine, keep: Callable[[dict[str, Any]], object] = lambda result: None) -> dict[str, Any]:
+    """All measurements; a line on stderr for each number of sessions.
+
+    `keep` is called after each with what there is until then, "interrupted": a larger number may not fit into memory.
+    """
     model = build(config)
     llm = model.lm.config
     progress(
         f"a decoder of {llm.num_hidden_layers} layers, width {llm.hidden_size}; {torch.get_num_threads()} thread(s)"
     )
-    counts = sorted(set(config.sessions))
     results: dict[str, Any] = {}
-    for count in counts:
+    for count in sorted(set(config.sessions)):
         results[str(count)] = point = measure_count(config, model, count)
         late = " and ".join(f"{name} p99 {point[name]['p99_ms']:.0f} ms" for name in ("engine", "in_turn"))
         progress(
@@ -52,17 +55,23 @@ def measure(config: BenchEngine) -> dict[str, Any]:
             f"{point['in_turn']['frames_per_second']:.1f} in turn, speedup {point['speedup']:.2f}; "
             f"at {config.fps:g} fps each, {late}"
         )
+        keep({**told(config, results), "interrupted": True})
+    return told(config, results)
+
+
+def told(config: BenchEngine, results: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object; results: sessions -> what was measured of so many."""
     return {
         "speedup": {count: point["speedup"] for count, point in results.items()},
         "frames_per_second": {count: point["engine"]["frames_per_second"] for count, point in results.items()},
         "p99_ms": {count: point["engine"]["p99_ms"] for count, point in results.items()},
         f"sustained_{config.fps:g}fps": {
-            name: max((count for count in counts if results[str(count)][name]["sustained"]), default=0)
+            name: max((int(count) for count, point in results.items() if point[name]["sustained"]), default=0)
             for name in ("engine", "in_turn")
         },
         "sessions": results,
         "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads")},
-        **environment(),
+        **environment(config.device),
     }
 
 

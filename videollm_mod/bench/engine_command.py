@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from videollm_mod.bench.front import DecoderSizes, finished, on_threads, refuse_nonsense
+from videollm_mod.bench.front import DecoderSizes, finished, keep, on_threads, refuse_nonsense
 from videollm_mod.bench.fronts import LLM
 from videollm_mod.flags import PLANS
 
@@ -58,7 +58,7 @@ def small(config: BenchEngine) -> BenchEngine:
 
 
 def bench_engine(config: BenchEngine) -> dict[str, Any]:
-    """Run all measurements; returns the JSON object whose keys `docs/` and others rely on."""
+    """Run all measurements; returns the JSON object whose keys `docs/` and others rely on. --out has it as it grows."""
     refuse_nonsense(config)
     from videollm_mod.types import InputError
 
@@ -70,4 +70,4 @@ def bench_engine(config: BenchEngine) -> dict[str, Any]:
     if config.quick:
         config = small(config)
         progress("--quick: a small model and few streams, to see that it works; the ratios below mean nothing")
-    return finished(config, on_threads(config.threads, lambda: measure(config)))
+    return finished(config, on_threads(config.threads, lambda: measure(config, lambda told: keep(config, told))))

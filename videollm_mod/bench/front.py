@@ -50,7 +50,6 @@ def on_threads(threads: int, measure: Callable[[], dict[str, Any]]) -> dict[str,
 def finished(config: Any, result: dict[str, Any]) -> dict[str, Any]:
     """The result, rounded, and written where it was asked for."""
     from videollm_mod.bench.measure import progress, rounded
-    from videollm_mod.files import atomic_write
 
     result = rounded(result)
     quick = getattr(config, "quick", None)
@@ -58,10 +57,18 @@ def finished(config: Any, result: dict[str, Any]) -> dict[str, Any]:
         result["quick"] = quick
     if quick:
         progress("--quick: the ratios above mean nothing; leave --quick out to measure")
+    keep(config, result)
+    return result
+
+
+def keep(config: Any, result: dict[str, Any]) -> None:
+    """Write a result where it was asked for."""
+    from videollm_mod.bench.measure import rounded
+    from videollm_mod.files import atomic_write
+
     if config.out is not None:
         with atomic_write(config.out) as file:
-            file.write(json.dumps(result, indent=2) + "\n")
-    return result
+            file.write(json.dumps(rounded(result), indent=2) + "\n")
 
 
 def refuse_nonsense(config: Any) -> None:

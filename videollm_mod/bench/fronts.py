@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from videollm_mod.bench.front import DecoderSizes, finished, on_threads, refuse_nonsense
+from videollm_mod.bench.front import DecoderSizes, finished, keep, on_threads, refuse_nonsense
 from videollm_mod.flags import PLANS
 
 ROUTES = ("interleaved@0.1", "interleaved@0.2", "interleaved@0.5", "early-exit", "layer-skip")
@@ -166,7 +166,7 @@ def bench_train(config: BenchTrain) -> dict[str, Any]:
 
 
 def bench_stream(config: BenchStream) -> dict[str, Any]:
-    """Every plan paired with dense, point by point."""
+    """Every plan paired with dense, point by point; --out has each point as soon as it is measured."""
     if config.quick:
         config = replace(
             config, llm="", width=64, inner=176, layers=4, heads=2, vocabulary=64, frames=(5, 10), steps=2, fillings=2
@@ -174,7 +174,7 @@ def bench_stream(config: BenchStream) -> dict[str, Any]:
     refuse_nonsense(config)
     from videollm_mod.bench.stream import measure
 
-    return finished(config, on_threads(config.threads, lambda: measure(config)))
+    return finished(config, on_threads(config.threads, lambda: measure(config, lambda told: keep(config, told))))
 
 
 def bench_decode(config: BenchDecode) -> dict[str, Any]:

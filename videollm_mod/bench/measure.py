@@ -77,6 +77,7 @@ def wait_for(device: str) -> Callable[[], object]:
 def free_memory(device: str) -> float:
     """Bytes that may still be taken on a device; infinite where nobody tells."""
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what PyTorch holds back of freed tensors counts as taken, and is not
         return float(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -118,9 +119,27 @@ class PeakMemory(TorchDispatchMode):
         self.alive -= nbytes
 
 
-def environment() -> dict[str, Any]:
-    """What a number was measured on."""
+def ceilings(device: str, dtype: str, megabytes: int = 512, side: int = 8192) -> dict[str, float]:
+    """What a device reaches at best, a second: bytes of a copy, read and written; FLOPs of a square product."""
+    size = getattr(torch, dtype).itemsize
+    source = torch.zeros(megabytes * 2**20 // size, device=device, dtype=getattr(torch, dtype))
+    target, factor = torch.empty_like(source), torch.randn(side, side, device=device, dtype=source.dtype)
+    runs = {"copy": lambda: target.copy_(source), "product": lambda: factor @ factor}
+    timing = time_in_turn(runs, 9, warmup=2, wait=wait_for(device))
     return {
+        "bytes_per_second": 2e3 * source.nbytes / timing["copy"].wall_ms,
+        "flops_per_second": 2e3 * side**3 / timing["product"].wall_ms,
+    }
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """What a number was measured on."""
+    card = {}
+    if device.startswith("cuda"):
+        about = torch.cuda.get_device_properties(device)
+        card = {"gpu": about.name, "gpu_gib": about.total_memory / 2**30, "cuda": torch.version.cuda}
+    return {
+        **card,
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -46,7 +46,7 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
     order = [name for name in SECTIONS if name in known] + [name for name in known if name not in SECTIONS]
     drawn: list[str] = []
     for name in order:
-        title, section = SECTIONS.get(name, (name.removeprefix("bench_").replace("_", " ").capitalize(), _plain))
+        title, section = _section(name)
         try:
             lines, draw = section(known[name])
         except (KeyError, TypeError, AttributeError, IndexError):  # of another version: its numbers, at least
@@ -54,6 +54,8 @@ def write_report(results: Path, out: Path) -> dict[str, Any]:
         parts.append(f"## {title}")
         if known[name].get("quick"):
             parts.append("**Made with --quick: the numbers below mean nothing.**")
+        if known[name].get("interrupted") and name != "bench_soak":
+            parts.append("**Stopped early: points are missing.**")
         parts += lines
         if draw is not None:
             picture = pictures / f"{name}.png"
@@ -126,20 +128,29 @@ def _train(found: Found) -> tuple[list[str], Draw | None]:
 
 def _stream(found: Found) -> tuple[list[str], Draw | None]:
     lines = []
+    heads = ["frames", "", "p50 ms", "p95", "p99", "time / dense", "FLOPs", "× bound", "bytes read", "KV MiB"]
+    heads += ["× reading weights", "× floor"] if "ceilings" in found else []
     for tokens, points in found["points"].items():
         lines.append(f"{tokens} tokens per frame:")
         rows = []
         for frames, point in points.items():
             for name, told in point.items():
                 if "left_out" in told:
-                    rows.append([frames, name, told["left_out"], *[""] * 7])
+                    rows.append([frames, name, told["left_out"], *[""] * (len(heads) - 3)])
                     continue
                 times = [_ms(told[which]) for which in ("p50", "p95", "p99")]
                 mib = f"{told['kv_bytes'] / 2**20:,.0f}"
+                floor = [told["times_weights"], told["times_floor"]] if "times_floor" in told else []
                 rows.append([frames, name, *times, told["ratio"], told["flops_bound"], told["times_bound"],
-                             told["bytes_bound"], mib])  # fmt: skip
-        heads = ["frames", "", "p50 ms", "p95", "p99", "time / dense", "FLOPs", "× bound", "bytes read", "KV MiB"]
+                             told["bytes_bound"], mib, *floor])  # fmt: skip
         lines.append(_table(heads, rows))
+    if "ceilings" in found:
+        reached = found["ceilings"]
+        lines.append(
+            f"The card copies {reached['bytes_per_second'] / 1e9:,.0f} GB and multiplies "
+            f"{reached['flops_per_second'] / 1e12:,.0f} TFLOP a second; the floor of a step is to read weights and "
+            "cache, or its FLOPs, whichever takes longer."
+        )
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(found["points"]), squeeze=False)[0]
@@ -324,6 +335,17 @@ SECTIONS: dict[str, tuple[str, Callable[[Found], tuple[list[str], Draw | None]]]
     "bench_soak": ("An endless stream", _soak),
     "bench_decode": ("Reading video", _decode),
 }
+
+
+def _section(name: str) -> tuple[str, Callable[[Found], tuple[list[str], Draw | None]]]:
+    """The title of a result and what tells of it; `bench_stream_gpu` is as `bench_stream`."""
+    if name in SECTIONS:
+        return SECTIONS[name]
+    same = name.removesuffix("_gpu")
+    if same in SECTIONS:
+        title, section = SECTIONS[same]
+        return f"{title}, on a GPU", section
+    return name.removeprefix("bench_").replace("_", " ").capitalize(), _plain
 
 
 # --- tools -----------------------------------------------------------------------------------------------------------

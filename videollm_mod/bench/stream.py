@@ -7,14 +7,22 @@ more memory than a small machine has. So each pair has a dense of its own; `dens
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from videollm_mod.bench.fronts import BenchStream
-from videollm_mod.bench.measure import Timing, environment, free_memory, progress, time_in_turn, wait_for
+from videollm_mod.bench.measure import (
+    Timing,
+    ceilings,
+    environment,
+    free_memory,
+    progress,
+    time_in_turn,
+    wait_for,
+)
 from videollm_mod.bench.models import (
     DENSE,
-    UNTOUCHED,
     Competitor,
     Stream,
     against,
@@ -38,31 +46,58 @@ class Pair:
     growing: list[float] = field(default_factory=list)  # ms of a step in which every buffer had to grow
 
 
-def measure(config: BenchStream) -> dict[str, Any]:
-    """{"stream": {tokens: {frames: {competitor: ratio}}}, "points": the same with everything}."""
+def measure(config: BenchStream, keep: Callable[[dict[str, Any]], object] = lambda result: None) -> dict[str, Any]:
+    """{"stream": {tokens: {frames: {competitor: ratio}}}, "points": the same with everything}.
+
+    `keep` is called after every point with what there is until then, "interrupted": the whole may take hours.
+    """
     llm = decoder_config(config)
     progress(f"building decoders of {llm.num_hidden_layers} layers, width {llm.hidden_size}, on {config.device}")
     rivals = competitors(llm, {word: parse_route(word) for word in config.routes}, config.device, config.dtype)
+    # on a card, whose bandwidth and peak are known; two cores of a CPU reach now this, now that
+    reached = {"ceilings": ceilings(config.device, config.dtype)} if config.device != "cpu" else {}
     points: dict[str, dict[str, Any]] = {}
+
+    def told(**more: Any) -> dict[str, Any]:
+        return {
+            "stream": {
+                tokens: {
+                    frames: {name: told["ratio"] for name, told in point.items() if "ratio" in told}
+                    for frames, point in ages.items()
+                }
+                for tokens, ages in points.items()
+            },
+            "points": points,
+            "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads", "quick")},
+            **reached,
+            **environment(config.device),
+            **more,
+        }
+
     for tokens in config.tokens:
-        points[str(tokens)] = {}
+        ages = points.setdefault(str(tokens), {})
         for frames in config.frames:
             progress(
                 f"{tokens} tokens per frame, up to frame {frames}: {config.fillings} x {config.steps} frames of each"
             )
-            points[str(tokens)][str(frames)] = measure_point(config, rivals, tokens, frames)
-    return {
-        "stream": {
-            tokens: {
-                frames: {name: told["ratio"] for name, told in point.items() if "ratio" in told}
-                for frames, point in ages.items()
-            }
-            for tokens, ages in points.items()
-        },
-        "points": points,
-        "setup": {name: value for name, value in asdict(config).items() if name not in ("out", "threads", "quick")},
-        **environment(),
-    }
+            ages[str(frames)] = measure_point(config, rivals, tokens, frames)
+            if reached:
+                add_floors(ages[str(frames)], weights_read(rivals[0].model), **reached["ceilings"])
+            keep(told(interrupted=True))
+    return told()
+
+
+def add_floors(point: dict[str, Any], weights: int, bytes_per_second: float, flops_per_second: float) -> None:
+    """Beside each time the least that it could be: to read the weights alone, and all that the step must do.
+
+    point: competitor -> what was told of it; weights: bytes that a step reads.
+    """
+    for told in point.values():
+        if "left_out" not in told:
+            read = 1e3 * (weights + told["kv_bytes"]) / bytes_per_second
+            told["weights_ms"] = 1e3 * weights / bytes_per_second
+            told["floor_ms"] = max(read, 1e3 * told["flops"] / flops_per_second)
+            told["times_weights"], told["times_floor"] = (told["p50"] / told[f"{of}_ms"] for of in ("weights", "floor"))
 
 
 def measure_point(config: BenchStream, rivals: list[Competitor], tokens: int, frames: int) -> dict[str, Any]:
@@ -150,7 +185,8 @@ def told_of(config: BenchStream, rival: Competitor, pair: Pair, tokens: int, fra
 
 
 def cache_bytes(config: BenchStream, llm: Any, rival: Competitor, tokens: int, frames: int) -> float:
-    """What a stream's buffers may take: growing room, or a copy of one layer where the cache is concatenated."""
+    """What a stream's buffers may take: an eighth more than is filled in (`Stream.filled`), and one layer that is twice
+    there, while it grows or is concatenated."""
     size = {"float32": 4}.get(config.dtype, 2)
     used = flops.kv_bytes(llm, rival.plan, frames, frames, tokens, bytes_per_value=size)
-    return used * (1.2 if rival.name == UNTOUCHED else 1.5)
+    return 1.2 * used

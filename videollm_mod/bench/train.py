@@ -50,7 +50,7 @@ def measure(config: BenchTrain) -> dict[str, Any]:
         "train": found,
         "optimiser": "none: forward and backward, gradients accumulated in place",
         "setup": {**setup, "sample": index.shape[1], "labels": config.frames + config.text},
-        **environment(),
+        **environment(config.device),
     }
 
 

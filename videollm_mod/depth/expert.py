@@ -76,6 +76,8 @@ def choose(group: FrameGroup, k: int, scores: Tensor | None, plan: DepthPlan, la
 
 def kept_tokens(layout: FrameLayout, ratio: float, scores: Tensor | None, plan: DepthPlan, layer: int) -> Tensor:
     """Flattened positions of all tokens that go through the layer, text included: (kept,) int64, ascending."""
+    if not layout.groups:
+        return layout.text
     parts = [layout.text]
     for group in layout.groups:
         k = keep_count(ratio, group.tokens.shape[1])

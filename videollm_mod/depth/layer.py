@@ -155,11 +155,13 @@ class DepthLayer(nn.Module):
         if max(counts) == 0:  # nothing goes through: a chunk of frames only, behind an early exit
             return hidden
 
-        x = hidden.reshape(-1, width)[padded]  # (batch, kept, d)
-        # the tokens' own places, for the layers that turn their heads by them and for those that look at the numbers
-        for name, dim in (("position_embeddings", -2), ("position_ids", -1)):
-            if name in kwargs:
-                kwargs[name] = _take(kwargs[name], place, dim)
+        x = hidden
+        if not layout.all_text:
+            x = hidden.reshape(-1, width)[padded]  # (batch, kept, d)
+            # the tokens' own places, for layers that turn their heads by them and for those that look at the numbers
+            for name, dim in (("position_embeddings", -2), ("position_ids", -1)):
+                if name in kwargs:
+                    kwargs[name] = _take(kwargs[name], place, dim)
         if "flash" in str(self.self_attn.config._attn_implementation):  # gaps would look to it like packed sequences
             kwargs.pop("position_ids", None)
         attends = kept_mask(kwargs.pop("attention_mask", None), place, keys)
@@ -168,6 +170,8 @@ class DepthLayer(nn.Module):
             y = self._gated(x, layout, padded, shape.real, kwargs)
         else:
             y = super().forward(x, **kwargs)
+        if layout.all_text:
+            return y
         out = y.reshape(-1, width)
         if shape.back is not None:
             out = out[shape.back]

@@ -83,6 +83,11 @@ class FrameLayout:
         device, index = device or frame_index.device, frame_index.cpu().long()
         batch, tokens = index.shape
         vision = (index >= 0).flatten()
+        padded = attention_mask is not None and attention_mask.dim() == 2
+        if not padded and not bool(vision.any()):  # words alone: every token that is generated comes this way
+            every = torch.arange(batch * tokens, device=device)
+            nothing = torch.zeros(batch * tokens, dtype=torch.bool, device=device)
+            return cls(batch, tokens, device, every, (tokens,) * batch, [], nothing, ((),) * batch)
         text, ordinal = ~vision, None
         if attention_mask is not None and attention_mask.dim() == 2:
             whole = (attention_mask != 0).cpu()  # (batch, seen + tokens)
@@ -122,6 +127,11 @@ class FrameLayout:
             spans=tuple(map(tuple, spans)),
             ordinal=ordinal,
         )
+
+    @property
+    def all_text(self) -> bool:
+        """Whether every token of the step is a word: then every layer takes all of them, as they stand."""
+        return not self.groups and len(self.text) == self.batch * self.tokens
 
     def window_mask(self, window: int, like: Tensor) -> Tensor:
         """The mask of a sliding window that counts a row's own tokens: (batch, 1, tokens, seen + tokens), bool, or

@@ -19,6 +19,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from videollm_mod.video import letterbox
 
 QUEUE = 8  # frames of one stream that wait, unless `open` is told otherwise
 QUESTIONS = 16  # questions of one stream that wait
-AHEAD = 64  # pictures in one call of the tower, ahead of a step: however many wait, memory is bounded
+PICTURES = 64  # that `encode_ahead` makes tokens of at a time: a step that needs one of them waits for them all
 
 
 class EngineFull(InputError):
@@ -334,14 +335,17 @@ class Engine:
 
     @torch.inference_mode()
     def encode_ahead(self) -> int:
-        """Make the tokens of all pictures that wait, in another thread than the one that steps; returns how many.
+        """Make the tokens of pictures that wait, in another thread than the one that steps; returns of how many.
 
         So the tower works while the decoder does, where the device has room for both; a step makes itself what is not
-        ready, and waits for what is being made. Pictures that later give way to newer ones are made in vain.
+        ready, and waits for what is being made only if it lacks a picture's tokens. The oldest of each stream come
+        first, PICTURES of all at most: call it until it returns 0. Pictures that later give way to newer ones are made
+        in vain.
         """
         with self._arrived:
-            waiting = [frame for stream in self._streams for frame in stream._queue.waiting()]
-        return sum(self._encode(waiting[at : at + AHEAD]) for at in range(0, len(waiting), AHEAD))
+            queues = [stream._queue.waiting() for stream in self._streams]
+        in_turn = [frame for row in zip_longest(*queues) for frame in row if frame is not None and frame.tokens is None]
+        return self._encode(in_turn[:PICTURES])
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -427,7 +431,12 @@ class Engine:
         return run_together(self.model, self._decoder, shares)
 
     def _encode(self, frames: Sequence[_Frame]) -> int:
-        """Make the tokens that are not there yet, all in one call of the tower; returns how many."""
+        """Make the tokens that are not there yet, all in one call of the tower; returns how many.
+
+        Words, and frames that are ready, do not wait for what the tower is making for others.
+        """
+        if all(frame.tokens is not None for frame in frames):
+            return 0
         with self._tower:
             raw = {id(frame): frame for frame in frames if frame.tokens is None}
             squares = [frame.square for frame in raw.values() if frame.square is not None]
