@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from videollm_mod.bench.soak import BenchSoak, Soak, _film, bench_soak
 from videollm_mod.cli import main
-from videollm_mod.evaluate.endless import EvalEndless, Job, Watched, evaluate_endless, summarise, table, watch_endless
+from videollm_mod.evaluate.endless import EvalEndless, Job, Watched, evaluate_endless, watch_endless
+from videollm_mod.evaluate.endless_table import _minutes, summarise, table
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
 from videollm_mod.world import WorldConfig, make_stream, narrations, vocabulary
@@ -123,6 +124,22 @@ def test_a_row_compares_the_beginning_with_the_end_and_counts_what_was_held() ->
     assert both["kv_bytes"] == 12 and both["forgotten"] == {"frames": 7} and 0 < both["last"]["f1"] < 1
     text = table({"rows": [row, both], "edge_minutes": 1.0})
     assert text.count("\n") == 4 and "0.00 / 0.00 / 1.00" in text
+
+
+def test_what_is_lost_has_an_interval_over_minutes() -> None:
+    work = job("window", seconds=1200.0)
+    true = [(item.time, item.text) for item in narrations(work.stream)]
+    half = Watched([item for i, item in enumerate(true) if item[0] < 600 or i % 2], [], 10, 20, {}, 1.0)
+    row = summarise([(work.stream, half)], work, edge=600.0)
+    first, last = (_minutes(work.stream, half, 600.0, end) for end in (False, True))
+    assert len(first) == len(last) == 10 and all(2 * right == whole for right, whole in first)
+    assert sum(whole for _, whole in last) == row["last"]["said"] + row["last"]["events"]
+    assert sum(right for right, _ in last) == row["last"]["said"], "what was said is right"
+    low, high = row["f1_lost_interval"]
+    assert 0.15 < low < row["f1_lost"] < high < 0.55
+    assert f"{row['f1_lost']:.2f} [{low:.2f}, {high:.2f}]" in table({"rows": [row], "edge_minutes": 10.0})
+    even = summarise([(work.stream, Watched(true, [], 10, 20, {}, 1.0))], work, edge=600.0)
+    assert (even["f1_lost"], even["f1_lost_interval"]) == (0.0, [0.0, 0.0])
 
 
 def test_the_command_writes_its_table_and_goes_on_from_its_journal(folder: str, tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     _check(config)
     from rich.console import Console
 
+    from videollm_mod.evaluate.endless_table import summarise, table
     from videollm_mod.evaluate.result import provenance
     from videollm_mod.evaluate.streams import run_jobs
     from videollm_mod.files import atomic_write
@@ -227,95 +228,6 @@ def _held(memory: Memory, question: WorldQuestion, fps: float) -> dict[str, bool
     frames = [piece for piece in memory.frames if abs(piece.time - shown) < 1e-6]
     told = [p for p in memory.pieces if p.kind == "narration" and abs(p.time - shown) <= 0.5 + 1e-6]
     return {"frame_held": bool(frames), "words_held": bool(told)}
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
-
-
-def summarise(watched: Sequence[tuple[WorldStream, Watched]], job: Job, edge: float) -> dict[str, Any]:
-    """One row: pooled over its streams."""
-    spans: dict[str, dict[str, Any]] = {}
-    for name in ("first", "last"):
-        spans[name] = _span(watched, edge, last=name == "last")
-    first, last = spans["first"]["f1"], spans["last"]["f1"]
-    answers = [answer for _, each in watched for answer in each.answers]
-    kinds = sorted({answer["kind"] for answer in answers if "frame_held" in answer})
-    memory = {kind: _memory([answer for answer in answers if answer["kind"] == kind]) for kind in kinds}
-    forgotten: dict[str, int] = {}
-    for _, each in watched:
-        for kind, count in each.forgotten.items():
-            forgotten[kind] = forgotten.get(kind, 0) + count
-    return {
-        "policy": job.policy,
-        "budget": job.budget,
-        "kv_bytes": max(each.kv_bytes for _, each in watched),
-        "positions": max(each.positions for _, each in watched),
-        **spans,
-        "f1_lost": round(first - last, 4) if first is not None and last is not None else None,
-        "memory": memory,
-        "forgotten": forgotten,
-        "seconds": round(sum(each.seconds for _, each in watched), 1),
-    }
-
-
-def _span(watched: Sequence[tuple[WorldStream, Watched]], edge: float, last: bool) -> dict[str, Any]:
-    """The first or last `edge` seconds, at most half, of every stream."""
-    from videollm_mod.evaluate.metrics import Said, match, precision_recall_f1, share
-    from videollm_mod.evaluate.summary import true_narration
-
-    right = in_time = said = true = asked = answered = 0
-    for stream, each in watched:
-        length = stream.config.seconds
-        begin = max(length - edge, length / 2) if last else 0.0
-        end = length + 1 if last else min(edge, length / 2)
-        ours = [Said(*item) for item in each.said if begin <= item[0] < end]
-        theirs = [item for item in true_narration(stream) if begin <= item.time < end]
-        right += len(match(ours, theirs))
-        in_time += len(match(ours, theirs, by_text=False))
-        said, true = said + len(ours), true + len(theirs)
-        mine = [a for a in each.answers if "frame_held" not in a and begin <= a["time"] < end]
-        asked, answered = asked + len(mine), answered + sum(answer["right"] for answer in mine)
-    return {
-        "f1": round(precision_recall_f1(right, said, true)[2], 4) if said or true else None,
-        "timing_f1": round(precision_recall_f1(in_time, said, true)[2], 4) if said or true else None,
-        "question_accuracy": round(share(answered, asked), 4) if asked else None,
-        "said": said,
-        "events": true,
-        "questions": asked,
-    }
-
-
-def _memory(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of questions about what is long past: how many, and the shares answered rightly and still to be found."""
-    shares = {
-        key: round(sum(answer[name] for answer in answers) / len(answers), 4)
-        for key, name in (("accuracy", "right"), ("frame_held", "frame_held"), ("words_held", "words_held"))
-    }
-    return {"questions": len(answers), **shares}
-
-
-def table(result: dict[str, Any]) -> str:
-    """The rows as Markdown."""
-    kinds = sorted({kind for row in result["rows"] for kind in row["memory"]})
-    edge = f"{result['edge_minutes']:g} min"
-    head = ["policy", "budget MB", "used MB", "positions", f"F1, first {edge}", f"F1, last {edge}", "lost"]
-    head += [f"questions, first {edge}", f"last {edge}", *(f"{kind}: right / frame / words" for kind in kinds)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
-
-    for row in result["rows"]:
-        budget = "" if row["budget"] is None else f"{row['budget'] / 1e6:g}"
-        cells = [row["policy"], budget, f"{row['kv_bytes'] / 1e6:.1f}"]
-        cells += [str(row["positions"]), number(row["first"]["f1"]), number(row["last"]["f1"]), number(row["f1_lost"])]
-        cells += [number(row[span]["question_accuracy"]) for span in ("first", "last")]
-        for kind in kinds:
-            memory = row["memory"].get(kind)
-            keys = ("accuracy", "frame_held", "words_held")
-            cells.append("" if memory is None else " / ".join(f"{memory[key]:.2f}" for key in keys))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 class Kept:
