@@ -1,4 +1,4 @@
-"""The table of `eval endless`: what each policy loses from the first minutes of an hour to the last, and what it holds."""
+"""The table of `eval endless`: what a policy loses from the first minutes of an hour to the last, and what it holds."""
 
 from __future__ import annotations
 
