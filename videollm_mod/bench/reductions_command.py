@@ -8,7 +8,6 @@ videollm-mod bench reductions --costs                      # time and FLOPs anew
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,11 +42,11 @@ class BenchReductions:
     """Dials of the world, such as scale=1.2 events_per_minute=15; `world/config.py` lists them."""
     frames: int = 120
     """Length of the stream on which time is measured."""
-    repeats: int = 15
+    repeats: int = 45
     """Timed frames at its end; the median counts."""
     workers: int = 1
     """Processes that watch streams. Time is measured by one, before they begin."""
-    threads: int = min(2, os.cpu_count() or 1)
+    threads: int = 1
     """CPU threads of PyTorch."""
     home: Path = Path("out/reductions")
     """Where adapted models are."""
