@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -238,11 +239,10 @@ def test_tokens_made_ahead_are_those_of_a_step_which_then_makes_none(model: Stre
     handle.remove()
 
 
-def test_a_step_waits_for_tokens_that_are_being_made_and_others_are_pushed_meanwhile(model: StreamingVideoLM) -> None:
-    engine, begun, go_on = Engine(model), threading.Event(), threading.Event()
-    stream = engine.open(threshold=0.0, drop="all")
-    stream.push(frames(2)[0])
-    calls: list[int] = []
+@contextlib.contextmanager
+def tower_at_work(model: StreamingVideoLM, engine: Engine) -> Iterator[tuple[threading.Event, list[int]]]:
+    """Within, a thread makes tokens ahead and ends behind the event; the other is how many it made, call by call."""
+    begun, go_on, calls = threading.Event(), threading.Event(), list[int]()
 
     def slow(module: object, args: tuple[torch.Tensor], out: object) -> None:
         calls.append(len(args[0]))
@@ -252,45 +252,44 @@ def test_a_step_waits_for_tokens_that_are_being_made_and_others_are_pushed_meanw
     handle = model.encoder.register_forward_hook(slow)
     tower = threading.Thread(target=engine.encode_ahead)
     tower.start()
-    assert begun.wait(30)
-    told: list[EngineOutput] = []
+    try:
+        assert begun.wait(30)
+        yield go_on, calls
+    finally:
+        go_on.set()
+        tower.join(30)
+        handle.remove()
+
+
+def test_a_step_waits_for_tokens_that_are_being_made_and_others_are_pushed_meanwhile(model: StreamingVideoLM) -> None:
+    engine, told = Engine(model), list[EngineOutput]()
+    stream = engine.open(threshold=0.0, drop="all")
+    stream.push(frames(1)[0])
     stepper = threading.Thread(target=lambda: told.extend(engine.step()))
-    stepper.start()
-    engine.open(threshold=0.0).push(frames(1, 1)[0])  # takes no lock that the tower holds
-    go_on.set()
-    for thread in (tower, stepper):
-        thread.join(30)
-    handle.remove()
-    assert len(told) == 1 and calls == [1]
+    with tower_at_work(model, engine) as (go_on, calls):
+        stepper.start()
+        engine.open(threshold=0.0).push(frames(1, 1)[0])  # takes no lock that the tower holds
+        assert not told
+        go_on.set()
+        stepper.join(30)
+    assert [output.stream for output in told].count(stream) == 1
+    assert calls[0] == 1 and sum(calls) == len(told), "no picture goes through the tower twice"
 
 
 def test_words_and_frames_that_are_ready_do_not_wait_for_the_tower(model: StreamingVideoLM) -> None:
-    engine, begun, go_on = Engine(model), threading.Event(), threading.Event()
+    engine, told = Engine(model), list[EngineOutput]()
     asked, ready, coming = (engine.open(threshold=0.0) for _ in range(3))
     ready.push(frames(1)[0])
     assert engine.encode_ahead() == 1
     coming.push(frames(1, 1)[0])
-
-    def slow(module: object, args: tuple[torch.Tensor], out: object) -> None:
-        begun.set()
-        assert go_on.wait(30)
-
-    handle = model.encoder.register_forward_hook(slow)
-    tower = threading.Thread(target=engine.encode_ahead)
-    tower.start()
-    assert begun.wait(30)
-    coming.close()  # so that the next step has a word and a frame that is ready
-    asked.ask(QUESTION)
-    told: list[EngineOutput] = []
     stepper = threading.Thread(target=lambda: told.extend(engine.step()))
-    stepper.start()
-    stepper.join(10)
-    in_time = not stepper.is_alive()
-    go_on.set()
-    for thread in (tower, stepper):
-        thread.join(30)
-    handle.remove()
-    assert in_time and {output.stream for output in told} == {asked, ready}
+    with tower_at_work(model, engine):
+        coming.close()  # so that the next step has a word and a frame that is ready
+        asked.ask(QUESTION)
+        stepper.start()
+        stepper.join(10)
+        assert not stepper.is_alive()
+    assert {output.stream for output in told} == {asked, ready}
 
 
 def test_tokens_are_made_ahead_some_at_a_time_the_next_of_every_stream_first(

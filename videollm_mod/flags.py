@@ -57,7 +57,7 @@ def stored_as(dtype: str, kv: str | None) -> dict[str, Any]:
     }
 
 
-def reduction_of(words: str | None) -> dict[str, Any]:
+def reduced_by(words: str | None) -> dict[str, Any]:
     """What `load` takes for `--reduction`. Raises InputError for a method or a share that does not exist."""
     from videollm_mod.reductions import parse_reduction
 

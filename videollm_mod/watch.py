@@ -30,7 +30,7 @@ from videollm_mod.flags import (
     check_least,
     check_probability,
     parse_size,
-    reduction_of,
+    reduced_by,
     stored_as,
 )
 from videollm_mod.pace import Interrupts, catch_interrupts, close_source, sleep_until
@@ -198,7 +198,7 @@ def run(
             from videollm_mod.stream.pipeline import Pipeline
             from videollm_mod.stream.session import StreamSession
 
-            wishes = stored_as(flags.dtype, flags.kv) | reduction_of(flags.reduction)
+            wishes = stored_as(flags.dtype, flags.kv) | reduced_by(flags.reduction)
             model = load(flags.model, plan=plan, keep=flags.keep, **wishes)
             session = StreamSession(
                 model,
@@ -246,7 +246,7 @@ def run(
         "source": flags.source,
         "model": flags.model,
         "plan": used.to_dict(),
-        **reduction_of(flags.reduction),
+        "reduction": reduced_by(flags.reduction).get("reduction"),
         "interrupted": tally.interrupted,
     }
 
@@ -286,7 +286,7 @@ def check_flags(flags: StreamFlags) -> tuple[list[Question], Any]:
     if flags.end is not None and not flags.end > flags.start:  # also refuses NaN
         raise InputError(f"--end {flags.end:g} does not lie after --start {flags.start:g}; give a later end.")
     check_keep(flags.keep)
-    reduction_of(flags.reduction)
+    reduced_by(flags.reduction)
     check_probability(threshold=flags.threshold)
     check_least(1, threads=flags.threads)
     if flags.window is not None and not flags.window > 0:  # also refuses NaN

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import REDUCTION_HELP, check_keep, check_probability, reduction_of, stored_as
+from videollm_mod.flags import REDUCTION_HELP, check_keep, check_probability, reduced_by, stored_as
 
 if TYPE_CHECKING:
     from videollm_mod.evaluate.metrics import Said
@@ -71,7 +71,7 @@ def evaluate_clips(config: EvalClipsConfig) -> dict[str, Any]:
     from videollm_mod.model import load
 
     console = Console(stderr=True)
-    wishes = stored_as(config.dtype, config.kv) | reduction_of(config.reduction)
+    wishes = stored_as(config.dtype, config.kv) | reduced_by(config.reduction)
     model = load(config.model, keep=config.keep, threshold=config.threshold, **wishes)
     rows: dict[str, dict[str, Any]] = {}
     sums: list[dict[str, int]] = []
@@ -109,6 +109,7 @@ def evaluate_clips(config: EvalClipsConfig) -> dict[str, Any]:
         "samples": events,
         "videos": len(rows),
         "plan": model.plan.to_dict(),
+        "reduction": reduced_by(config.reduction).get("reduction"),
         "threshold": model.settings.threshold,
         "tolerance": config.tolerance,
         **provenance(seen),

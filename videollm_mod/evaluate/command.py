@@ -31,7 +31,7 @@ from videollm_mod.flags import (
     check_keep,
     check_least,
     check_probability,
-    reduction_of,
+    reduced_by,
     stored_as,
 )
 
@@ -170,7 +170,7 @@ def evaluate(name: str, config: BenchmarkConfig) -> dict[str, Any]:
         "plan": None if config.chance else model.plan.to_dict(),
         "dtype": None if config.chance else config.dtype,
         "kv": None if config.chance else config.kv,
-        "reduction": None if config.chance else reduction_of(config.reduction).get("reduction"),
+        "reduction": None if config.chance else reduced_by(config.reduction).get("reduction"),
         "threshold": None if config.chance else threshold,
         "fps": model.settings.fps,
         "tolerance": config.tolerance,
@@ -212,7 +212,7 @@ def _load(config: BenchmarkConfig) -> StreamingVideoLM:
     from videollm_mod.depth.plan import parse_layers
     from videollm_mod.model import load
 
-    wishes = stored_as(config.dtype, config.kv) | reduction_of(config.reduction)
+    wishes = stored_as(config.dtype, config.kv) | reduced_by(config.reduction)
     return load(config.model, plan=parse_layers(config.plan), keep=config.keep, threshold=config.threshold, **wishes)
 
 

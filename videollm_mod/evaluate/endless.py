@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from videollm_mod.flags import REDUCTION_HELP, check_least, check_probability, parse_size, reduction_of, stored_as
+from videollm_mod.flags import REDUCTION_HELP, check_least, check_probability, parse_size, reduced_by, stored_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     from videollm_mod.model import load
     from videollm_mod.world import WorldConfig, make_stream
 
-    model = load(config.model, **stored_as(config.dtype, config.kv), **reduction_of(config.reduction))
+    model = load(config.model, **stored_as(config.dtype, config.kv), **reduced_by(config.reduction))
     size, fps = model.encoder.tower.image_size, model.settings.fps
     world = WorldConfig(seconds=60 * config.minutes, fps=fps, size=size)
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]
@@ -147,7 +147,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
         "model": config.model,
         "dtype": config.dtype,
         "kv": config.kv,
-        **reduction_of(config.reduction),
+        "reduction": reduced_by(config.reduction).get("reduction"),
         "minutes": config.minutes,
         "streams": [stream.name for stream in streams],
         "edge_minutes": min(config.edge, config.minutes / 2),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from videollm_mod.depth.plan import parse_layers
-from videollm_mod.flags import reduction_of, stored_as
+from videollm_mod.flags import reduced_by, stored_as
 from videollm_mod.model import load
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import Frame, InputError
@@ -61,7 +61,7 @@ class StreamingLmms(lmms):  # type: ignore[misc]
         if str(batch_size) != "1":
             raise InputError(f"--batch_size {batch_size} is not possible; a stream is watched by itself, give 1.")
         layers = parse_layers(str(plan)) if plan is not None else None
-        wishes = stored_as(dtype, kv) | reduction_of(reduction)
+        wishes = stored_as(dtype, kv) | reduced_by(reduction)
         self._model = load(pretrained or model, plan=layers, keep=keep, threshold=threshold, **wishes)
         if device is not None:
             self._model.to(device)

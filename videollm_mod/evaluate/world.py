@@ -27,7 +27,7 @@ from videollm_mod.flags import (
     check_least,
     check_probability,
     parse_values,
-    reduction_of,
+    reduced_by,
     stored_as,
 )
 
@@ -98,7 +98,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
     from videollm_mod.files import atomic_write
     from videollm_mod.model import load
 
-    wishes: dict[str, Any] = {"keep": config.keep, "threshold": config.threshold} | reduction_of(config.reduction)
+    wishes: dict[str, Any] = {"keep": config.keep, "threshold": config.threshold} | reduced_by(config.reduction)
     model = load(config.model, plan=parse_layers(config.plan), **wishes, **stored_as(config.dtype, config.kv))
     threshold = model.settings.threshold
     size = model.encoder.tower.image_size
@@ -132,7 +132,7 @@ def evaluate_world(config: EvalWorldConfig) -> dict[str, Any]:
         "plan": model.plan.to_dict(),
         "dtype": config.dtype,
         "kv": config.kv,
-        "reduction": reduction_of(config.reduction).get("reduction"),
+        "reduction": reduced_by(config.reduction).get("reduction"),
         "samples": main["events"],
         **provenance({stream.name: stream.times for stream in streams + besides}),
         "workers": workers,

@@ -408,8 +408,7 @@ class Reducing:
 
 def put_again(model: StreamingVideoLM, made_of: dict[str, Any]) -> Reducing:
     """Put into a model what was in another one, to stay: see `Reducing.made_of`."""
-    reduction, told = from_dict(made_of["reduction"]), dict(made_of["told"])
-    return Reducing(model, reduction, **told).__enter__()
+    return from_dict(made_of["reduction"]).on(model, **made_of["told"]).__enter__()
 
 
 def flat(reduction: Reduction) -> list[Reduction]:

@@ -27,7 +27,7 @@ from videollm_mod.flags import (
     check_keep,
     check_least,
     check_probability,
-    reduction_of,
+    reduced_by,
     stored_as,
 )
 from videollm_mod.pace import catch_interrupts
@@ -132,7 +132,7 @@ def check_flags(config: ServeConfig) -> tuple[Any, Any, Any]:
     from videollm_mod.serve.sources import Rules
 
     check_keep(config.keep)
-    reduction_of(config.reduction)
+    reduced_by(config.reduction)
     check_probability(threshold=config.threshold)
     check_least(1, threads=config.threads, max_streams=config.max_streams, streams_per_client=config.streams_per_client)
     check_least(1, replicas=config.replicas)
@@ -191,7 +191,7 @@ def build(config: ServeConfig, doors: Any, rules: Any, plan: Any, replica: Any =
     from videollm_mod.types import InputError
 
     print(f"loading {config.model} ...", file=sys.stderr)
-    wishes = stored_as(config.dtype, config.kv) | reduction_of(config.reduction)
+    wishes = stored_as(config.dtype, config.kv) | reduced_by(config.reduction)
     model = load(config.model, plan=plan, keep=config.keep, threshold=config.threshold, **wishes)
     try:
         model = model.to(config.device)

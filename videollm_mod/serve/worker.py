@@ -50,7 +50,7 @@ class Worker:
             self._tower.start()
 
     def stop(self) -> None:
-        """End both threads; what was said is written down first."""
+        """End all threads; what was said is written down first."""
         self._stopping = True
         self.wake()
         self._model.join(timeout=30)

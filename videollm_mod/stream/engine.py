@@ -438,13 +438,13 @@ class Engine:
         if all(frame.tokens is not None for frame in frames):
             return 0
         with self._tower:
-            raw = {id(frame): frame for frame in frames if frame.tokens is None}
-            squares = [frame.square for frame in raw.values() if frame.square is not None]
+            raw = [frame for frame in frames if frame.tokens is None]  # still: another thread may have made them
+            squares = [frame.square for frame in raw if frame.square is not None]
             if squares:
                 made = self.model.encoder(torch.stack(squares).to(self.model.device))
                 if made.device.type == "cuda":  # whoever takes them may be on another stream of the device
                     torch.cuda.current_stream(made.device).synchronize()
-                for frame, tokens in zip(raw.values(), made):
+                for frame, tokens in zip(raw, made):
                     frame.tokens, frame.square = tokens, None
         return len(squares)
 
