@@ -14,7 +14,7 @@ from recipes import reduced, vit
 from videollm_mod.bench.reductions_cells import Cell, cells
 from videollm_mod.bench.reductions_command import BenchReductions, bench_reductions
 from videollm_mod.bench.reductions_costs import measure_kept
-from videollm_mod.bench.reductions_page import page
+from videollm_mod.bench.reductions_page import _of_transformers, page
 from videollm_mod.bench.reductions_plot import _label, draw_plot
 from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan
@@ -35,12 +35,14 @@ FREE: dict[str, Any] = {
     "f1_difference": [-0.25, -0.3, -0.2],
     "lm_ppl": 1.25,
     "question_accuracy": None,
-    "ms_per_frame": 12.5,
+    "ms_per_frame": 14.0,
+    "ms_dense": 25.0,
     "time_share": 0.5,
     "flops_share": 0.4,
     "kv_share": 0.3,
     "signals_ms": 0.1,
     "choice_ms": 0.2,
+    "kept": 0.28,
     "things": 0.75,
 }
 ADAPTED: dict[str, Any] = {
@@ -89,7 +91,7 @@ def test_the_page_has_a_row_for_every_method_and_no_number_that_was_not_measured
     assert "Not measured yet" in bare and "none compared yet" in bare
     full = page(RESULT, {"DivPrune": {"version": "abc1234", "who is kept": "20 of 20"}}, "reductions.png")
     row = "| uniform 0.25 | 0.500 | -0.250 [-0.300, -0.200] | 0.750 | +0.000 [-0.100, +0.100] | 1.250 | 1.125 | - |"
-    assert f"{row} 0.500 | 0.75 | 12.5 | 0.50 | 0.10 + 0.20 | 0.40 | 0.30 |" in full
+    assert f"{row} 0.500 | 0.28 | 0.75 | 12.5 | 0.50 | 0.1 + 0.2 | 0.40 | 0.30 |" in full
     assert "evenly spaced" not in full
     routed = {**FREE, "plan": DepthPlan("interleaved", 0.2, scorer="uniform", gate="identity").to_dict()}
     assert "evenly spaced" in page({**RESULT, "cells": [routed]})
@@ -123,6 +125,29 @@ def test_the_page_says_what_is_refused_and_missing_and_when_its_numbers_mean_not
 def test_the_page_says_in_what_form_a_method_over_the_whole_video_streams() -> None:
     row = next(line for line in page().splitlines() if "`holi_tom` |" in line)
     assert "| as `holi_tom_causal`: as published, it cuts the whole video into segments" in row
+
+
+def test_the_page_says_whose_share_is_not_what_the_row_says() -> None:
+    idle = {**FREE, "name": "to_dre_exit 0.25", "kept": 0.99}
+    assert "`to_dre_exit` let nearly all stay" in page({**RESULT, "cells": [FREE, idle]})
+    assert "let nearly all stay" not in page(RESULT)
+
+
+def test_the_pages_examples_of_use_run() -> None:
+    exec(page().split("```python")[1].split("```")[0], {"__name__": __name__})
+
+
+@pytest.mark.parametrize("name", methods())
+def test_the_page_names_whom_the_bundled_models_refuse(name: str) -> None:
+    model, one = load("tiny"), methods()[name](keep=0.5)
+    try:
+        with one.on(model, question="?"):
+            refused = False
+    except InputError:
+        refused = True
+    assert refused == _of_transformers(one)
+    sentence = next(line for line in page().splitlines() if line.startswith("The bundled models"))
+    assert (f"`{name}`" in sentence) == refused
 
 
 def test_the_pages_example_of_a_method_of_ones_own_works() -> None:

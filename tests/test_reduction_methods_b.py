@@ -328,6 +328,14 @@ def test_transprune_likes_what_is_turned_and_lengthened() -> None:
     assert transition(before, after).tolist() == pytest.approx([2 / (1 + e), 2 * e / (1 + e)])
 
 
+def test_to_transprune_a_token_that_skipped_the_layer_has_not_changed() -> None:
+    before = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])  # behind a depth plan the second went by
+    after = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 2.0]])
+    e = math.e
+    assert transition(before, after).tolist() == pytest.approx([2 / (1 + e), 0, 2 * e / (1 + e)])
+    assert transition(before * 0, after * 0).tolist() == [0, 0, 0]
+
+
 def test_transprune_cuts_as_published() -> None:
     cuts, counts = TransPrune().cuts(32), []
     left = 576

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,6 +57,10 @@ def test_the_declared_count_is_the_real_one_and_w_tells_where_everything_came_fr
     w = out.w.to_dense()
     assert torch.allclose(w.sum(1), torch.ones(len(out), dtype=w.dtype))
     assert torch.allclose(w @ x, out.x)
+    mixed = one.prepare(Tokens.of_frame(x, (rows, columns), traced=True))
+    assert mixed.w is not None and len(mixed) == n
+    assert torch.allclose(mixed.w.to_dense().sum(1), torch.ones(n, dtype=w.dtype))
+    assert torch.allclose(mixed.w.to_dense() @ x, mixed.x)
     if one.merges:
         assert float(out.sizes.sum()) <= n + 1e-6
     else:
@@ -259,6 +266,33 @@ def test_a_method_that_needs_a_question_refuses_a_stream_without_one() -> None:
     for name in asking:
         with method(name, 0.5).on(model), pytest.raises(InputError, match=r"cannot stream without a question"):
             StreamSession(model)
+
+
+def test_a_session_that_does_not_begin_with_the_question_says_so() -> None:
+    model = small_model()
+    with method("trans_prune", 0.5).on(model, question=QUESTION):
+        with pytest.warns(UserWarning, match=r"but the stream does not begin with 'What happened\?'; give StreamS"):
+            StreamSession(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            StreamSession(model, system=f"Say what happens. {QUESTION}")
+
+
+@each
+def test_behind_a_depth_plan_no_method_ranks_by_what_is_no_number(name: str) -> None:
+    """A token that skipped a layer has zeros for signals: a share of nothing would be NaN, and the first cells stay."""
+    model, one = small_model("clip", "own", ROUTED), method(name, 0.4)
+    ranked: list[torch.Tensor] = []
+    own = torch.Tensor.sort
+
+    def watched(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        ranked.append(values.detach().clone())
+        return own(values, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, one.on(model, question=QUESTION):
+        patch.setattr(torch.Tensor, "sort", watched)
+        decisions(model, features_of(model))
+    assert ranked and not any(bool(values.isnan().any()) for values in ranked if values.is_floating_point())
 
 
 @pytest.mark.parametrize("keep", [0, 1.5, float("nan"), True, "half"])

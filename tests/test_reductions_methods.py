@@ -89,6 +89,13 @@ def test_hiprune_keeps_anchors_with_their_neighbours_and_registers() -> None:
     assert anchors_and_registers(middle, deep, 8, 0.6, columns=4).tolist() == [0, 1, 3, 4, 5, 6, 9, 15]
 
 
+def test_hiprune_has_an_anchor_however_few_are_kept() -> None:
+    middle, deep = torch.zeros(16), torch.arange(16.0) / 100
+    middle[5] = 1.0
+    # round(7 * 0.1 / 5) = 0, but one at least: 5, with 4, 6, 1 and 9; then the deep layer's 15 and 14
+    assert anchors_and_registers(middle, deep, 7, 0.1, columns=4).tolist() == [1, 4, 5, 6, 9, 14, 15]
+
+
 def test_hiprune_neighbours_stay_within_the_raster_and_within_the_budget() -> None:
     middle, deep = torch.zeros(16), torch.arange(16.0) / 100
     middle[0] = 1.0

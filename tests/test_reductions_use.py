@@ -19,6 +19,7 @@ from videollm_mod.depth import DepthPlan
 from videollm_mod.dialogue import Stream, System, collate
 from videollm_mod.evaluate.world import EvalWorldConfig, evaluate_world
 from videollm_mod.reductions import Compose, Signals, Tokens, Uniform, from_dict, parse_reduction
+from videollm_mod.reductions.base import nearest
 from videollm_mod.stream.engine import Engine
 from videollm_mod.stream.session import StreamSession
 from videollm_mod.types import InputError
@@ -47,7 +48,7 @@ def test_a_model_loaded_with_a_reduction_is_as_within_its_with(folder: str) -> N
     assert silences(model) != within
     for wish in ("uniform=0.5", Uniform(keep=0.5), {"name": "uniform", "keep": 0.5}):
         assert silences(vm.load(folder, reduction=wish)) == within
-    with pytest.raises(InputError, match="there is no reduction 'uniforn'; take one of"):
+    with pytest.raises(InputError, match=r"there is no reduction 'uniforn'; did you mean uniform\?"):
         vm.load(folder, reduction="uniforn=0.5")
     with pytest.raises(InputError, match="has no attention between its cells"):
         vm.load(folder, reduction="hi_prune=0.5")
@@ -68,8 +69,26 @@ def test_several_are_typed_with_a_plus_between_them() -> None:
         parse_reduction('{"name": uniform}')
     with pytest.raises(InputError, match="parts of a composition is 3; give a list of reductions"):
         from_dict({"name": "compose", "parts": 3})
+    with pytest.raises(InputError, match=r'needs a "name" beside its fields, such as \{"name": "uniform"'):
+        parse_reduction('{"fo_pru": {"keep": 0.25}}')
+    with pytest.raises(InputError, match=r"'uniform=0.5\+' has nothing on one side of a \+"):
+        parse_reduction("uniform=0.5+")
+    with pytest.raises(InputError, match=r"takes one list; write Compose\(\[first, second\]\)"):
+        Compose([Uniform()], Uniform())
     with pytest.raises(InputError, match=r"has no share; write for example uniform=0.25"):
         parse_reduction("grt+uniform=half")
+
+
+@pytest.mark.parametrize(
+    "word, meant",
+    [("FasterVLM", "faster_vlm"), ("faster", "faster_vlm"), ("quick-video", "quick_video"), ("xyz", None)],
+)
+def test_a_name_that_is_almost_right_is_told(word: str, meant: str | None) -> None:
+    assert nearest(word) == meant
+    with pytest.raises(InputError, match=f"did you mean {meant}" if meant else "take one of aim, "):
+        parse_reduction(word)
+    with pytest.raises(AttributeError, match="its methods are AIM, "):
+        vm.reductions.FastV  # noqa: B018
 
 
 @pytest.mark.parametrize("kv", ["int8", "fp8"])

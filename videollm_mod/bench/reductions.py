@@ -57,6 +57,10 @@ def fill(config: BenchReductions) -> Numbers:
     experts = model.plan.layers != "full" and model.plan.scorer == "learned"
     config_of_tower: Any = getattr(getattr(model.encoder.tower, "model", None), "config", None)
     blocks = getattr(config_of_tower, "num_hidden_layers", 0)  # the conv tower has none
+    height, width = model.encoder.grid
+    about = (
+        f"frames of {height} x {width} cells and a CLS, {blocks} blocks in the tower, {model.num_layers} decoder layers"
+    )
     told = json.loads(config.out.read_text(encoding="utf-8")) if config.out.is_file() else {}
     known: Known = told.get("known", {})
     wanted = list(cells(config, experts=experts, blocks=blocks))
@@ -73,6 +77,7 @@ def fill(config: BenchReductions) -> Numbers:
             for place in places:
                 found[-1] |= known.get(place, {})
         streams = [row.pop("per_stream", None) for row in found]
+        questions = next((int(sum(own["questions"])) for own in streams if own is not None), 0)
         dense = {row["steps"]: own for row, own in zip(found, streams) if row["name"] == "dense"}
         for row, own in zip(found, streams):
             other = dense.get(row["steps"])  # as it is, or adapted just as long
@@ -83,6 +88,8 @@ def fill(config: BenchReductions) -> Numbers:
             "cells": [row for row in found if "f1" in row or "refused" in row],
             "missing": sum("f1" not in row and "refused" not in row for row in found),
             "model": config.model,
+            "about": about,
+            "questions": questions,
             "streams": config.streams,
             "seconds": config.seconds,
             "dials": list(config.dials),

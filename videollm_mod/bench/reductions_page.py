@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from videollm_mod.reductions import Reduction, methods
-from videollm_mod.reductions.base import name_of
+from videollm_mod.reductions.base import HERE, name_of
 
 WHERE = {
     "frames": "by pixels, before the decoder",
@@ -22,6 +23,23 @@ STREAMS = {
     "question": "with the question given beforehand",
     "whole": "no",
 }
+USE = """import videollm_mod as vm
+
+model = vm.load("tiny")
+with vm.reductions.Uniform(keep=0.25).on(model):  # goes in, and always comes out again
+    session = vm.StreamSession(model)
+
+both = vm.Compose([vm.reductions.FasterVLM(keep=0.5), vm.reductions.QuickVideo(keep=0.5)])
+with both.on(model):
+    session = vm.StreamSession(model)
+
+question = "Is there a red square?"  # some methods must know it before they see anything
+with vm.reductions.TransPrune(keep=0.25).on(model, question=question):
+    session = vm.StreamSession(model, system=question)
+
+routed = vm.load("tiny", depth=vm.DepthPlan("interleaved", keep=0.2))  # goes with any of them
+for_good = vm.load("tiny", reduction="grt=0.5+faster_vlm=0.25")  # and so does `--reduction`"""
+JSON = '{"name": "fo_pru", "keep": 0.25, "rule": "row"}'
 OWN = '''@dataclass
 class FirstCells(Reduction):
     """The first k cells of each frame."""
@@ -42,26 +60,25 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         "(`videollm_mod/reductions/`, one file each) and from what was measured. Do not edit.",
         "",
         "```python",
-        "import videollm_mod as vm",
-        "",
-        "with vm.reductions.Uniform(keep=0.25).on(model):  # goes in, and always comes out again",
-        "    session = vm.StreamSession(model)",
-        "    ...",
-        "",
-        "both = vm.Compose([vm.reductions.FasterVLM(keep=0.5), vm.reductions.QuickVideo(keep=0.5)])",
-        'routed = vm.load("tiny", depth=vm.DepthPlan("interleaved", keep=0.2))  # goes with any of them',
-        'for_good = vm.load("tiny", reduction="grt=0.5+faster_vlm=0.25")  # and so does `--reduction`',
+        *USE.splitlines(),
         "```",
         "",
         "`watch`, `show`, `serve`, `eval world`, `clips`, `endless` and every benchmark take `--reduction NAME=SHARE`, "
-        "or JSON for a method's other fields; pictures of kept tokens show what it leaves. Methods that act before the "
-        "decoder (stages frames, tower, tokens) run many streams in one step, in an `Engine` and so in `serve`; those "
-        "within it or on its cache have one stream at a time.",
+        f"or JSON for a method's other fields, such as `--reduction '{JSON}'`; pictures of kept tokens show what "
+        "it leaves. Methods that act before the decoder (stages frames, tower, tokens) run many streams in one step, "
+        "in an `Engine` and so in `serve`; those within it or on its cache have one stream at a time.",
         "",
         "A dropped token keeps its place and position and goes through no layer of the decoder. A frame's CLS is never "
-        "dropped. `keep` is the share of a frame's other tokens that is left, rounded up, in every method; behind "
-        "another one in a `Compose`, of what that has left. A method that needs the question ranks by the attention of "
-        "what stands in the stream: begin the session with it, `StreamSession(model, system=question)`.",
+        "dropped. `keep` is the share of a frame's other tokens that is left, rounded up; behind another one in a "
+        "`Compose`, of what that has left. Of some the number depends on the picture or on its grid "
+        f"({_names(lambda one: not one.exact)}): what is left in the end is measured below.",
+        "",
+        "A method that needs the question ranks by the attention of what stands in the stream, so the session begins "
+        "with it, as above. `load(..., reduction=)` and the flag give such methods the system text instead.",
+        "",
+        "The bundled models have a conv tower. Its one attention, which pools a frame's CLS, stands for CLS attention "
+        f"and received attention; whoever asks a tower for more is refused there by name: "
+        f"{_names(_of_transformers)}. With CLIP and SigLIP towers all of them work.",
         "",
         "One of your own is a file in that folder, or a class anywhere; `base.py` there says what it is given:",
         "",
@@ -79,13 +96,16 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         "## What each can do",
         "",
         _table(
-            ["method", "where", "signals", "live streams", "prunes or merges", "trained for it", "when to use it"],
+            ["method", "where", "signals", "live streams", "prunes or merges", "trained for it", "meant for"],
             [_capabilities(name, kind) for name, kind in methods().items()],
         ),
         "",
         "## Beside the authors' code",
         "",
-        "The same random tensors into their selection functions and ours (`runs/reduction_fidelity*.py`).",
+        "The same random tensors into their selection functions and ours (`runs/reduction_fidelity*.py`). FoPru, ToDRE "
+        "and Zero-TPrune have published no code; of GRT the file with its gate was at hand, without its commit. Not "
+        "run beside theirs, but tried on examples by hand: AIM's cuts from layer to layer, VFlowOpt's in the decoder, "
+        "and whom HoliTom's merging in the decoder folds.",
         "",
         _table(["authors' code", "what", "the same in"], _fidelity(fidelity or {})),
         "",
@@ -99,6 +119,9 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         return "\n".join([*lines, "Not measured yet: `runs/bench_reductions.sh`.", ""])
     assert result is not None
     where, dials = result["costs"], ", ".join(result["dials"]) or "the usual dials"
+    about = f" ({result['about']})" if result.get("about") else ""
+    asked = f"; {result['questions']} questions" if result.get("questions") else ""
+    dense_ms = _dense_ms(measured)
     even = any(cell["plan"]["scorer"] == "uniform" for cell in measured)
     evenly = "Depth routing that has not been adapted has no experts, and keeps evenly spaced tokens. " if even else ""
     if result.get("quick"):
@@ -106,25 +129,29 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
     if result.get("missing"):
         lines += [f"{result['missing']} settings are not measured yet; `runs/bench_reductions.sh` goes on.", ""]
     lines += [
-        f"Model `{result['model']}`, {result['streams']} test streams of {result['seconds']:g} s, {dials}. All rows "
-        "have the same weights, and each its own threshold, chosen on validation streams. *Adapted*: after "
-        f"{result['adapt']} steps of training with the method in place, from those weights. Against dense, in brackets "
-        "95 % of the paired bootstrap over streams: as it is, against the dense model as it is; adapted, against the "
-        f"dense model trained just as long. {evenly}Methods that need a question beforehand get the system text. A "
-        "method that sees whole videos streams in its causal form: all but its LM-PPL, which is of one pass, is that "
-        "form's.",
+        f"Model `{result['model']}`{about}, {result['streams']} test streams of {result['seconds']:g} s, "
+        f"{dials}{asked}. All rows have the same weights, and each its own threshold, chosen on validation streams. "
+        f"*Adapted*: after {result['adapt']} steps of training with the method in place, from those weights; that is "
+        "done at one share, and in the pairs with depth routing. Against dense, in brackets 95 % of the paired "
+        "bootstrap over streams: as it is, against the dense model as it is; adapted, against the dense model trained just as "
+        f"long. {evenly}Methods that need a question beforehand get the system text. A method that sees whole videos "
+        "streams in its causal form: all but its LM-PPL, which is of one pass, is that form's.",
         "",
-        "F1 (event F1 on its own words) and questions (share answered right): higher is better; LM-PPL: lower is.",
+        "F1 (event F1 on its own words) and questions (share answered right): higher is better; LM-PPL: lower is. "
+        f"{_guessed(measured)}",
         "",
-        "Things kept: of the cells that things lie on, the share that is left where the method has done all it does; "
-        "chance is the share of all cells. A method that merges may have part of a thing in a cell beside it, and a "
-        "model that has never missed background may miss that, too.",
+        "Left, of eight of the streams: the share of a frame's cells that is left where the method has done all it "
+        "does; of things: of the cells that things lie on, for which the column before is chance. Merged cells count "
+        "once, though they tell of several. What acts on a cache drops nothing from a step, only from what later steps "
+        f"look at: see KV bytes. {_more_than_asked(measured)}",
         "",
-        "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, and as shares of the "
-        f"dense model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}). How far "
-        "such times differ by chance is the dense row's own share. Signals + choice, part of the time before: what the "
-        "method's signals take in the tower (less than nothing where it spares the tower work), and what it does ahead "
-        "of the decoder.",
+        "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, as shares of the dense "
+        f"model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}); the machine's "
+        f"speed drifts, so ms a frame is that share of {dense_ms:.1f} ms, the dense model's median over all rows. How "
+        "far such shares differ by chance is the dense row's own. Signals + choice, part of that time: what the "
+        "tower takes longer because of the method (shorter where it spares the tower work; below 0.7 ms by chance "
+        "either way), and what the method does ahead of the decoder. What it does within the decoder or on a cache is "
+        "in the share alone.",
         "",
     ]
     lines += [f"![F1 against measured time a frame]({plot})", ""] if plot else []
@@ -151,7 +178,7 @@ def _capabilities(name: str, kind: type[Reduction]) -> list[str]:
         WHERE[kind.stage],
         needs + (", the question" if kind.needs_query else ""),
         streams,
-        "merges" if kind.merges else "prunes",
+        ("mixes, " if kind.prepare is not Reduction.prepare else "") + ("merges" if one.merges else "prunes"),
         "yes" if kind.trained else "no",
         kind.when,
     ]
@@ -173,8 +200,9 @@ def _about(kind: type[Reduction]) -> list[str]:
 
 def _numbers(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     head = ["", "F1", "against dense", "adapted", "against dense", "LM-PPL", "adapted", "questions", "adapted"]
-    head += ["things kept", "ms a frame", "of dense", "signals + choice, ms", "FLOPs, of dense", "KV bytes, of dense"]
-    rows = []
+    head += ["left", "of things", "ms a frame", "of dense", "signals + choice, ms"]
+    head += ["FLOPs, of dense", "KV bytes, of dense"]
+    rows, dense_ms = [], _dense_ms(cells)
     for name in dict.fromkeys(cell["name"] for cell in cells if "refused" not in cell):
         both = [
             [cell for cell in cells if cell["name"] == name and bool(cell["steps"]) == learned] for learned in (0, 1)
@@ -182,14 +210,50 @@ def _numbers(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
         free, adapted = (found[0] if found and "f1" in found[0] else {} for found in both)
         cost = free or adapted
         own = [cost[key] for key in ("signals_ms", "choice_ms") if key in cost]
+        seen = free if "kept" in free or "things" in free else adapted
         row = [name, *_f1(free), *_f1(adapted)]
         for metric in ("lm_ppl", "question_accuracy"):
             row += [_number(found.get(metric), 3) for found in (free, adapted)]
-        row += [_number(free.get("things", adapted.get("things")), 2)]
-        row += [_number(cost.get("ms_per_frame"), 1), _number(cost.get("time_share"), 2)]
-        row += [" + ".join(f"{ms:.2f}" for ms in own) or "-"]
+        row += [_number(seen.get("kept"), 2), _number(seen.get("things"), 2)]
+        share = cost.get("time_share")
+        row += [_number(share and share * dense_ms, 1), _number(share, 2)]
+        row += [" + ".join(f"{ms:.1f}" for ms in own) or "-"]
         rows.append([*row, *(_number(cost.get(share), 2) for share in ("flops_share", "kv_share"))])
     return head, rows
+
+
+def _dense_ms(cells: Sequence[dict[str, Any]]) -> float:
+    """What a frame takes the dense model, ms: each row was timed in turn with it."""
+    found = [cell["ms_dense"] for cell in cells if "ms_dense" in cell]
+    return statistics.median(found) if found else 0.0
+
+
+def _guessed(cells: Sequence[dict[str, Any]]) -> str:
+    found = [cell["question_accuracy"] for cell in cells if cell.get("question_accuracy") is not None]
+    return f"Who sees next to nothing still answers {min(found):.2f} of the questions right." if found else ""
+
+
+def _more_than_asked(cells: Sequence[dict[str, Any]]) -> str:
+    """Whose share is not what a row's name says, in the short streams in which quality is measured."""
+    more = [cell["name"].rpartition(" ")[0] for cell in cells if cell.get("kept", 0) > cell["keep"] + 0.2]
+    if not more:
+        return ""
+    names = ", ".join(dict.fromkeys(f"`{name}`" for name in more))
+    return (
+        f"In streams as short as these {names} let nearly all stay, so that quality there is that of a whole frame, "
+        "while FLOPs and KV bytes are of a longer stream, of which more goes."
+    )
+
+
+def _names(which: Callable[[Reduction], bool]) -> str:
+    return ", ".join(f"`{name}`" for name, kind in methods().items() if which(kind()))
+
+
+def _of_transformers(one: Reduction) -> bool:
+    """Whether it asks a tower for what the conv tower has not: blocks, or other attention than its last one."""
+    plain = ("cls_attention", "received_attention")
+    more = any(name.startswith("tower_") or (name in plain and 0 <= layer < HERE) for name, layer in one.needs)
+    return one.stage == "tower" or more
 
 
 def _f1(cell: dict[str, Any]) -> list[str]:

@@ -25,8 +25,8 @@ ANGLES = [k * math.pi / 8 for k in (2, 0, 4, 6, 8, 14, 12, 10, 1, 3, 5, 7, 9, 11
 
 
 def draw_plot(result: dict[str, Any], path: Path) -> None:
-    """F1 against measured time, as a share of the dense model's. Three panels on the same axes: as it is, a line per
-    method over its shares; adapted; adapted with depth routing. What is not measured yet has no panel. Each point has
+    """F1 against measured time, as a share of the dense model's. Panels on the same axes: the model as it is, one for
+    each share of tokens; adapted; adapted with depth routing. What is not measured yet has no panel. Each point has
     its method's number, which the list in the last place explains; the grey band is what the dense model's F1 may be.
     """
     import matplotlib
@@ -37,25 +37,29 @@ def draw_plot(result: dict[str, Any], path: Path) -> None:
     found = [cell for cell in result["cells"] if "f1" in cell and "time_share" in cell]
     names = dict.fromkeys(_method(cell) for cell in found)
     numbers = {name: str(number) for number, name in enumerate((each for each in names if each not in PLAIN), 1)}
-    share = next((cell["keep"] for cell in found if cell["steps"] and cell["name"] != "dense"), None)
-    left = "" if share is None else f", {share:g} of the tokens"
     free, learned = ([cell for cell in found if bool(cell["steps"]) == steps] for steps in (False, True))
-    alone = [cell for cell in learned if "+" not in cell["name"]]
-    routed = [cell for cell in learned if "+" in cell["name"] or _method(cell) in PLAIN]
+    share = next((cell["keep"] for cell in learned if cell["name"] != "dense"), None)
+    left = "" if share is None else f", {share:g} of the tokens"
     titled = {
-        "the model as it is: the fewer tokens, the smaller the point": [
-            cell for cell in free if "+" not in cell["name"]
-        ],
-        f"after {result['adapt']} steps with the method in place{left}": alone,
-        f"the same, with depth routing besides{left}": routed,
+        f"the model as it is, {keep:g} of the tokens": [
+            cell for cell in free if "+" not in cell["name"] and (cell["keep"] == keep or cell["name"] == "dense")
+        ]
+        for keep in dict.fromkeys(cell["keep"] for cell in free if "+" not in cell["name"] and cell["name"] != "dense")
     }
+    titled[f"after {result['adapt']} steps with the method in place{left}"] = [
+        cell for cell in learned if "+" not in cell["name"]
+    ]
+    titled[f"after {result['adapt']} steps, with depth routing besides{left}"] = [
+        cell for cell in learned if "+" in cell["name"] or _method(cell) in PLAIN
+    ]
     shown = [(title, cells) for title, cells in titled.items() if cells or not found]
-    rows = (len(shown) + 2) // 2
+    columns = min(len(shown) + 1, 3)
+    rows = -(-(len(shown) + 1) // columns)
     figure, places = pyplot.subplots(
-        rows, 2, figsize=(13, 6.5 * rows), sharex=True, sharey=True, layout="constrained", squeeze=False
+        rows, columns, figsize=(6 * columns, 6 * rows), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
     panels, spare = places.flatten()[: len(shown)], places.flatten()[len(shown) :]
-    written = [_panel(axes, cells, numbers, share) for axes, (_, cells) in zip(panels, shown)]
+    written = [_panel(axes, cells, numbers) for axes, (_, cells) in zip(panels, shown)]
     for axes, (title, _) in zip(panels, shown):
         axes.set_title(title)
     _key(spare[0], numbers)
@@ -70,25 +74,22 @@ def draw_plot(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panel(axes: Any, shown: Sequence[dict[str, Any]], numbers: dict[str, str], share: float | None) -> list[Label]:
-    """Draws these cells, a line per method; returns where its number should be: at the point of this share."""
+def _panel(axes: Any, shown: Sequence[dict[str, Any]], numbers: dict[str, str]) -> list[Label]:
+    """Draws these cells, a point each; returns where their numbers should be."""
     labels: list[Label] = []
-    for name in dict.fromkeys(_method(cell) for cell in shown):
-        own = [cell for cell in shown if _method(cell) == name]
+    for cell in shown:
+        name = _method(cell)
         colour, plain = PLAIN.get(name) or _colour(name), name in PLAIN
-        across, up = zip(*((cell["time_share"], cell["f1"]) for cell in own))
-        axes.plot(across, up, linewidth=2 if plain else 0.8, alpha=0.7, color=colour)
-        sizes = [150 if plain else 70 * cell["keep"] ** 0.5 for cell in own]
-        axes.scatter(across, up, s=sizes, zorder=3, marker="*" if plain else "o", color=colour)
-        told = next((cell for cell in own if cell["keep"] == share), own[0])
-        low, high = told.get("f1_interval", (told["f1"], told["f1"]))
+        across, up = cell["time_share"], cell["f1"]
+        axes.scatter([across], [up], s=150 if plain else 40, zorder=3, marker="*" if plain else "o", color=colour)
+        low, high = cell.get("f1_interval", (up, up))
         if name == "dense":
             axes.axhspan(low, high, color="0.93", zorder=0)
-            axes.axhline(told["f1"], color="0.6", linewidth=1, zorder=1)
+            axes.axhline(up, color="0.6", linewidth=1, zorder=1)
         else:
-            axes.vlines(told["time_share"], low, high, color=colour, linewidth=0.6, alpha=0.4)
+            axes.vlines(across, low, high, color=colour, linewidth=0.6, alpha=0.4)
         if name in numbers:
-            labels.append((told["time_share"], told["f1"], numbers[name], colour))
+            labels.append((across, up, numbers[name], colour))
     axes.grid(alpha=0.3)
     axes.set_ylabel("event F1 on its own words")
     axes.set_xlabel("time a frame, measured, as a share of the dense model's")

@@ -21,7 +21,8 @@ def __getattr__(name: str) -> Any:
     for kind in methods().values():
         if kind.__name__ == name:
             return kind
-    raise AttributeError(f"module 'videollm_mod.reductions' has no attribute '{name}'")
+    there = ", ".join(kind.__name__ for kind in methods().values())
+    raise AttributeError(f"module 'videollm_mod.reductions' has no attribute '{name}'; its methods are {there}")
 
 
 def __dir__() -> list[str]:

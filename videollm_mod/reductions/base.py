@@ -43,6 +43,7 @@ keep their share of the tokens that are left.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import inspect
@@ -358,8 +359,10 @@ class Compose(Reduction):
     parts: list[Reduction] = field(default_factory=list)
     keep: float = 1.0
 
-    def __init__(self, parts: list[Reduction]) -> None:
+    def __init__(self, parts: list[Reduction], *more: Reduction) -> None:
         self.parts, self.keep = list(parts) if isinstance(parts, list | tuple) else [parts], 1.0
+        if more:
+            raise InputError("a composition takes one list; write Compose([first, second]).")
         if not self.parts:
             raise InputError("a composition of no reductions does nothing; give one or more.")
         for part in self.parts:
@@ -425,6 +428,15 @@ def methods() -> dict[str, type[Reduction]]:
     return dict(sorted(found.items()))
 
 
+def nearest(word: str) -> str | None:
+    """The method that somebody may have meant: `FasterVLM`, `fastervlm` and `faster` -> "faster_vlm"."""
+    plain = {name.replace("_", ""): name for name in methods()}
+    wanted = word.lower().replace("_", "").replace("-", "").replace(" ", "")
+    begun = [name for name in plain if wanted and name.startswith(wanted)]
+    close = [wanted] if wanted in plain else begun[:1] or difflib.get_close_matches(wanted, plain, 1, 0.7)
+    return plain[close[0]] if close else None
+
+
 def name_of(kind: type[Reduction]) -> str:
     """`FasterVLM` -> "faster_vlm"."""
     word = kind.__name__
@@ -445,8 +457,12 @@ def from_dict(values: dict[str, Any]) -> Reduction:
         if not isinstance(parts, list):
             raise InputError(f"parts of a composition is {parts!r}; give a list of reductions.")
         return Compose([from_dict(part) for part in parts])
+    if name is None:
+        raise InputError('a reduction needs a "name" beside its fields, such as {"name": "uniform", "keep": 0.5}.')
     if name not in methods():
-        raise InputError(f"there is no reduction {name!r}; take one of {', '.join(methods())}.")
+        near = nearest(str(name))
+        mend = f"did you mean {near}?" if near else f"take one of {', '.join(methods())}."
+        raise InputError(f"there is no reduction {name!r}; {mend}")
     kind = methods()[name]
     known = {each.name for each in dataclasses.fields(kind)}
     if set(values) - known:
@@ -468,6 +484,8 @@ def parse_reduction(words: str) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise InputError(f"the reduction '{words}' is no JSON ({error}); correct it.") from error
     if "+" in words:
+        if not all(part.strip() for part in words.split("+")):
+            raise InputError(f"the reduction '{words}' has nothing on one side of a +; write one=0.5+another=0.25.")
         return Compose([from_dict(parse_reduction(part.strip())) for part in words.split("+")]).to_dict()
     name, equals, keep = words.partition("=")
     try:

@@ -21,7 +21,7 @@ class FasterVLM(Reduction):
 
     title: ClassVar[str] = "FasterVLM"
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"
-    when: ClassVar[str] = "First of all: one row of one attention map is all that it needs."
+    when: ClassVar[str] = "As the first thing to try: one row of one attention map is all that it needs."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:

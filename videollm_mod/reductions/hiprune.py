@@ -14,13 +14,14 @@ from videollm_mod.reductions.base import Reduction, Signals, Tokens, top
 def anchors_and_registers(middle: Tensor, deep: Tensor, k: int, alpha: float, columns: int) -> Tensor:
     """The k places kept, (k,) int64 ascending, by the attention that each place gets in two layers, (N,) each.
 
-    Anchors are the round(k * alpha / 5) highest of the middle layer. With them stay the places before, behind, above
-    and below each, as numbers of the raster, held within it: at a row's end that is the next row's beginning, as in the
-    authors' code. The rest has the highest of the deep layer. Where anchors and neighbours alone are too many (theirs
-    would fail), the highest of them in the middle layer stay. Places that are gone already are -inf in both.
+    Anchors are the round(k * alpha / 5) highest of the middle layer, one at least. With them stay the places before,
+    behind, above and below each, as numbers of the raster, held within it: at a row's end that is the next row's
+    beginning, as in the authors' code. The rest has the highest of the deep layer. Where anchors and neighbours alone
+    are too many (theirs would fail), the highest of them in the middle layer stay. Places that are gone already are
+    -inf in both.
     """
     n = len(middle)
-    anchors = middle.sort(descending=True, stable=True).indices[: round(k * alpha / 5)]
+    anchors = middle.sort(descending=True, stable=True).indices[: max(round(k * alpha / 5), 1)]
     around = torch.cat([anchors + step for step in (0, -1, 1, -columns, columns)]).clamp(0, n - 1).unique()
     around = around[middle[around] > -torch.inf]
     if len(around) > k:
@@ -34,7 +35,8 @@ class HiPrune(Reduction):
     """Of each frame: anchors, their neighbours, and registers.
 
     keep   1/3, 2/9 or 1/9 of 576 in the paper.
-    alpha  the share of the budget for anchors and their neighbours.
+    alpha  the share of the budget for anchors and their neighbours. Of fewer than 25 tokens that is no anchor at 0.1;
+           here it is one at least, else nothing would be left of the method.
     layer  the middle layer, counted from 1: 9 of CLIP's 24, 16 in Qwen2.5-VL.
     deep   the deep layer, counted from the end: the second-last in CLIP, the last (-1) in Qwen2.5-VL.
     """

@@ -37,7 +37,9 @@ class QuickVideo(Reduction):
     title: ClassVar[str] = "QuickVideo"
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.16175"
     stage: ClassVar[Stage] = "cache"
-    when: ClassVar[str] = "To halve the cache of a long video: a step costs as much as ever, what follows costs less."
+    when: ClassVar[str] = (
+        "To halve the cache of a long video: a step costs as ever, and the choice besides; what follows less."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

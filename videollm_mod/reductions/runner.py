@@ -10,6 +10,7 @@ know of reductions, and a reduced stream equals one pass over it as a routed one
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -135,9 +136,17 @@ class Reducing:
                 left = part.count(left)
         return 1 + left
 
-    def check_stream(self) -> None:
-        """What a live session asks before it begins: raises InputError, with the reason, if it cannot be."""
-        self._streaming()
+    def check_stream(self, system: str | None = None) -> None:
+        """What a live session asks before it begins with these words, or the model's own: raises InputError, with the
+        reason, if it cannot be. Warns where a method ranks by a question that the stream does not begin with."""
+        begun = self.model.settings.system if system is None else system
+        for part in self._streaming():
+            if part.needs_query and self.question and self.question not in begun:
+                warnings.warn(
+                    f"{part.label} ranks by what the question looks at, but the stream does not begin with "
+                    f"'{self.question}'; give StreamSession(model, system=question).",
+                    stacklevel=3,
+                )
 
     def _streaming(self) -> list[Reduction]:
         """The parts in the form that a live stream can have."""

@@ -18,10 +18,12 @@ HALVES = tuple((name, HERE) for name in ("attention_in", "attention_out", "mlp_i
 def transition(before: Tensor, after: Tensor) -> Tensor:
     """How much half a layer changes each token: (n, d) in and out -> (n,).
 
-    |out| / |in| * exp(1 - cos) / sum over the tokens of exp(1 - cos).
+    |out| / |in| * exp(1 - cos) / sum over the tokens of exp(1 - cos). Behind a depth plan, a token that skipped the
+    layer has zeros: nothing has changed it, 0, and it counts in no sum.
     """
-    turned = (1 - cosine_similarity(before, after, dim=-1)).exp()
-    return after.norm(dim=-1) / before.norm(dim=-1) * turned / turned.sum()
+    length, tiny = before.norm(dim=-1), torch.finfo(before.dtype).tiny
+    turned = (1 - cosine_similarity(before, after, dim=-1)).exp() * (length > 0)
+    return after.norm(dim=-1) / length.clamp(min=tiny) * turned / turned.sum().clamp(min=tiny)
 
 
 @dataclass
@@ -70,7 +72,7 @@ class TransPrune(Reduction):
         if "transprune" in signals.memory:  # of the layers before, of those that are left (others may cut in between)
             before, where = signals.memory["transprune"]
             change = change + before[torch.searchsorted(where, place)]
-        score = change / change.sum()
+        score = change / change.sum().clamp(min=torch.finfo(change.dtype).tiny)  # nobody went through: all alike
         asked = signals.values.get(("text_attention", HERE), torch.zeros_like(score))
         if float(asked.sum()) > 0:  # some text has come
             score = score + asked / asked.sum()

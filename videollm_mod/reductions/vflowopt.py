@@ -80,8 +80,11 @@ class VFlowOpt(Reduction):
 
     title: ClassVar[str] = "VFlowOpt"
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.05211"
-    merges: ClassVar[bool] = True
     when: ClassVar[str] = "Together with its cuts, when the decoder's layers should cost less but no question is known."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.merges = self.recycle  # type: ignore[misc]
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:

@@ -129,7 +129,7 @@ class StreamSession:
         self._cache = RaggedCache(model.num_layers, model.kv if kv is None else kv)
         self._cache.live = True
         if model.reducing is not None:
-            model.reducing.check_stream()
+            model.reducing.check_stream(system)
         chosen = policy_of(policy, window, own=self.settings.window, words=words, budget=budget)
         reach = reach_of(model, self.window)
         # text not yet run through the model
