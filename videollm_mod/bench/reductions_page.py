@@ -133,9 +133,9 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         f"{dials}{asked}. All rows have the same weights, and each its own threshold, chosen on validation streams. "
         f"*Adapted*: after {result['adapt']} steps of training with the method in place, from those weights; that is "
         "done at one share, and in the pairs with depth routing. Against dense, in brackets 95 % of the paired "
-        "bootstrap over streams: as it is, against the dense model as it is; adapted, against the dense model trained just as "
-        f"long. {evenly}Methods that need a question beforehand get the system text. A method that sees whole videos "
-        "streams in its causal form: all but its LM-PPL, which is of one pass, is that form's.",
+        "bootstrap over streams: as it is, against the dense model as it is; adapted, against the dense model trained "
+        f"just as long. {evenly}Methods that need a question beforehand get the system text. A method that sees whole "
+        "videos streams in its causal form: all but its LM-PPL, which is of one pass, is that form's.",
         "",
         "F1 (event F1 on its own words) and questions (share answered right): higher is better; LM-PPL: lower is. "
         f"{_guessed(measured)}",

@@ -74,7 +74,7 @@ class TransPrune(Reduction):
             change = change + before[torch.searchsorted(where, place)]
         score = change / change.sum().clamp(min=torch.finfo(change.dtype).tiny)  # nobody went through: all alike
         asked = signals.values.get(("text_attention", HERE), torch.zeros_like(score))
-        if float(asked.sum()) > 0:  # some text has come
+        if float(asked.detach().sum()) > 0:  # some text has come
             score = score + asked / asked.sum()
         share = self.cuts(signals.layers)[signals.layer]
         stay = top(score, keep_count(share, signals.total))
