@@ -62,7 +62,7 @@ def method(name: str, keep: float, **more: Any) -> Reduction:
     kind = methods()[name]
     known = {field.name for field in dataclasses.fields(kind)}
     if name == "hi_prune":
-        more = {"layer": 2, "alpha": 0.5, **more}
+        more = {"layer": 2, **more}
     if name == "to_dre_exit":  # else random attention never lets a frame leave
         more = {"threshold": 1.0, **more}
     return kind(keep=keep, **{key: value for key, value in more.items() if key in known})
