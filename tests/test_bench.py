@@ -183,6 +183,7 @@ def test_competitors_are_timed_in_turn() -> None:
 
 
 def test_pooled_timings_take_the_median_of_all_repeats() -> None:
+    assert Timing((2.0, 8.0), ()).ratios_to(Timing((1.0, 16.0), ())) == (2.0, 0.5)
     pooled = Timing.pooled([Timing((1.0, 9.0), (5.0,)), Timing((2.0,), (1.0, 3.0))])
     assert pooled.wall_ms == 2.0 and pooled.cpu_ms == 3.0
 

@@ -26,9 +26,24 @@ POINT = {
     name: {**told, "p50": told["ms"], "p95": 21.0, "p99": 22.0, "bytes_bound": 0.8, "kv_bytes": 3 * 2**20}
     for name, told in RIVALS.items()
 }
+STEP = {
+    **{"step": 151.0, "products": 46.3, "attention": 73.7, "operators": 11.4, "python": 20.7},
+    **{f"{kind}_{what}_per_second": 8.4e9 for kind in ("products", "attention") for what in ("flops", "bytes")},
+}
 RESULTS: dict[str, dict[str, Any]] = {
     "bench_train": {"train": {"labels": RIVALS, "all": RIVALS}, "cpu": "a CPU", "threads": 2},
     "bench_stream": {"points": {"10": {"100": POINT, "300": {**POINT, "early-exit": {"left_out": "needs 40 GiB"}}}}},
+    "step_profile": {
+        "reached": {"flops_per_second": 163.4e9, "bytes_per_second": 29e9},
+        "setup": {"frames": 600},
+        "steps": {
+            "10": {
+                "dense": {**STEP, "step": 204.4, "python": 19.1},
+                "interleaved@0.2": STEP,
+                "ratio": {"step": 0.739, "products": 0.926, "attention": 0.582, "operators": 1.256, "python": 1.085},
+            }
+        },
+    },
     "bench_decode": {
         "decode": {
             "h264": {
@@ -112,6 +127,7 @@ def test_each_result_has_its_section_its_numbers_and_where_it_has_curves_its_pic
         "5.0 MiB of cache entries of a budget of 8.0 MiB",
         "needs 40 GiB",
         "torchcodec: is not installed",
+        "| 10 | routed / dense | 0.739 | 0.926 |",
     ):
         assert number in page, number
     drawn = {"bench_train", "bench_stream", "peer_videollm_online", "bench_engine", "bench_soak"}

@@ -34,6 +34,10 @@ class Timing:
     def cpu_ms(self) -> float:
         return statistics.median(self.cpu)
 
+    def ratios_to(self, other: Timing) -> tuple[float, ...]:
+        """Turn by turn: what took minutes was not done by the same machine from beginning to end."""
+        return tuple(own / its for own, its in zip(self.wall, other.wall, strict=True))
+
     def percentile(self, percent: float) -> float:
         """Milliseconds that so many percent of the repeats do not exceed (nearest rank: always one that was timed)."""
         ordered = sorted(self.wall)

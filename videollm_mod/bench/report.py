@@ -173,6 +173,30 @@ def _stream(found: Found) -> tuple[list[str], Draw | None]:
     return lines, draw
 
 
+def _step(found: Found) -> tuple[list[str], Draw | None]:
+    rows = []
+    kinds = ("step", "products", "attention", "operators", "python")
+    for tokens, streams in found["steps"].items():
+        for name, told in streams.items():
+            if name == "ratio":
+                rows.append([tokens, "routed / dense", *(told[kind] for kind in kinds), *[""] * 4])
+                continue
+            speeds = [
+                f"{told[f'{kind}_{what}_per_second'] / 1e9:,.0f}"
+                for kind in ("products", "attention")
+                for what in ("flops", "bytes")
+            ]
+            rows.append([tokens, name, *(_ms(told[kind]) for kind in kinds), *speeds])
+    reached = found["reached"]
+    heads = ["tokens", "", "ms, under the profiler", *kinds[1:], "products, GFLOP/s", "GB/s of weights"]
+    heads += ["attention, GFLOP/s", "GB/s of keys and values"]
+    words = (
+        f"A stream {found['setup']['frames']} frames old. The machine reaches {reached['flops_per_second'] / 1e9:,.0f} "
+        f"GFLOP/s in a large product and reads a large tensor at {reached['bytes_per_second'] / 1e9:,.0f} GB/s."
+    )
+    return [words, _table(heads, rows)], None
+
+
 def _flops(found: Found) -> tuple[list[str], Draw | None]:
     setup = found["setup"]
     lines = [f"{setup['llm']}, {setup['frames']} frames, {setup['text']} text tokens; of dense:"]
@@ -330,6 +354,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Found], tuple[list[str], Draw | None]]]
     "bench_flops": ("FLOPs at true size", _flops),
     "bench_train": ("Training", _train),
     "bench_stream": ("Streaming", _stream),
+    "step_profile": ("Where a frame's step goes", _step),
     "peer_videollm_online": ("Beside the public VideoLLM-online code", _peer),
     "bench_engine": ("Many sessions in one engine", _engine),
     "bench_soak": ("An endless stream", _soak),

@@ -6,6 +6,7 @@ work is the same for all, and with accumulation it runs once in many samples.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
@@ -74,8 +75,10 @@ def measure_steps(
     cost = {rival.name: flops.train_flops(llm, rival.plan, *shape) for rival in rivals}
     found = {}
     for name in runs:
+        turns = timing[name].ratios_to(timing[DENSE])
         found[name] = {
-            **against(timing[name].wall_ms / timing[DENSE].wall_ms, cost[name] / cost[DENSE]),
+            **against(statistics.median(turns), cost[name] / cost[DENSE]),
+            "ratio_of_each_turn": sorted(turns),
             "ratio_cpu_time": timing[name].cpu_ms / timing[DENSE].cpu_ms,
             "ms": timing[name].wall_ms,
             "flops": cost[name],
