@@ -135,7 +135,7 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         "done at one share, and in the pairs with depth routing. Against dense, in brackets 95 % of the paired "
         "bootstrap over streams: as it is, against the dense model as it is; adapted, against the dense model trained "
         f"just as long. {evenly}Methods that need a question beforehand get the system text. A method that sees whole "
-        "videos streams in its causal form: all but its LM-PPL, which is of one pass, is that form's.",
+        "videos streams in its causal form: all but its LM-PPL and threshold, which are of one pass, is that form's.",
         "",
         "F1 (event F1 on its own words) and questions (share answered right): higher is better; LM-PPL: lower is. "
         f"{_guessed(measured)}",
@@ -149,9 +149,9 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         f"model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}); the machine's "
         f"speed drifts, so ms a frame is that share of {dense_ms:.1f} ms, the dense model's median over all rows. How "
         "far such shares differ by chance is the dense row's own. Signals + choice, part of that time: what the "
-        "tower takes longer because of the method (shorter where it spares the tower work; below 0.7 ms by chance "
-        "either way), and what the method does ahead of the decoder. What it does within the decoder or on a cache is "
-        "in the share alone.",
+        "tower takes longer because of the method (shorter where it spares the tower work; up to 0.7 ms by chance "
+        "either way), and what the method does ahead of the decoder, of which 0.3 ms are there whatever it does. What "
+        "it does within the decoder or on a cache is in the share alone.",
         "",
     ]
     lines += [f"![F1 against measured time a frame]({plot})", ""] if plot else []

@@ -53,7 +53,7 @@ class FlowCut(Reduction):
     title: ClassVar[str] = "FlowCut"
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.19536"
     stage: ClassVar = "tower"
-    when: ClassVar[str] = "When the tower itself is what costs: cells that go early are not computed further."
+    when: ClassVar[str] = "When a large tower is what costs: cells that go early are not computed further."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:

@@ -35,7 +35,7 @@ class HiPrune(Reduction):
     """Of each frame: anchors, their neighbours, and registers.
 
     keep   1/3, 2/9 or 1/9 of 576 in the paper.
-    alpha  the share of the budget for anchors and their neighbours. Of fewer than 25 tokens that is no anchor at 0.1;
+    alpha  the share of the budget for anchors and their neighbours. With 25 tokens to keep or fewer, 0.1 is no anchor;
            here it is one at least, else nothing would be left of the method.
     layer  the middle layer, counted from 1: 9 of CLIP's 24, 16 in Qwen2.5-VL.
     deep   the deep layer, counted from the end: the second-last in CLIP, the last (-1) in Qwen2.5-VL.

@@ -33,6 +33,8 @@ class TransPrune(Reduction):
     keep       share left behind the last cut, 0.125; the cuts before then leave 0.875 and 0.625.
     first, last    shares of the layers: transitions of the 7th to the 12th of 32 add up, and the cuts are behind the
                7th, the 9th and the 12th.
+    In shallow decoders two of the cuts fall together. Behind a depth plan, tokens that no layer has changed yet are all
+    alike, and the first of them stay.
     Theirs takes the attention from the layer that follows the cut, sums exp over text as well, rounds down, and numbers
     positions anew.
     """
@@ -46,7 +48,7 @@ class TransPrune(Reduction):
     stage: ClassVar[Stage] = "layer"
     streamable: ClassVar[Streamable] = "question"
     needs_query: ClassVar[bool] = True
-    when: ClassVar[str] = "When most of the decoder should be spared and the tower's attention is out of reach."
+    when: ClassVar[str] = "In deep decoders, whose first layers are few, when the tower's attention is out of reach."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:

@@ -71,7 +71,7 @@ class ZeroTPrune(Reduction):
     title: ClassVar[str] = "Zero-TPrune"
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.17328"
     stage: ClassVar[Stage] = "tower"
-    when: ClassVar[str] = "When the tower itself is what costs; of all others FlowCut alone prunes there."
+    when: ClassVar[str] = "When a large tower is what costs; of all others FlowCut alone prunes there."
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
