@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from videollm_mod.attention import stream_attention
-from videollm_mod.bench.measure import environment, progress, rounded, time_in_turn
-from videollm_mod.files import atomic_write
+from videollm_mod.bench.front import finished
+from videollm_mod.bench.measure import environment, progress, time_in_turn
 from videollm_mod.packed import pack_linears
 
 
@@ -122,12 +122,7 @@ def main() -> None:
             shown = ", ".join(f"{name} {value['ms']:.3f} ({value['cpu_ms']:.3f})" for name, value in told.items())
             progress(f"attention, {rows} rows, {keys} keys, shared by {shared}: {shown} ms a layer (CPU)")
     result["setup"] = {key: value for key, value in vars(flags).items() if key != "out"}
-    result |= environment()
-    result = rounded(result)
-    if flags.out is not None:
-        with atomic_write(flags.out) as file:
-            file.write(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    print(json.dumps(finished(flags, result | environment())))
 
 
 if __name__ == "__main__":

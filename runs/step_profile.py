@@ -1,7 +1,7 @@
 """Where a streamed frame's step goes on a CPU, dense and routed: products, attention, small operators, Python.
 
     python runs/step_profile.py --out docs/results/step_profile.json      # on a quiet machine, 10 GB
-    python runs/step_profile.py --layers 2 --frames 50 --repeats 2        # to see that it works
+    python runs/step_profile.py --quick                                   # to see that it works
 
 The decoders are those of `bench stream`, on the same random weights, each stream `--frames` frames old. Both are
 stepped in turn under PyTorch's profiler; only operators that a step calls itself count, not those within them. Beside
@@ -12,26 +12,42 @@ the JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs without being installed
 
 import torch
+import tyro
 from torch.profiler import ProfilerActivity, profile, record_function
-from transformers import LlamaConfig
 
-from videollm_mod.bench.measure import environment, progress, rounded, time_in_turn
-from videollm_mod.bench.models import DENSE, Stream, competitors, parse_route, weights_read
+from videollm_mod.bench.front import DecoderSizes, finished, on_threads
+from videollm_mod.bench.measure import environment, progress, time_in_turn
+from videollm_mod.bench.models import DENSE, Stream, competitors, decoder_config, parse_route, weights_read
 from videollm_mod.depth import flops
-from videollm_mod.files import atomic_write
 
 PRODUCTS = {"mkldnn::_linear_pointwise", "aten::linear"}
 ATTENTION = {"aten::scaled_dot_product_attention", "aten::matmul", "aten::softmax", "aten::masked_fill_"}
+
+
+@dataclass(frozen=True)
+class StepProfile(DecoderSizes):
+    """Where a streamed frame's step goes on a CPU, dense and routed; random weights."""
+
+    llm: str = ""
+    """A published size or the path of a config.json, instead of the sizes below."""
+    route: str = "interleaved@0.2"
+    """The plan beside the dense one, LAYERS@KEEP."""
+    tokens: tuple[int, ...] = (10, 50)
+    """Vision tokens per frame; one interval token comes on top."""
+    frames: int = 600
+    """How old the streams are."""
+    repeats: int = 9
+    """Profiled steps of each; medians count."""
 
 
 def parts_of(streams: dict[str, Stream], repeats: int) -> dict[str, dict[str, float]]:
@@ -83,33 +99,14 @@ def reached(megabytes: int = 1024, side: int = 2048) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--inner", type=int, default=2816)
-    parser.add_argument("--heads", type=int, default=16)
-    parser.add_argument("--route", default="interleaved@0.2")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[10, 50])
-    parser.add_argument("--frames", type=int, default=600)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
-    flags = parser.parse_args()
-    torch.set_num_threads(flags.threads)
-    llm = LlamaConfig(
-        hidden_size=flags.width,
-        intermediate_size=flags.inner,
-        num_hidden_layers=flags.layers,
-        num_attention_heads=flags.heads,
-        num_key_value_heads=flags.heads,
-        vocab_size=4096,
-    )
-    rivals = {rival.name: rival for rival in competitors(llm, {flags.route: parse_route(flags.route)})}
-    result: dict[str, Any] = {"reached": reached(), "steps": {}}
-    for tokens in flags.tokens:
-        streams = {name: Stream.of(rivals[name], tokens, flags.frames) for name in (DENSE, flags.route)}
-        told = parts_of(streams, flags.repeats)
+def measure(config: StepProfile) -> dict[str, Any]:
+    """{"steps": {tokens: {dense, route, "ratio": {kind: ...}}}, "reached": ...}, and what it was measured on."""
+    llm = decoder_config(config)
+    rivals = {rival.name: rival for rival in competitors(llm, {config.route: parse_route(config.route)})}
+    steps: dict[str, Any] = {}
+    for tokens in config.tokens:
+        streams = {name: Stream.of(rivals[name], tokens, config.frames) for name in (DENSE, config.route)}
+        told = steps[str(tokens)] = parts_of(streams, config.repeats)
         for name, stream in streams.items():
             work, ms = work_of(stream, rivals[name].plan, tokens), told[name]
             ms |= work
@@ -119,16 +116,17 @@ def main() -> None:
             ms["attention_bytes_per_second"] = 1e3 * work["kv_bytes"] / ms["attention"]
             parts = ", ".join(f"{kind} {ms[kind]:.1f}" for kind in ("products", "attention", "operators", "python"))
             progress(f"{tokens} tokens, {name}: {ms['step']:.1f} ms; {parts}")
-        told["ratio"] = {kind: told[flags.route][kind] / of_dense for kind, of_dense in told[DENSE].items()}
-        result["steps"][str(tokens)] = told
-    result["setup"] = {key: value for key, value in vars(flags).items() if key != "out"}
-    result |= environment()
-    result = rounded(result)
-    if flags.out is not None:
-        with atomic_write(flags.out) as file:
-            file.write(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        told["ratio"] = {kind: told[config.route][kind] / of_dense for kind, of_dense in told[DENSE].items()}
+    setup = {name: value for name, value in asdict(config).items() if name not in ("out", "threads", "quick")}
+    return {"reached": reached(), "steps": steps, "setup": setup, **environment()}
+
+
+def main(config: StepProfile) -> None:
+    if config.quick:
+        config = replace(config, width=64, inner=160, layers=4, heads=4, vocabulary=300, frames=50, repeats=2)
+    result = on_threads(config.threads, lambda: measure(config))
+    print(json.dumps(finished(config, result)))
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(StepProfile))

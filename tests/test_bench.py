@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,19 @@ def test_pooled_timings_take_the_median_of_all_repeats() -> None:
 
 def test_numbers_are_rounded_wherever_they_stand() -> None:
     assert rounded({"a": {"b": [1 / 3]}, "c": 2, "d": "x"}) == {"a": {"b": [0.3333]}, "c": 2, "d": "x"}
+
+
+@pytest.mark.slow
+def test_a_steps_parts_are_told_by_kind_and_add_up() -> None:
+    script = Path(__file__).parents[1] / "runs" / "step_profile.py"
+    words = [sys.executable, str(script), "--quick", "--tokens", "10", "--threads", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    told = json.loads(done.stdout.splitlines()[-1])
+    kinds = ("products", "attention", "operators", "python")
+    for name in ("dense", "interleaved@0.2"):
+        step = told["steps"]["10"][name]
+        assert all(step[kind] > 0 for kind in kinds)
+        assert sum(step[kind] for kind in kinds) == pytest.approx(step["step"], rel=0.5)  # medians do not add up
+    routed, dense = (told["steps"]["10"][name] for name in ("interleaved@0.2", "dense"))
+    assert routed["products_flops"] < dense["products_flops"] and routed["kv_bytes"] < dense["kv_bytes"]
+    assert told["quick"] and told["reached"]["bytes_per_second"] > 1e8
