@@ -30,6 +30,7 @@ FREE: dict[str, Any] = {
     "name": "uniform 0.25",
     "keep": 0.25,
     "plan": DepthPlan("full").to_dict(),
+    "reduction": methods()["uniform"](keep=0.25).to_dict(),
     "steps": 0,
     "f1": 0.5,
     "f1_difference": [-0.25, -0.3, -0.2],
@@ -131,6 +132,16 @@ def test_the_page_says_whose_share_is_not_what_the_row_says() -> None:
     idle = {**FREE, "name": "to_dre_exit 0.25", "kept": 0.99}
     assert "`to_dre_exit` let nearly all stay" in page({**RESULT, "cells": [FREE, idle]})
     assert "let nearly all stay" not in page(RESULT)
+
+
+def test_the_page_says_what_is_guessed_and_what_of_the_times_is_no_methods_own() -> None:
+    given = {"signals_ms": -0.72, "choice_ms": 0.28, "reduction": methods()["uniform"](keep=0.25).to_dict()}
+    asking = {"signals_ms": 3.0, "choice_ms": 0.5, "reduction": methods()["flow_cut"](keep=0.25).to_dict()}
+    blind = {**FREE, **asking, "name": "flow_cut 0.25", "f1": 0.05, "question_accuracy": 0.375}
+    told = page({**RESULT, "cells": [{**FREE, **given, "question_accuracy": 0.25}, blind]})
+    assert "by chance up to 0.7 ms either way" in told and "0.3 ms of which are there whatever it does" in told
+    assert "Who sees next to nothing still answers 0.38 of the questions right" in told
+    assert "sees next to nothing" not in page(RESULT)
 
 
 def test_the_pages_examples_of_use_run() -> None:

@@ -21,7 +21,7 @@ from recipes import reduced
 from videollm_mod.bench.measure import environment, progress, rounded
 from videollm_mod.bench.reductions_cells import DENSE, Cell, cells
 from videollm_mod.bench.reductions_command import BenchReductions
-from videollm_mod.bench.reductions_costs import Numbers, measure_cost, measure_kept
+from videollm_mod.bench.reductions_costs import LOOKED_AT, Numbers, measure_cost, measure_kept
 from videollm_mod.evaluate.calibrate import calibrate
 from videollm_mod.evaluate.spread import estimate, per_stream
 from videollm_mod.evaluate.streams import run_streams, watch_both
@@ -90,6 +90,7 @@ def fill(config: BenchReductions) -> Numbers:
             "model": config.model,
             "about": about,
             "questions": questions,
+            "looked_at": min(LOOKED_AT, config.streams),
             "streams": config.streams,
             "seconds": config.seconds,
             "dials": list(config.dials),

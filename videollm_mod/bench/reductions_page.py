@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from videollm_mod.reductions import Reduction, methods
+from videollm_mod.reductions import Reduction, from_dict, methods
 from videollm_mod.reductions.base import HERE, name_of
 
+BLIND = 0.1  # an event F1 below which next to nothing is seen
 WHERE = {
     "frames": "by pixels, before the decoder",
     "tower": "between the tower's blocks",
@@ -121,7 +122,7 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
     where, dials = result["costs"], ", ".join(result["dials"]) or "the usual dials"
     about = f" ({result['about']})" if result.get("about") else ""
     asked = f"; {result['questions']} questions" if result.get("questions") else ""
-    dense_ms = _dense_ms(measured)
+    dense_ms, (chance, harness) = _dense_ms(measured), _of_nobody(measured)
     even = any(cell["plan"]["scorer"] == "uniform" for cell in measured)
     evenly = "Depth routing that has not been adapted has no experts, and keeps evenly spaced tokens. " if even else ""
     if result.get("quick"):
@@ -140,18 +141,18 @@ def page(result: dict[str, Any] | None = None, fidelity: dict[str, Any] | None =
         "F1 (event F1 on its own words) and questions (share answered right): higher is better; LM-PPL: lower is. "
         f"{_guessed(measured)}",
         "",
-        "Left, of eight of the streams: the share of a frame's cells that is left where the method has done all it "
-        "does; of things: of the cells that things lie on, for which the column before is chance. Merged cells count "
-        "once, though they tell of several. What acts on a cache drops nothing from a step, only from what later steps "
-        f"look at: see KV bytes. {_more_than_asked(measured)}",
+        f"Left, of {result.get('looked_at', 'some')} of the streams: the share of a frame's cells that is left where "
+        "the method has done all it does; of things: of the cells that things lie on, for which the column before is "
+        "chance. Merged cells count once, though they tell of several. What acts on a cache drops nothing from a step, "
+        f"only from what later steps look at: see KV bytes. {_more_than_asked(measured)}",
         "",
         "Time, FLOPs and KV bytes: of the newest frames of a long stream, picture to decision, as shares of the dense "
         f"model's, timed in turn ({where['cpu']}, {where['threads']} thread(s), torch {where['torch']}); the machine's "
         f"speed drifts, so ms a frame is that share of {dense_ms:.1f} ms, the dense model's median over all rows. How "
         "far such shares differ by chance is the dense row's own. Signals + choice, part of that time: what the "
-        "tower takes longer because of the method (shorter where it spares the tower work; up to 0.7 ms by chance "
-        "either way), and what the method does ahead of the decoder, of which 0.3 ms are there whatever it does. What "
-        "it does within the decoder or on a cache is in the share alone.",
+        f"tower takes longer because of the method (shorter where it spares the tower work; {chance}), and "
+        f"what the method does ahead of the decoder, {harness}. What it does within the decoder or on a cache is in "
+        "the share alone.",
         "",
     ]
     lines += [f"![F1 against measured time a frame]({plot})", ""] if plot else []
@@ -229,8 +230,22 @@ def _dense_ms(cells: Sequence[dict[str, Any]]) -> float:
 
 
 def _guessed(cells: Sequence[dict[str, Any]]) -> str:
-    found = [cell["question_accuracy"] for cell in cells if cell.get("question_accuracy") is not None]
-    return f"Who sees next to nothing still answers {min(found):.2f} of the questions right." if found else ""
+    blind = [cell for cell in cells if cell.get("f1", 1) < BLIND and cell.get("question_accuracy") is not None]
+    least = min((cell["question_accuracy"] for cell in blind), default=None)
+    return "" if least is None else f"Who sees next to nothing still answers {least:.2f} of the questions right."
+
+
+def _of_nobody(cells: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """What signals take of those who ask the tower for none, and the least that a choice takes: two half-sentences."""
+    own = [cell for cell in cells if "signals_ms" in cell and cell["reduction"] is not None]
+    silent = [abs(cell["signals_ms"]) for cell in own if not _asks_tower(from_dict(cell["reduction"]))]
+    least = min((cell["choice_ms"] for cell in own), default=0.0)
+    by_chance = f"by chance up to {max(silent):.1f} ms either way" if silent else "and by chance"
+    return by_chance, f"{least:.1f} ms of which are there whatever it does"
+
+
+def _asks_tower(one: Reduction) -> bool:
+    return one.stage == "tower" or any(layer != HERE for _, layer in one.needs)
 
 
 def _more_than_asked(cells: Sequence[dict[str, Any]]) -> str:
