@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -99,7 +99,7 @@ def build(kind: str) -> PreTrainedModel:
                 weight.normal_(0, 0.2)
             elif "norm" in name:
                 weight.normal_(1, 0.3)
-        model.get_input_embeddings().weight.normal_()
+        nn.init.normal_(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     return model.double().eval()
 
 

@@ -19,6 +19,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def attention(
     """Of `rows` queries over `keys` entries; each head of keys serves `shared` heads of queries."""
     heads, e = caches[0][0].shape[1], caches[0][0].shape[3]
     module = nn.Module()
-    module.num_key_value_groups = shared  # what Transformers' function asks its layer for
+    module.num_key_value_groups = shared  # type: ignore[assignment]  # what Transformers' function asks its layer for
     q = torch.randn(1, heads, rows, e)
     mask = torch.ones(1, 1, rows, keys, dtype=torch.bool).tril(keys - rows)
     views = [(k[:, : heads // shared, :keys], v[:, : heads // shared, :keys]) for k, v in caches]
@@ -80,8 +81,8 @@ def time_linears(flags: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, Callable[[], object]] = {}
     for rows in flags.rows:
         x, wide = torch.randn(1, rows, flags.width), torch.randn(1, rows, flags.inner)
-        runs[f"packed {rows}"] = lambda x=x, wide=wide: through(packed, x, wide)
-        runs[f"plain {rows}"] = lambda x=x, wide=wide: through(plain, x, wide)
+        runs[f"packed {rows}"] = partial(through, packed, x, wide)
+        runs[f"plain {rows}"] = partial(through, plain, x, wide)
     found = per_layer(runs, flags.layers, flags.repeats)
     for name, told in found.items():
         progress(f"linear {name:<10} {told['ms']:.3f} ms a layer, {told['cpu_ms']:.3f} of CPU")
@@ -112,10 +113,12 @@ def main() -> None:
     torch.manual_seed(0)
     result: dict[str, Any] = {"linear": time_linears(flags)}
     e = flags.width // flags.heads
-    caches = [torch.randn(2, 1, flags.heads, max(flags.keys), e).unbind() for _ in range(flags.layers)]
+    shape = 1, flags.heads, max(flags.keys), e
+    caches = [(torch.randn(shape), torch.randn(shape)) for _ in range(flags.layers)]
     result["attention"] = {}
     for shared in (1, 4):
-        ages = result["attention"][f"{shared} heads share keys"] = {}
+        ages: dict[str, dict[str, Any]] = {}
+        result["attention"][f"{shared} heads share keys"] = ages
         for keys, rows in itertools.product(flags.keys, flags.rows):
             told = per_layer(attention(rows, keys, shared, caches), flags.layers, flags.repeats)
             ages.setdefault(str(keys), {})[str(rows)] = told

@@ -20,6 +20,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -30,8 +31,10 @@ from torch.overrides import TorchFunctionMode
 class CudaMeansCpu(TorchFunctionMode):
     """Every device "cuda" in a call of torch is the CPU instead."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        def mended(value):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def mended(value: Any) -> Any:
             if isinstance(value, torch.device) and value.type == "cuda":
                 return torch.device("cpu")
             return "cpu" if isinstance(value, str) and value == "cuda" else value
@@ -39,7 +42,7 @@ class CudaMeansCpu(TorchFunctionMode):
         return func(*map(mended, args), **{name: mended(value) for name, value in (kwargs or {}).items()})
 
 
-def stand_in_for_torchvision():
+def stand_in_for_torchvision() -> None:
     """What the loop and the tower's file import of it; none of it is called here."""
     if importlib.util.find_spec("torchvision") is not None:
         return
@@ -50,20 +53,21 @@ def stand_in_for_torchvision():
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
-    sys.modules["torchvision"].set_video_backend = lambda backend: None
-    sys.modules["torchvision.io"].read_video = None
-    sys.modules["torchvision.transforms.functional"].normalize = None
+    whole: dict[str, Any] = sys.modules  # their attributes are none that a module is known to have
+    whole["torchvision"].set_video_backend = lambda backend: None
+    whole["torchvision.io"].read_video = None
+    whole["torchvision.transforms.functional"].normalize = None
 
 
 class Peer:
     """Their LiveInfer on the folder's model, fed with the folder's features."""
 
-    def __init__(self, checkout, folder):
+    def __init__(self, checkout: Path, folder: Path) -> None:
         sys.path.insert(0, str(checkout))
         stand_in_for_torchvision()
         import models.modeling_live
 
-        def no_tower(config):
+        def no_tower(config: Any) -> Any:
             return torch.nn.Identity(), lambda encoder, frames: frames
 
         models.modeling_live.build_live_vision = no_tower
@@ -77,24 +81,24 @@ class Peer:
             self.infer = LiveInfer()
         self.infer.model.eval()
         self.features = load_file(str(folder / "features.safetensors"))["features"]  # (frames, 10, width)
-        self.logits = []  # of the first frames
+        self.logits: list[Any] = []  # of the first frames
         self.keep_logits = 5
 
-        def remember(module, args, output):
+        def remember(module: Any, args: Any, output: Any) -> None:
             if len(self.logits) < self.keep_logits:
                 self.logits.append(output.logits[0, -1].tolist())
 
         self.infer.model.register_forward_hook(remember)
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         with CudaMeansCpu():
             self.infer.reset()
         self.infer.video_tensor = self.features
         self.logits = []
 
     @torch.inference_mode()
-    def frames(self, first, last):
+    def frames(self, first: int, last: int) -> list[float]:
         """Milliseconds of each frame: its connector, and a turn of their loop."""
         taken = []
         for number in range(first, last):
@@ -106,14 +110,14 @@ class Peer:
                 raise RuntimeError(f"their model spoke at frame {number}: {response}")
         return taken
 
-    def cached(self):
+    def cached(self) -> tuple[int, str]:
         """Tokens in their cache, and its kind."""
         cache = self.infer.past_key_values
         length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else cache[0][0].shape[2]
         return int(length), type(cache).__name__
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
@@ -124,7 +128,7 @@ def main():
     torch.set_num_threads(flags.threads)
     peer = Peer(flags.peer.resolve(), flags.folder)
 
-    def answer(value):
+    def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 

@@ -26,7 +26,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs without being installed
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -155,8 +154,8 @@ def pairs(values: Tensor, on_things: Tensor) -> list[float]:
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
     """Spearman's, of values without ties."""
-    ranks = [values.argsort().argsort().double().numpy() for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
+    return float(ranks.corrcoef()[0, 1])
 
 
 def main() -> None:
@@ -185,9 +184,9 @@ def main() -> None:
                     rank = rank_correlation(true, found[number, name][frame])
                     sums.setdefault(("rank", name, number), []).append(rank)
     result: dict[str, Any] = {"streams": config.streams, "frames_left_out": config.frames, "versions": versions()}
-    for (by, name, number), values in sorted(sums.items()):
-        result.setdefault(by, {}).setdefault(name, {})[str(number)] = sum(values) / len(values)
-        progress(f"{by:5} {name:10} layer {number}: {sum(values) / len(values):.2f}")
+    for (by, name, number), every_one in sorted(sums.items()):
+        result.setdefault(by, {}).setdefault(name, {})[str(number)] = sum(every_one) / len(every_one)
+        progress(f"{by:5} {name:10} layer {number}: {sum(every_one) / len(every_one):.2f}")
     line = json.dumps(rounded(result))
     if config.out is not None:
         with atomic_write(config.out) as file:

@@ -205,6 +205,10 @@ def test_a_steps_parts_are_told_by_kind_and_add_up() -> None:
         step = told["steps"]["10"][name]
         assert all(step[kind] > 0 for kind in kinds)
         assert sum(step[kind] for kind in kinds) == pytest.approx(step["step"], rel=0.5)  # medians do not add up
+        train = told["train"][name]
+        assert all(train[kind] > 0 for kind in kinds[:3])
+        assert sum(train[kind] for kind in kinds) == pytest.approx(train["step"], rel=0.5)
     routed, dense = (told["steps"]["10"][name] for name in ("interleaved@0.2", "dense"))
+    assert told["train"]["interleaved@0.2"]["flops"] < told["train"]["dense"]["flops"]
     assert routed["products_flops"] < dense["products_flops"] and routed["kv_bytes"] < dense["kv_bytes"]
     assert told["quick"] and told["reached"]["bytes_per_second"] > 1e8

@@ -7,6 +7,7 @@ path, the plan `full`; `transformers` is the untouched model with Transformers' 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -166,6 +167,12 @@ def _random_entries(config: Any, count: int, like: Tensor) -> tuple[Tensor, Tens
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     keys, values = torch.randn(2, 1, config.num_key_value_heads, 1, head_dim, device=like.device, dtype=like.dtype)
     return keys.expand(-1, -1, count, -1), values.expand(-1, -1, count, -1)
+
+
+def training_sample(frames: int, tokens: int, text: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Random ids and the frame index, (1, all tokens) int64 each: frames with an interval token each, then text."""
+    index = [*chain.from_iterable([number] * tokens + [-1] for number in range(frames)), *[-1] * text]
+    return torch.randint(vocabulary, (1, len(index))), torch.tensor([index])
 
 
 def train_step(model: Any, ids: Tensor, index: Tensor, *, depth: bool = True, all_logits: bool = False) -> None:

@@ -194,7 +194,22 @@ def _step(found: Found) -> tuple[list[str], Draw | None]:
         f"A stream {found['setup']['frames']} frames old. The machine reaches {reached['flops_per_second'] / 1e9:,.0f} "
         f"GFLOP/s in a large product and reads a large tensor at {reached['bytes_per_second'] / 1e9:,.0f} GB/s."
     )
-    return [words, _table(heads, rows)], None
+    return [words, _table(heads, rows), *_training(found.get("train"))], None
+
+
+def _training(found: Found | None) -> list[str]:
+    """Where a training step goes."""
+    if found is None:
+        return []
+    kinds = ("step", "products", "attention", "operators", "python")
+    steps = {name: told for name, told in found.items() if name != "ratio"}
+    rows = [
+        [name, *(_ms(told[kind]) for kind in kinds), told["flops_per_second"] / 1e9] for name, told in steps.items()
+    ]
+    flops = [told["flops"] for told in steps.values()]
+    rows.append(["routed / dense", *(found["ratio"][kind] for kind in kinds), ""])
+    words = f"A training step with logits at labels; of its FLOPs routing leaves {flops[1] / flops[0]:.3f}."
+    return [words, _table(["", "ms, under the profiler", *kinds[1:], "GFLOP/s"], rows)]
 
 
 def _flops(found: Found) -> tuple[list[str], Draw | None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import chain
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from videollm_mod.bench.models import (
     decoder_config,
     parse_route,
     train_step,
+    training_sample,
 )
 from videollm_mod.depth import flops
 
@@ -38,9 +38,8 @@ def measure(config: BenchTrain) -> dict[str, Any]:
         rival.model.train()
     for weight in rivals[0].model.parameters():  # the gradients of all, which share them
         weight.grad = torch.zeros_like(weight)
-    frames = [[number] * config.tokens + [-1] for number in range(config.frames)]
-    index = torch.tensor([[*chain(*frames), *[-1] * config.text]])  # (1, tokens); read on the CPU
-    ids = torch.randint(llm.vocab_size, index.shape).to(config.device)
+    ids, index = training_sample(config.frames, config.tokens, config.text, llm.vocab_size)
+    ids = ids.to(config.device)  # the index is read on the CPU
     found = {}
     for logits in ("labels", "all"):
         progress(f"timing {config.steps} training steps of {index.shape[1]} tokens, {len(rivals)} in turn, "
