@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -627,16 +628,18 @@ def test_what_is_recalled_counts_in_the_budget_and_the_newest_of_it_fits(model: 
     assert stream.state().dropped.get("memory", 0) == 0
 
 
-def test_carriers_need_a_budget_of_their_own_where_the_engine_has_one(model: StreamingVideoLM) -> None:
-    engine = Engine(model, max_bytes=10**6)
-    with pytest.raises(InputError, match=r"'carrier' keeps a token of every frame.* give one in bytes"):
-        engine.open(policy="carrier", window=2.0)
-    stream = engine.open(policy="carrier", window=2.0, budget=2 * least_budget(model), threshold=0.0)
-    for frame in frames(60):
+def test_what_a_stream_of_carriers_sets_apart_is_enough_for_all_that_stay(model: StreamingVideoLM) -> None:
+    with pytest.raises(EngineFull) as told:
+        Engine(model, max_bytes=1).open(policy="carrier", window=2.0)
+    needed = re.search(r"needs ([\d,]+)", str(told.value))
+    assert needed is not None
+    engine = Engine(model, max_bytes=int(needed[1].replace(",", "")))
+    stream = engine.open(policy="carrier", window=2.0, threshold=0.0)
+    for frame in frames(120):
         stream.push(frame)
         engine.step()
-    assert stream.state().frames == 60 and stream.state().dropped == {}
-    Engine(model).open(policy="carrier", window=2.0)
+    assert stream.state().frames == 120 and stream.state().dropped == {}
+    assert stream.state().forgotten["shrunk"] > 64 and stream.state().forgotten["frames"] > 0
 
 
 @pytest.mark.parametrize("budget", [37_500, 50_000, 65_000])

@@ -259,6 +259,19 @@ def test_frames_shrink_to_the_token_that_carries_them() -> None:
             assert max(held) > 2, "of the two routed layers some hold it, too"
 
 
+@pytest.mark.parametrize("token", TOKENS)
+def test_of_carriers_only_the_newest_stay(token: str) -> None:
+    session = StreamSession(model_of(PLANS[1]), threshold=0.0, policy=Carrier(2.0, token, most=6))
+    for number, frame in enumerate(frames(60)):
+        session.push(frame)
+        held = session.memory.frames
+        carriers = [piece for piece in held if not piece.whole]
+        assert len(carriers) <= 6
+        assert [piece.time for piece in held] == [frame.time - 0.5 * back for back in range(len(held))][::-1]
+        assert number < 20 or len(carriers) == 6
+    assert session.state().forgotten["frames"] == 60 - len(held)
+
+
 @pytest.mark.parametrize("smallest", [True, False])
 def test_the_entries_that_stay_have_the_norms_that_were_asked_for(smallest: bool) -> None:
     model = model_of(PLANS[0])
@@ -305,6 +318,8 @@ def test_what_does_not_go_together_is_refused_in_a_sentence() -> None:
             StreamSession(model_of(PLANS[1]), **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no token 'middle' to carry it"):
         Carrier(token="middle")
+    with pytest.raises(InputError, match="at most 0 carriers are none"):
+        Carrier(most=0)
     assert policy_of(None) == policy_of("full") and policy_of(None, budget=5) == Window(math.inf, 0)
     assert policy_of(None, own=30) == Window(30, 0) and policy_of("carrier", own=30) == Carrier(30)
 

@@ -31,6 +31,7 @@ from videollm_mod.depth.swap import find_decoder
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.stream.drops import FrameQueue
 from videollm_mod.stream.memory import Policy, bytes_of_entries
+from videollm_mod.stream.policies.carrier import Carrier
 from videollm_mod.stream.session import Decision, SessionState, Step, StreamSession, check_time
 from videollm_mod.stream.together import Given, Share, frames_at_once, run_together
 from videollm_mod.types import Frame, FrameTokens, InputError, StreamEvent
@@ -250,20 +251,16 @@ class Engine:
         """A new stream; the first five as of `StreamSession`.
 
         drop: what happens to frames that come faster than they are seen, `newest`, `all` or `adaptive`: see drops.py.
-        queue: frames that may wait. Raises EngineFull when the budget has no room for another stream, InputError for
-        `carrier` without a budget where the engine has one: its carriers would take all that is left, for good.
+        queue: frames that may wait. Raises EngineFull when the budget has no room for another stream.
         """
         session = StreamSession(
             self.model, threshold=threshold, window=window, policy=policy, budget=budget, record_kept=record_kept
         )
         stream = EngineStream(self, session, FrameQueue(drop, queue))
-        if self.max_bytes is not None and budget is None and session.memory.policy.name == "carrier":
-            raise InputError(
-                "policy 'carrier' keeps a token of every frame, so beside max_bytes a stream of it needs a budget of "
-                "its own; give one in bytes."
-            )
         frames = math.ceil(2 * session.window * self.model.settings.fps) if session.window < math.inf else 0
         least = self._frame_bytes + frames * self._next_bytes + self._reply_bytes
+        if isinstance(session.memory.policy, Carrier):  # its carriers stay, each a token and the text beside its frame
+            least += session.memory.policy.most * (self._next_bytes - self._vision_bytes + self._token_bytes)
         stream._least = stream._room = least if budget is None else budget
         with self._arrived:
             left = self._left()

@@ -1,8 +1,9 @@
 """After a while a frame shrinks to one token that has looked at all of it, as in VideoScan (LyliAgave/VideoScan).
 
 VideoScan appends a trained carrier token to each frame and drops the frame's own at once. Here nothing is trained: a
-token that is there already carries, and frames stay whole for a while. When carriers are too many VideoScan deletes
-the earlier one of the two most alike; here the oldest goes.
+token that is there already carries, and frames stay whole for a while. Of more than 64 carriers VideoScan deletes the
+earlier one of the two most alike; here the oldest goes. A bound there must be: the bundled model, which has never seen
+carriers, speaks as well as ever behind 64 of them, and no longer behind 256 (docs/endless.md).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Carrier:
     `chosen`: the vision token that the most layers hold, the later one if they are alike; what a routed layer did not
     let through it cannot hold, so `last` and `cls` may be missing in some.
     words: tokens of what was said that stay at most.
+    most: carriers that stay at most.
     """
 
     after: float = 30.0
     token: str = "last"
     words: int = 512
+    most: int = 64
     name = "carrier"
 
     def __post_init__(self) -> None:
@@ -38,6 +41,8 @@ class Carrier:
             raise InputError(f"a frame has no token '{self.token}' to carry it; take one of {', '.join(TOKENS)}.")
         if not self.after > 0:
             raise InputError(f"after {self.after} is no time; give seconds, such as 30.")
+        if self.most < 1:
+            raise InputError(f"at most {self.most} carriers are none; give 1 or more, or take the policy 'window'.")
 
     def due(self, memory: Memory, now: float) -> bool:
         oldest = memory.oldest_whole
@@ -49,6 +54,8 @@ class Carrier:
         while whole and room.pieces[whole[0]].time <= room.now - self.after:
             self._shrink(room, whole[0])
             carriers.append(whole.pop(0))
+        while len(carriers) > self.most:
+            room.forget(carriers.pop(0))
         room.bound_words(self.words)
         left = sum(self._size(room, number) for number in carriers)
         still = sum(room.pieces[number].size for number in whole + room.newest)
