@@ -349,10 +349,10 @@ def _soak(found: Found) -> tuple[list[str], Draw | None]:
         panels = figure.subplots(1, 3)
         for axes, key in zip(panels, ("ms", "rss", "kv_bytes")):
             scale = 1 if key == "ms" else 2**20
-            axes.plot([point["frames"] for point in points], [point[key] / scale for point in points])
-            axes.set_xlabel("frames")
+            axes.plot([point["frames"] / 1e3 for point in points], [point[key] / scale for point in points])
+            axes.set_xlabel("thousand frames")
             axes.set_ylabel({"ms": "ms per frame", "rss": "resident MiB", "kv_bytes": "cache MiB"}[key])
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.2 * axes.dataLim.ymax)  # a flat line would lie on the frame
             axes.grid(alpha=0.3)
 
     return [line], draw if points else None

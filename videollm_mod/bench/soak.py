@@ -223,7 +223,7 @@ def draw(result: dict[str, Any], picture: Path) -> None:
     slowdown = "" if result["slowdown"] is None else f", slowdown {result['slowdown']:.3f}"
     time_of.set_title(f"policy {result['policy']}{slowdown}", fontsize=10)
     for panel in (time_of, memory, cache):
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.2 * panel.dataLim.ymax)  # a flat line would lie on the frame
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     with atomic_write(picture, binary=True) as file:
