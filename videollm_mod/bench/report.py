@@ -368,7 +368,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Found], tuple[list[str], Draw | None]]]
     "bench_depth": ("Dense and routed in short", _depth),
     "bench_flops": ("FLOPs at true size", _flops),
     "bench_train": ("Training", _train),
-    "bench_train_interleaved": ("Training, one plan and more turns", _train),
     "bench_stream": ("Streaming", _stream),
     "step_profile": ("Where a step goes", _step),
     "peer_videollm_online": ("Beside the public VideoLLM-online code", _peer),
@@ -379,13 +378,13 @@ SECTIONS: dict[str, tuple[str, Callable[[Found], tuple[list[str], Draw | None]]]
 
 
 def _section(name: str) -> tuple[str, Callable[[Found], tuple[list[str], Draw | None]]]:
-    """The title of a result and what tells of it; `bench_stream_gpu` is as `bench_stream`."""
+    """The title of a result and what tells of it; `bench_stream_gpu`, `bench_stream_long` are as `bench_stream`."""
     if name in SECTIONS:
         return SECTIONS[name]
-    same = name.removesuffix("_gpu")
-    if same in SECTIONS:
-        title, section = SECTIONS[same]
-        return f"{title}, on a GPU", section
+    for same, (title, section) in SECTIONS.items():
+        if name.startswith(f"{same}_"):
+            other = name.removeprefix(f"{same}_")
+            return f"{title}, {'on a GPU' if other == 'gpu' else other.replace('_', ' ')}", section
     return name.removeprefix("bench_").replace("_", " ").capitalize(), _plain
 
 
