@@ -22,6 +22,7 @@ FORMAT = 1
 def versions() -> dict[str, Any]:
     """Of this package, Python and the libraries that numbers depend on; of FFmpeg's libraries, which decode."""
     import av
+    import torch
 
     from videollm_mod import __version__
 
@@ -31,6 +32,7 @@ def versions() -> dict[str, Any]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
+    found["torch"] = torch.__version__  # with its build, "+cpu" or "+cu130", which a package from an index leaves out
     ffmpeg = {name: ".".join(map(str, number)) for name, number in sorted(av.library_versions.items())}
     return found | {"decoder": {"name": "PyAV", "version": av.__version__, **ffmpeg}}
 
