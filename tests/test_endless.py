@@ -102,6 +102,26 @@ def test_what_the_policy_has_forgotten_is_not_held_and_what_it_keeps_is() -> Non
     assert all(answer["frame_held"] for answer in far["carrier-cls"]), "if only one token of it"
 
 
+def test_questions_of_long_ago_change_nothing_of_what_is_said() -> None:
+    model, work = random_model(), dataclasses.replace(job("window"), threshold=0.9)
+    _, asked = watch_endless(model, work)
+    _, unasked = watch_endless(model, dataclasses.replace(work, ask_every=1000.0))
+    assert sum("frame_held" in answer for answer in asked.answers) > 2
+    assert asked.said == unasked.said != []
+    assert [answer for answer in asked.answers if "frame_held" not in answer] == unasked.answers
+
+
+def test_a_session_that_begins_late_sees_only_what_comes_then() -> None:
+    late = dataclasses.replace(job("window"), threshold=1.0, begin=0.4)
+    key, watched = watch_endless(random_model(), late)
+    assert key == f"{dataclasses.replace(late, begin=0.0).key} from 0.4"
+    assert watched.said and min(time for time, _ in watched.said) >= 24
+    assert watched.answers and min(answer["time"] for answer in watched.answers) >= 24
+    row = summarise([(late.stream, watched)], late, edge=16.0)
+    assert row["first"]["f1"] is row["f1_lost"] is row["f1_lost_interval"] is None and row["last"]["said"] > 0
+    assert "| window | 1 |" in table({"rows": [row], "edge_minutes": 1.0})
+
+
 def test_a_row_compares_the_beginning_with_the_end_and_counts_what_was_held() -> None:
     work = job("window", seconds=120.0)
     true = [(item.time, item.text) for item in narrations(work.stream)]

@@ -4,17 +4,20 @@
 
 Frames are drawn, watched and dropped one by one, so that nothing grows with the stream but what the policy keeps. Event
 F1 of the first minutes stands beside that of the last. Besides the world's own questions some ask what happened five
-minutes ago, half an hour ago, and first. The bundled model never learned to answer them; so the table also says
-whether the answer was still there to be found: the event's frame (`frame_held`), or what was said of it (`words_held`).
+minutes ago, half an hour ago, and first. The bundled model never learned to answer them, nor knows all their words; so
+they are asked aside, where an answer leaves no trace, and the table also says whether it was still there to be found:
+the event's frame (`frame_held`), or what was said of it (`words_held`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,6 +61,8 @@ class EvalEndless:
     """Which streams."""
     edge: float = 10.0
     """Minutes at the beginning and at the end that are compared; at most half of the stream."""
+    begin: float = 0.0
+    """Minute of the streams at which sessions begin to watch: what a young session makes of the last minutes."""
     ago: tuple[float, ...] = (5.0, 30.0)
     """How many minutes back questions reach."""
     ask_every: float = 60.0
@@ -90,11 +95,18 @@ class Job:
     threshold: float | None
     ago: tuple[float, ...]
     ask_every: float
+    begin: float = 0.0  # minute at which its session begins
 
     @property
     def key(self) -> str:
         asked = f"{self.ask_every} {' '.join(f'{ago:g}' for ago in self.ago)}"
-        return f"{self.stream.name} {self.policy} {self.budget} {self.window} {self.threshold} {asked}"
+        begun = f" from {self.begin:g}" if self.begin else ""
+        return f"{self.stream.name} {self.policy} {self.budget} {self.window} {self.threshold} aside {asked}{begun}"
+
+    @property
+    def first(self) -> int:
+        """The first frame that its session sees."""
+        return math.ceil(60 * self.begin * self.stream.config.fps)
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,16 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
     world = WorldConfig(seconds=60 * config.minutes, fps=fps, size=size)
     streams = [make_stream(config.split, number, world) for number in range(config.streams)]
     jobs = [
-        Job(stream, policy, budget, _window(policy, config.window), config.threshold, config.ago, config.ask_every)
+        Job(
+            stream,
+            policy,
+            budget,
+            _window(policy, config.window),
+            config.threshold,
+            config.ago,
+            config.ask_every,
+            config.begin,
+        )
         for policy in config.policies
         for budget in _budgets(policy, config.budgets)
         for stream in streams
@@ -150,6 +171,7 @@ def evaluate_endless(config: EvalEndless) -> dict[str, Any]:
         "reduction": reduced_by(config.reduction).get("reduction"),
         "minutes": config.minutes,
         "streams": [stream.name for stream in streams],
+        "begin_minutes": config.begin,
         "edge_minutes": min(config.edge, config.minutes / 2),
         "ago_minutes": list(config.ago),
         "plan": model.plan.to_dict(),
@@ -179,17 +201,19 @@ def watch_endless(model: StreamingVideoLM, job: Job) -> tuple[str, Watched]:
     policy = policy_named(job.policy, job.window)
     session = StreamSession(model, threshold=job.threshold, policy=policy, budget=job.budget, window=job.window)
     far = ask_ago(stream.script, stream.config, job.ago, job.ask_every)
-    waiting = sorted([*stream.questions, *far], key=lambda question: question.frame)
+    waiting = [question for question in (*stream.questions, *far) if question.frame >= job.first]
+    waiting.sort(key=lambda question: question.frame)
     said: list[tuple[float, str]] = []
     answers: list[dict[str, Any]] = []
     most = positions = 0
-    for index, tokens in enumerate(_tokens(model, stream)):
+    for index, tokens in enumerate(_tokens(model, stream, job.first), job.first):
         events: list[StreamEvent] = session.push_tokens(FrameTokens(tokens, session.grid, index / fps, index))
         said += [(event.time, event.text) for event in events]
         while waiting and waiting[0].frame <= index:
             question = waiting.pop(0)
             held = _held(session.memory, question, fps)
-            right = session.ask(question.question).text == question.answer
+            with session.aside() if question.about is not None else nullcontext():
+                right = session.ask(question.question).text == question.answer
             answers.append({"kind": question.kind, "time": question.time, "right": right, **held})
         state = session.state()
         most, positions = max(most, state.kv_bytes), max(positions, session.memory.cache.seen)
@@ -206,14 +230,14 @@ def policy_named(name: str, window: float | None) -> str | Policy | None:
     return Carrier(Carrier.after if window is None else window, name.removeprefix("carrier-"))
 
 
-def _tokens(model: StreamingVideoLM, stream: WorldStream) -> Iterator[Tensor]:
-    """Tower vectors of one frame after another, (1 + h * w, width); some frames ahead at most."""
+def _tokens(model: StreamingVideoLM, stream: WorldStream, first: int) -> Iterator[Tensor]:
+    """Tower vectors of one frame after another from `first` on, (1 + h * w, width); some frames ahead at most."""
     import numpy as np
 
     from videollm_mod.evaluate.teacher_forced import encode_frames
     from videollm_mod.video import letterbox
 
-    frames = stream.each_frame()
+    frames = islice(stream.each_frame(), first, None)
     while batch := list(islice(frames, BATCH)):
         yield from encode_frames(model, letterbox(np.stack(batch), model.encoder.tower.image_size))
 
@@ -285,6 +309,8 @@ def _check(config: EvalEndless) -> None:
     check_probability(threshold=config.threshold)
     if not 0.1 <= config.minutes <= 60:  # what WorldConfig takes; also refuses NaN
         raise InputError(f"--minutes {config.minutes:g} is out of range; give a number from 0.1 to 60.")
+    if not 0 <= config.begin < config.minutes:
+        raise InputError(f"--begin {config.begin:g} is no minute of the streams; give less than {config.minutes:g}.")
     for name, value in [("edge", config.edge), ("ask-every", config.ask_every)] + [("ago", n) for n in config.ago]:
         if not value > 0:
             raise InputError(f"--{name} {value:g} is no time; give more than 0.")

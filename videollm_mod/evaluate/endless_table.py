@@ -20,6 +20,8 @@ def summarise(watched: Sequence[tuple[WorldStream, Watched]], job: Job, edge: fl
     spans: dict[str, dict[str, Any]] = {}
     for name in ("first", "last"):
         spans[name] = _span(watched, edge, last=name == "last")
+    if job.begin:
+        spans["first"] = dict.fromkeys(spans["first"])  # nobody watched all of it
     first, last = spans["first"]["f1"], spans["last"]["f1"]
     answers = [answer for _, each in watched for answer in each.answers]
     kinds = sorted({answer["kind"] for answer in answers if "frame_held" in answer})
@@ -35,7 +37,7 @@ def summarise(watched: Sequence[tuple[WorldStream, Watched]], job: Job, edge: fl
         "positions": max(each.positions for _, each in watched),
         **spans,
         "f1_lost": round(first - last, 4) if first is not None and last is not None else None,
-        "f1_lost_interval": _interval(watched, edge),
+        "f1_lost_interval": None if job.begin else _interval(watched, edge),
         "memory": memory,
         "forgotten": forgotten,
         "seconds": round(sum(each.seconds for _, each in watched), 1),
