@@ -159,9 +159,13 @@ def check_devices() -> list[Check]:
     """CPU threads, and which accelerators PyTorch sees."""
     import torch
 
-    found = [f"cpu ({torch.get_num_threads()} threads)"]
+    from videollm_mod.arithmetic import NO_BF16, cpu_has_bf16
+
+    slow = "" if cpu_has_bf16() else f"; {NO_BF16}, so training computes in float32"
+    found = [f"cpu ({torch.get_num_threads()} threads{slow})"]
     data: dict[str, Any] = {
         "cpu_threads": torch.get_num_threads(),
+        "cpu_bf16": cpu_has_bf16(),
         "cuda": [],
         "mps": torch.backends.mps.is_available(),
     }

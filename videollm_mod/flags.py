@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,15 +42,21 @@ def parse_size(flag: str, words: str | None) -> int | None:
 
 
 def stored_as(dtype: str, kv: str | None) -> dict[str, Any]:
-    """What `load` takes for `--dtype` and `--kv`. Raises InputError for a word that does not exist."""
+    """What `load` takes for `--dtype` and `--kv`. Raises InputError for a word that does not exist.
+
+    Warns of bfloat16 where it is slow.
+    """
     import torch
 
+    from videollm_mod.arithmetic import NO_BF16, has_bf16
     from videollm_mod.types import InputError
 
     for flag, word, words in (("--dtype", dtype, DTYPES), ("--kv", kv, (None, *KV_DTYPES))):
         if word not in words:
             raise InputError(f"{flag} '{word}' is unknown; take one of {', '.join(w for w in words if w)}.")
     plain = dtype in ("float32", "bfloat16")
+    if dtype == "bfloat16" and not has_bf16():
+        warnings.warn(f"{NO_BF16}: bfloat16 halves the weights' memory here and takes many times as long", stacklevel=1)
     return {
         "dtype": getattr(torch, dtype) if plain else torch.float32,
         "weights": None if plain else dtype,

@@ -30,6 +30,7 @@ from videollm_mod.model import StreamingVideoLM, load
 from videollm_mod.tables.cells import Cell, key, values_of
 from videollm_mod.train.build import build
 from videollm_mod.train.data import StreamSample, stream_sample
+from videollm_mod.train.devices import in_bf16
 from videollm_mod.train.loop import StreamStage, stored_as, train
 from videollm_mod.train.recipe import Recipe
 from videollm_mod.world import WorldConfig, make_stream
@@ -147,6 +148,7 @@ def fill_cell(
         "others": {name: _numbers(items, threshold) for name, items in watched.items()},
         "cost": rounded(analytic_cost(recipe)),
         "validation": [row for row in log if row["stage"] == "validation"],
+        "arithmetic": "bfloat16" if in_bf16(recipe) else "float32",
         "train_seconds": log[-1]["seconds"],
         "recipe": values_of(recipe),
     }
@@ -218,7 +220,7 @@ def _step(recipe: Recipe) -> Callable[[], None]:
     stage, item = StreamStage(build(recipe), recipe).train(), _first(recipe)
 
     def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16(recipe)):
             loss, _ = stage([item], recipe.steps - 1)
         loss.backward()
         stage.zero_grad()

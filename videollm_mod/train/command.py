@@ -98,7 +98,8 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     import torch
     from rich.console import Console
 
-    from videollm_mod.train.devices import leave, rank_of_launch
+    from videollm_mod.arithmetic import NO_BF16
+    from videollm_mod.train.devices import in_bf16, leave, rank_of_launch
     from videollm_mod.train.loop import train
     from videollm_mod.train.recipe import Recipe
 
@@ -108,6 +109,8 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     console = Console(stderr=True, quiet=rank > 0)
     if config.resume and not any(Path(config.out).glob("**/checkpoint/*-*")):
         console.print(f"{config.out} has no checkpoint yet; the run begins anew", highlight=False, markup=False)
+    if recipe.bf16 and not in_bf16(recipe):
+        console.print(f"{NO_BF16}; this run computes in float32", highlight=False, markup=False)
     last: dict[str, Any] = {}
 
     def show(line: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Several processes that train one model, started by torchrun or `accelerate launch`: who is who, and shared weights.
+"""What a run is computed on: bf16 where the device has it; and several processes that train one model, started by
+torchrun or `accelerate launch`: who is who, and shared weights.
 
 DDP keeps the whole model in every process; accelerate does that. FSDP2 shares weights, gradients and the optimiser's
 state out: PyTorch's `fully_shard`, called here, because accelerate's way to it asks for a GPU and finds decoder layers
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +24,22 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from videollm_mod.arithmetic import has_bf16
 from videollm_mod.pace import Interrupts
 from videollm_mod.types import InputError
 
+if TYPE_CHECKING:
+    from videollm_mod.train.recipe import Recipe
+
 T = TypeVar("T")
+
+
+def in_bf16(recipe: Recipe) -> bool:
+    """Whether a run computes in bf16: if its recipe allows it and the device has it.
+
+    A decoder that LoRA leaves alone is stored in bf16, for it is large, so such a run does so everywhere.
+    """
+    return recipe.bf16 and (recipe.lora is not None or has_bf16())
 
 
 @dataclass(frozen=True)

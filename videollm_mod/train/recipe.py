@@ -96,7 +96,7 @@ class Recipe:
     final_lr: float = 0.05  # cosine down to this share of lr
     weight_decay: float = 0.05
     clip: float = 1.0  # gradient norm
-    bf16: bool = True  # autocast; weights and optimiser stay in float32
+    bf16: bool = True  # autocast, where the device has bf16; weights and optimiser stay in float32
     seed: int = 0
     validate_every: int = 500  # steps
     validation_streams: int = 16

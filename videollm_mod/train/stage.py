@@ -28,7 +28,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from videollm_mod.pace import Interrupts
 from videollm_mod.train.data import prepare_worker
-from videollm_mod.train.devices import Shared, World, shard, shared_state, whole, whole_state, whole_weights
+from videollm_mod.train.devices import Shared, World, in_bf16, shard, shared_state, whole, whole_state, whole_weights
 from videollm_mod.train.run import Checkpoint, Run
 from videollm_mod.types import InputError
 
@@ -167,7 +167,7 @@ class StageTrainer(Trainer):
             per_device_train_batch_size=1,  # a batch is a list of samples; the stage's order says how many
             gradient_accumulation_steps=recipe.accumulate,
             max_grad_norm=recipe.clip,
-            bf16=recipe.bf16,
+            bf16=in_bf16(recipe),
             use_cpu=not torch.accelerator.is_available(),
             seed=recipe.seed,
             save_strategy="no",  # ours says when, by the clock
@@ -248,7 +248,7 @@ class StageTrainer(Trainer):
         """Nothing, where accelerate sees to it. Without a cache: that would hold every unit's weights at once."""
         if not self.sharded:
             return nullcontext()
-        bf16 = self.stage_run.recipe.bf16
+        bf16 = in_bf16(self.stage_run.recipe)
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
