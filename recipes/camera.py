@@ -16,8 +16,6 @@ from videollm_mod.world import WorldConfig
 from videollm_mod.world.camera import CameraConfig
 
 TABLES = CameraConfig(seconds=14, events_per_minute=16, questions=2, objects=0.6)
-
-
 FILMED = dataclasses.replace(TABLES, film=0.6, crowd=0.2, quiet=0.2, objects=0.5)
 
 
@@ -34,7 +32,6 @@ def recipe() -> Recipe:
         fresh_experts=True,
         keep_warmup=150,
         tower_lr=3e-4,
-        seed=1,  # other streams than those of the run before
         phases=(Phase(800, 4, WorldConfig(seconds=14, events_per_minute=16), FILMED, camera_share=1.0),),
         validate_every=200,
         validation_streams=32,

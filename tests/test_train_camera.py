@@ -125,7 +125,7 @@ def test_each_run_of_a_chain_sees_other_streams_and_all_have_the_flags() -> None
         seeds.append(run.seed)
         assert run.weight_decay == 0.1
         run = run.first
-    assert seeds == [6, 5, 4]
+    assert seeds == [7, 6, 5, 4]
 
 
 def test_most_replies_are_wrong_in_the_misled_share_of_training_streams_alone() -> None:

@@ -65,7 +65,8 @@ class BenchmarkConfig:
     """i/n: every n-th video from the i-th on, for n jobs of any scheduler, into a journal of its own beside --journal.
     The same command without --shard puts them together."""
     workers: int | None = None
-    """Processes, one thread each; one per CPU core if not given. A model on a GPU stays in one."""
+    """Processes, one thread each; one per CPU core if not given. 1, and a model on a GPU, stay in this process, with
+    all threads."""
     batch: int = BATCH
     """Streams of each process that share the model's steps: the same result, sooner. 1: one after another."""
     chance: bool = False

@@ -75,7 +75,7 @@ class EvalEndless:
     kv: Literal["int8", "fp8"] | None = None
     """How keys and values are stored; as they are if not given."""
     workers: int | None = None
-    """Processes, one thread each; one per CPU core if not given."""
+    """Processes, one thread each; one per CPU core if not given. 1 stays in this process, with all threads."""
     json: Path | None = None
     """Write the result here too."""
     markdown: Path | None = None

@@ -33,7 +33,7 @@ class LeaderboardConfig:
     seconds: float = 30.0
     """Length of each stream, seconds, from 1 to 3600."""
     workers: int | None = None
-    """Processes, one thread each; one per CPU core if not given."""
+    """Processes, one thread each; one per CPU core if not given. 1 stays in this process, with all threads."""
     json: Path | None = None
     """Write the result here too."""
 

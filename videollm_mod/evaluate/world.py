@@ -68,7 +68,7 @@ class EvalWorldConfig:
     journal: Path | None = None
     """Keep each stream's result in this file as soon as it is there; the same command then goes on from it."""
     workers: int | None = None
-    """Processes, one thread each; one per CPU core if not given."""
+    """Processes, one thread each; one per CPU core if not given. 1 stays in this process, with all threads."""
     batch: int = BATCH
     """Streams of each process that share the model's steps: the same result, sooner. 1: one after another."""
     threshold: float | None = None
