@@ -14,7 +14,7 @@ from torch import nn
 
 from videollm_mod import packed
 from videollm_mod.depth import DepthPlan
-from videollm_mod.packed import PackedLinear, pack_linears, unpack_linears
+from videollm_mod.packed import PackedLinear, lays_out, pack_linears, unpack_linears
 from videollm_mod.stream.session import StreamSession
 
 pytestmark = pytest.mark.skipif(not packed.available(), reason="PyTorch is built without oneDNN")
@@ -72,6 +72,22 @@ def test_training_autocast_and_other_types_go_the_ordinary_way() -> None:
         assert layer.double()(x.double()).dtype == torch.float64
         assert layer.float()(x[0, 0]).shape == (40,) and layer(x[:, :0]).shape == (2, 0, 40)
     assert layer.weight not in packed._packed
+
+
+def test_bf16_is_multiplied_on_any_cpu_laid_out_where_it_has_such_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(24, 16).bfloat16()
+    plain, packed = copy.deepcopy(layer), pack_linears(layer)
+    x = torch.randn(3, 24).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), plain(x), rtol=0.02, atol=0.02)
+
+        def refuse(*args: object) -> None:  # as oneDNN does with AVX2 alone
+            raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw, avx512vl and avx512dq")
+
+        monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+        lays_out.cache_clear()
+        assert torch.equal(packed(x), plain(x))
+    lays_out.cache_clear()
 
 
 def test_only_plain_layers_are_packed_and_names_copies_and_pickles_stay_whole() -> None:

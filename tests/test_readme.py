@@ -75,5 +75,5 @@ def test_every_file_and_folder_of_the_tree_is_there() -> None:
 
 
 def test_every_script_result_and_picture_that_it_names_is_there() -> None:
-    names = set(re.findall(r"(?:runs|docs|tests)/[\w/.]+\w", README))
+    names = set(re.findall(r"(?:runs|docs|tests)/[\w/.-]+\w", README))
     assert len(names) > 15 and not [name for name in names if not (ROOT / name).exists()]

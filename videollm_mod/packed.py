@@ -8,6 +8,7 @@ Training, other devices and autocast go the ordinary way.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Model = TypeVar("Model", bound=nn.Module)
 
 ROWS = 8  # the layout is chosen for so many; what was measured for 8 was as good from 1 to 512
-DTYPES = (torch.float32, torch.bfloat16)
 _packed = WeakTensorKeyDictionary()  # weight -> (version, address, the laid-out copy)
 
 
@@ -34,8 +34,20 @@ class PackedLinear(nn.Linear):
 
 def _fits(weight: Tensor, input: Tensor) -> bool:
     """Whether a product can use a laid-out copy."""
-    alike = input.is_cpu and weight.is_cpu and input.dtype == weight.dtype in DTYPES
+    alike = input.is_cpu and weight.is_cpu and input.dtype == weight.dtype and lays_out(weight.dtype)
     return alike and input.dim() > 1 and input.numel() > 0
+
+
+@lru_cache
+def lays_out(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has such products on this CPU, found out by trying: of bf16 not where there is AVX2 alone."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(8, 8, dtype=dtype), ROWS)
+    except RuntimeError:
+        return False
+    return True
 
 
 def laid_out(weight: Tensor) -> Tensor:
