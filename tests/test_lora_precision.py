@@ -24,6 +24,7 @@ from videollm_mod.cli import main
 from videollm_mod.depth import DepthPlan
 from videollm_mod.model import StreamingVideoLM
 from videollm_mod.train.build import build, like_start
+from videollm_mod.train.devices import in_bf16
 from videollm_mod.train.loop import train
 from videollm_mod.train.paper import as_recipe
 from videollm_mod.train.recipe import Phase, Recipe
@@ -92,8 +93,10 @@ def test_over_a_published_decoder_what_learns_is_float32(places: dict[str, Path]
 
 @pytest.mark.filterwarnings("ignore:the LayerExperts of layers")
 def test_adapters_that_are_gone_on_with_are_read_to_the_bit_over_a_base_in_bf16(places: dict[str, Path]) -> None:
-    model = build(going_on(places, "ours", data=str(places["data"])))
+    recipe = going_on(places, "ours", data=str(places["data"]))
+    model = build(recipe)
     assert_learned_in_float32_over_bf16(model)
+    assert in_bf16(recipe), "or the base would meet float32, on a CPU without bf16"
     stored = load_file(places["ours"] / "adapter_model.safetensors")
     name = "self_attn.q_proj.lora_B"
     ours = model.state_dict()[f"lm.model.layers.0.{name}.default.weight"]

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from videollm_mod.arithmetic import has_bf16
+from videollm_mod.loading import has_adapter
 from videollm_mod.pace import Interrupts
 from videollm_mod.types import InputError
 
@@ -39,7 +40,8 @@ def in_bf16(recipe: Recipe) -> bool:
 
     A decoder that LoRA leaves alone is stored in bf16, for it is large, so such a run does so everywhere.
     """
-    return recipe.bf16 and (recipe.lora is not None or has_bf16())
+    adapted = recipe.lora is not None or (recipe.start is not None and has_adapter(recipe.start))
+    return recipe.bf16 and (adapted or has_bf16())
 
 
 @dataclass(frozen=True)
