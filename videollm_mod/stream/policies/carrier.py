@@ -3,7 +3,7 @@
 VideoScan appends a trained carrier token to each frame and drops the frame's own at once. Here nothing is trained: a
 token that is there already carries, and frames stay whole for a while. Of more than 64 carriers VideoScan deletes the
 earlier one of the two most alike; here the oldest goes. A bound there must be: the bundled model, which has never seen
-carriers, speaks as well as ever behind 64 of them, and no longer behind 256 (docs/endless.md).
+carriers, speaks as well as ever behind 64 of them, and no longer behind 256 (runs/carriers.py, docs/LOG.md).
 """
 
 from __future__ import annotations
